@@ -1,0 +1,30 @@
+"""Makes tests/golden/image.json with Pillow and transformers' slow LlavaOnevision processor: pip install pillow transformers==4.45.2 torch numpy.
+Pictures are not stored: both sides draw pixel (x, y, c) of a W x H picture by the same integer formula."""
+import hashlib, json, os
+import numpy as np
+from PIL import Image
+from transformers import LlavaOnevisionImageProcessor
+
+def picture(w, h):
+    y, x, c = np.meshgrid(np.arange(h), np.arange(w), np.arange(3), indexing="ij")
+    return ((x * x * 7 + y * y * 3 + x * y * 5 + c * 91 + (x // 9 + y // 7) % 2 * 120) % 256).astype(np.uint8)
+
+sha = lambda a: hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()
+out = {"resize": [], "tiles": []}
+for (w, h), (W, H) in [((64, 48), (112, 112)), ((301, 77), (112, 112)), ((5, 3), (40, 50)), ((1, 1), (14, 14)),
+                       ((640, 480), (336, 252)), ((113, 999), (38, 336)), ((50, 50), (50, 20)), ((50, 50), (20, 50)), ((333, 222), (1, 1))]:
+    for f in (2, 3):
+        out["resize"].append([w, h, W, H, f, sha(np.asarray(Image.fromarray(picture(w, h)).resize((W, H), f)))])
+pins = [[112 * a, 112 * b] for a in (1, 2, 3) for b in (1, 2, 3)]
+p = LlavaOnevisionImageProcessor(size={"height": 112, "width": 112}, image_grid_pinpoints=pins, image_mean=[.5] * 3, image_std=[.5] * 3, resample=3)
+for w, h in [(112, 112), (100, 100), (640, 480), (480, 640), (1000, 90), (90, 1000), (7, 5), (336, 336), (301, 200), (224, 112), (230, 119)]:
+    try:
+        patches = p.get_image_patches(picture(w, h), pins, (112, 112), 112, 3, "channels_last", "channels_last")
+        patches = np.stack(patches)
+    except Exception as e:
+        print("skipped (4.45 fails on odd margins):", w, h, type(e).__name__)
+        continue
+    out["tiles"].append([w, h, len(patches), sha(patches)])
+here = os.path.dirname(os.path.abspath(__file__))
+json.dump(out, open(os.path.join(here, "../golden/image.json"), "w"), indent=0)
+print(len(out["resize"]), len(out["tiles"]))
