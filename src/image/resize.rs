@@ -1,5 +1,7 @@
 //! Pillow's 8-bit resampling, bit for bit: a separable filter in fixed point, horizontal pass first,
 //! each pass rounded to 8 bits. Follows `src/libImaging/Resample.c` of Pillow (precision 22 bits).
+//! Pillow up to 12 always starts with the horizontal pass, and so do we; Pillow 13 starts with the vertical one where
+//! that is cheaper, which moves single bytes by one level.
 use super::Rgb;
 
 /// The resampling filters of `PIL.Image.Resampling` that the supported families use, with their numbers in `preprocessor_config.json`.

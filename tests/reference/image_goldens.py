@@ -1,4 +1,4 @@
-"""Makes tests/golden/image.json with Pillow and transformers' slow LlavaOnevision processor: pip install pillow transformers==4.45.2 torch numpy.
+"""Makes tests/golden/image.json with Pillow and transformers' slow LlavaOnevision processor: pip install pillow==11.3.0 transformers==4.45.2 torch numpy.
 Pictures are not stored: both sides draw pixel (x, y, c) of a W x H picture by the same integer formula."""
 import hashlib, json, os
 import numpy as np
