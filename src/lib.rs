@@ -1,3 +1,9 @@
 //! Hugging Face vision-language models to GGUF, quantised with MBQ (modality-balanced quantization, arXiv 2412.19509).
+pub mod checkpoint;
+mod error;
 pub mod events;
 pub mod image;
+pub mod model;
+pub mod quant;
+
+pub use error::Error;

@@ -1,0 +1,46 @@
+/// Prefixes of transformers 5 and of nested saves, and what the published llava-hf files call the same tensor.
+const PREFIXES: [(&str, &str); 5] = [
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.image_newline", "image_newline"),
+    ("lm_head.", "language_model.lm_head."),
+];
+
+/// The canonical name of a stored tensor: that of the published llava-hf repositories (transformers 4).
+pub fn canonical(stored: &str) -> String {
+    let name = PREFIXES
+        .iter()
+        .find_map(|(from, to)| stored.strip_prefix(from).map(|rest| format!("{to}{rest}")))
+        .unwrap_or_else(|| stored.to_string());
+    match name.strip_prefix("vision_tower.") {
+        Some(rest) if !rest.starts_with("vision_model.") => format!("vision_tower.vision_model.{rest}"),
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::canonical;
+
+    #[test]
+    fn both_schemes_meet() {
+        for (stored, name) in [
+            ("language_model.model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
+            ("model.language_model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
+            ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
+            ("lm_head.weight", "language_model.lm_head.weight"),
+            ("language_model.lm_head.weight", "language_model.lm_head.weight"),
+            ("model.image_newline", "image_newline"),
+            ("image_newline", "image_newline"),
+            (
+                "model.vision_tower.encoder.layers.0.mlp.fc1.bias",
+                "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+            ),
+            ("vision_tower.vision_model.post_layernorm.bias", "vision_tower.vision_model.post_layernorm.bias"),
+            ("model.multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias"),
+        ] {
+            assert_eq!(canonical(stored), name);
+        }
+    }
+}

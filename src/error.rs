@@ -1,0 +1,13 @@
+/// Any error of this library, each naming its file, tensor or field.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    #[error(transparent)]
+    Config(#[from] crate::model::ConfigError),
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
+    #[error(transparent)]
+    Fold(#[from] crate::quant::fold::FoldError),
+}

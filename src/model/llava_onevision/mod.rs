@@ -1,0 +1,5 @@
+//! LLaVA-OneVision: SigLIP tower, two-layer projector, any-resolution tiles, Qwen2 text model.
+//! Follows transformers' `models/llava_onevision`.
+mod config;
+
+pub use config::{LlavaOnevision, Preprocessing};

@@ -1,0 +1,5 @@
+//! Model families: a folder each, with its configuration, tensor names and prompt; what families share stands here.
+pub(crate) mod config;
+pub mod llava_onevision;
+
+pub use config::{ConfigError, TextArch, TextConfig, VisionArch, VisionConfig};

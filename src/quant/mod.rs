@@ -1,0 +1,2 @@
+//! Quantised weights: the MBQ3 block, and the scales that calibration folds into neighbouring tensors.
+pub mod fold;
