@@ -17,11 +17,9 @@ void ggml_mbq3_quantize_activations(const float * GGML_RESTRICT x, void * GGML_R
 void ggml_vec_dot_mbq3_mbq8(int n, float * GGML_RESTRICT s, size_t bs, const void * GGML_RESTRICT vx, size_t bx,
                             const void * GGML_RESTRICT vy, size_t by, int nrc);
 
-// matrix product for several columns (prefill): true if it was computed here
+// Matrix product for several columns (prefill): true if it was computed here. Needs no more of
+// wdata than the converted activations, which ggml_graph_plan has planned for.
 bool ggml_compute_forward_mul_mat_mbq3(const struct ggml_compute_params * params, struct ggml_tensor * dst);
-
-// room the product needs beyond the converted activations, for all threads
-size_t ggml_mbq3_wdata_size(int n_tasks, const struct ggml_tensor * dst);
 
 #ifdef __cplusplus
 }
