@@ -1,6 +1,7 @@
 //! Hugging Face vision-language models to GGUF, quantised with MBQ (modality-balanced quantization, arXiv 2412.19509).
 pub mod checkpoint;
 mod error;
+pub mod eval;
 pub mod events;
 pub mod image;
 pub mod model;
