@@ -1,0 +1,61 @@
+#pragma once
+
+// Included by mtmd-image.cpp, whose img_tool holds the Pillow-exact resampling.
+
+#include "llava-anyres.h"
+
+// Counterpart of LlavaOnevisionImageProcessor (transformers 4.45.2, slow, bicubic).
+//
+// The output is one image: the overview and the tiles of the grid in raster order, stacked on the
+// Y axis, so that the whole picture goes through one graph. The overview is the picture stretched
+// to a square. The grid is always there, also where one tile holds the whole picture.
+mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess(const clip_image_u8 & img) const {
+    const clip_image_size orig = img.get_size();
+    const int             tile = hparams.image_size;
+
+    const llava_anyres_size target = llava_anyres_select(orig.width, orig.height, hparams.image_res_candidates);
+    const int grid_x = target.w / tile;
+    const int grid_y = target.h / tile;
+
+    clip_image_u8 stacked;
+    stacked.set_size({tile, tile * (1 + grid_x * grid_y)}, img.is_placeholder());
+
+    if (!img.is_placeholder()) {
+        auto resize = [](const clip_image_u8 & src, int w, int h) {
+            clip_image_u8 dst;
+            img_tool::resize(src, dst, {w, h}, RESIZE_ALGO_BICUBIC, PAD_NONE);
+            return dst;
+        };
+        img_tool::composite(stacked, resize(img, tile, tile), 0, 0);
+
+        const llava_anyres_size fit = llava_anyres_fit(orig.width, orig.height, target);
+        // The reference pads both sides by the same amount. Where an odd number of pixels is
+        // missing, the padded picture stays one short of the target, and so do the tiles of its
+        // last column or row: the reference stretches those to the tile size, and so do we.
+        const int pad_x = (target.w - fit.w) / 2;
+        const int pad_y = (target.h - fit.h) / 2;
+        clip_image_u8 padded;
+        padded.set_size({fit.w + 2 * pad_x, fit.h + 2 * pad_y}, false);
+        img_tool::fill(padded, {0, 0, 0});
+        img_tool::composite(padded, resize(img, fit.w, fit.h), pad_x, pad_y);
+
+        for (int ty = 0; ty < grid_y; ty++) {
+            for (int tx = 0; tx < grid_x; tx++) {
+                clip_image_u8 part;
+                img_tool::crop(padded, part, tx * tile, ty * tile,
+                               std::min(tile, padded.get_size().width  - tx * tile),
+                               std::min(tile, padded.get_size().height - ty * tile));
+                img_tool::composite(stacked, resize(part, tile, tile), 0, (1 + ty * grid_x + tx) * tile);
+            }
+        }
+    }
+
+    mtmd_image_preproc_out output;
+    output.append(hparams, stacked, true);
+    auto & anyres = output.entries.back().anyres;
+    anyres.grid_x  = grid_x;
+    anyres.grid_y  = grid_y;
+    anyres.orig_nx = orig.width;
+    anyres.orig_ny = orig.height;
+    return output;
+}
