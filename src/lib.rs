@@ -3,6 +3,7 @@ pub mod checkpoint;
 mod error;
 pub mod eval;
 pub mod events;
+pub mod ggml;
 pub mod image;
 pub mod model;
 pub mod quant;

@@ -1,0 +1,3 @@
+// What src/ggml/sys.rs binds.
+#include "ggml.h"
+#include "gguf.h"

@@ -1,0 +1,241 @@
+//! Finds the llama.cpp source and makes the patched tree.
+//!
+//! The tree is the source plus `patches/*.patch` in the order of their names, plus every file below
+//! `patches/files` at its own path. Only files whose content differs are written, so that a changed
+//! patch recompiles what it touches and nothing else.
+
+use crate::Result;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The package that carries the pinned source.
+const PACKAGE: &str = "llama-cpp-sys-4";
+
+/// What a build of the libraries and tools reads, of all that a checkout holds.
+const TOP_LEVEL: [&str; 9] =
+    ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "src", "tools", "vendor"];
+
+/// Parts of these folders that no build of ours reads: backends that `patches/` does not know and that
+/// most machines lack, and test media.
+const LEFT_OUT: [&str; 16] = [
+    "ggml/src/ggml-cann",
+    "ggml/src/ggml-et",
+    "ggml/src/ggml-hexagon",
+    "ggml/src/ggml-opencl",
+    "ggml/src/ggml-openvino",
+    "ggml/src/ggml-sycl",
+    "ggml/src/ggml-virtgpu",
+    "ggml/src/ggml-webgpu",
+    "ggml/src/ggml-zdnn",
+    "ggml/src/ggml-zendnn",
+    "tools/mtmd/legacy-models",
+    "tools/mtmd/tests",
+    "tools/mtmd/test-1.jpeg",
+    "tools/mtmd/test-2.mp3",
+    "tools/mtmd/test-3.mp4",
+    "tools/ui/node_modules",
+];
+
+/// Brings `tree` to the patched state of the source that this build uses.
+pub fn prepare(manifest_dir: &Path, tree: &Path) -> Result<()> {
+    let source = find(manifest_dir)?;
+    let patches = manifest_dir.join("patches");
+    println!("cargo::rerun-if-changed={}", patches.display());
+
+    let mut files = BTreeSet::new();
+    for name in TOP_LEVEL {
+        list(&source, Path::new(name), &mut files)?;
+    }
+    let patched = patched_files(&source, &patches)?;
+    for path in patched.keys() {
+        files.insert(path.clone());
+    }
+    for relative in &files {
+        let content = match patched.get(relative) {
+            Some(Some(content)) => content.clone(),
+            Some(None) => continue,
+            None => read(&source.join(relative))?,
+        };
+        write_if_changed(&tree.join(relative), &content)?;
+    }
+
+    let mut present = BTreeSet::new();
+    list(tree, Path::new(""), &mut present)?;
+    for relative in present {
+        let wanted = files.contains(&relative) && !matches!(patched.get(&relative), Some(None));
+        if !wanted {
+            let path = tree.join(&relative);
+            fs::remove_file(&path).map_err(|e| format!("{}: cannot remove: {e}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The folder of the unpatched source.
+fn find(manifest_dir: &Path) -> Result<PathBuf> {
+    println!("cargo::rerun-if-env-changed=MBQ_LLAMA_CPP_DIR");
+    println!("cargo::rerun-if-changed=Cargo.lock");
+    if let Some(dir) = std::env::var_os("MBQ_LLAMA_CPP_DIR").filter(|dir| !dir.is_empty()) {
+        let dir = PathBuf::from(dir);
+        if !dir.join("ggml/include/ggml.h").is_file() {
+            return Err(format!(
+                "MBQ_LLAMA_CPP_DIR={}: no ggml/include/ggml.h in it; it has to name the top folder of a llama.cpp checkout",
+                dir.display()
+            ));
+        }
+        for name in TOP_LEVEL {
+            println!("cargo::rerun-if-changed={}", dir.join(name).display());
+        }
+        return Ok(dir);
+    }
+    let offline = package_dir(manifest_dir, true);
+    let dir = match offline {
+        Ok(dir) => dir,
+        Err(first) => package_dir(manifest_dir, false).map_err(|second| {
+            format!(
+                "the llama.cpp source (package {PACKAGE}) was not found.\n\
+                 Run `cargo fetch --locked` (without --target) once with a network connection, \
+                 or set MBQ_LLAMA_CPP_DIR to a llama.cpp checkout.\n\
+                 offline: {first}\nonline: {second}"
+            )
+        })?,
+    };
+    let source = dir.join("llama.cpp");
+    if source.join("ggml/include/ggml.h").is_file() {
+        Ok(source)
+    } else {
+        Err(format!("{}: no llama.cpp source in this package", dir.display()))
+    }
+}
+
+/// Asks cargo where the locked package lies (and to download it, when not `offline`).
+fn package_dir(manifest_dir: &Path, offline: bool) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["metadata", "--format-version", "1", "--locked", "--manifest-path"]);
+    command.arg(manifest_dir.join("Cargo.toml"));
+    if offline {
+        command.arg("--offline");
+    }
+    let output = command.output().map_err(|e| format!("cargo metadata does not start: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim()));
+    }
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).map_err(|e| format!("cargo metadata printed invalid JSON: {e}"))?;
+    metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|package| package["name"] == PACKAGE)
+        .and_then(|package| package["manifest_path"].as_str())
+        .and_then(|path| Path::new(path).parent())
+        .map(Path::to_path_buf)
+        .ok_or_else(|| format!("cargo metadata lists no package {PACKAGE}"))
+}
+
+/// Files that patches and overlays make or change, by path in the tree; `None` is a deleted file.
+fn patched_files(source: &Path, patches: &Path) -> Result<BTreeMap<PathBuf, Option<Vec<u8>>>> {
+    let mut changed: BTreeMap<PathBuf, Option<Vec<u8>>> = BTreeMap::new();
+    if !patches.is_dir() {
+        return Ok(changed);
+    }
+    let mut names: Vec<PathBuf> = fs::read_dir(patches)
+        .map_err(|e| format!("{}: {e}", patches.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "patch"))
+        .collect();
+    names.sort();
+    for name in names {
+        let text = String::from_utf8(read(&name)?).map_err(|e| format!("{}: not UTF-8: {e}", name.display()))?;
+        apply(&text, source, &mut changed).map_err(|e| format!("{}: {e}", name.display()))?;
+    }
+    let overlay = patches.join("files");
+    if overlay.is_dir() {
+        let mut own = BTreeSet::new();
+        list(&overlay, Path::new(""), &mut own)?;
+        for relative in own {
+            let content = read(&overlay.join(&relative))?;
+            changed.insert(relative, Some(content));
+        }
+    }
+    Ok(changed)
+}
+
+/// Applies one patch (git's format, any number of files) on top of `changed`, then `source`.
+fn apply(text: &str, source: &Path, changed: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) -> Result<()> {
+    use diffy::patch_set::{FileOperation, ParseOptions, PatchSet};
+    for file in PatchSet::parse(text, ParseOptions::gitdiff()) {
+        let file = file.map_err(|e| e.to_string())?;
+        let operation = file.operation().strip_prefix(1);
+        let (from, to) = match &operation {
+            FileOperation::Create(to) => (None, Some(to.as_ref())),
+            FileOperation::Delete(from) => (Some(from.as_ref()), None),
+            FileOperation::Modify { original, modified } => (Some(original.as_ref()), Some(modified.as_ref())),
+            FileOperation::Rename { from, to } | FileOperation::Copy { from, to } => {
+                return Err(format!("{from} -> {to}: renames and copies are not supported"));
+            }
+        };
+        let before = match from {
+            None => String::new(),
+            Some(path) => {
+                let bytes = match changed.get(Path::new(path)) {
+                    Some(Some(bytes)) => bytes.clone(),
+                    Some(None) => return Err(format!("{path}: deleted by an earlier patch")),
+                    None => read(&source.join(path))?,
+                };
+                String::from_utf8(bytes).map_err(|e| format!("{path}: not UTF-8: {e}"))?
+            }
+        };
+        let patch = file.patch().as_text().ok_or("binary patches are not supported")?;
+        match to {
+            Some(path) => {
+                let after = diffy::apply(&before, patch).map_err(|e| {
+                    format!("{path}: {e}; this llama.cpp is too far from the version that the patch was made for (see vendor/README.md)")
+                })?;
+                changed.insert(path.into(), Some(after.into_bytes()));
+            }
+            None => {
+                changed.insert(from.unwrap_or_default().into(), None);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Adds every file at or below `root/relative` to `files`, by its path below `root`.
+fn list(root: &Path, relative: &Path, files: &mut BTreeSet<PathBuf>) -> Result<()> {
+    if LEFT_OUT.iter().any(|path| relative == Path::new(path)) {
+        return Ok(());
+    }
+    let path = root.join(relative);
+    if path.is_file() {
+        files.insert(relative.to_path_buf());
+    } else if path.is_dir() {
+        let entries = fs::read_dir(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| format!("{}: {e}", path.display()))?;
+            if entry.file_name() != ".git" {
+                list(root, &relative.join(entry.file_name()), files)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Writes `content` unless the file already holds it; keeps the time stamp in that case.
+pub fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|present| present == content) {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(|e| format!("{}: {e}", parent.display()))?;
+    }
+    fs::write(path, content).map_err(|e| format!("{}: cannot write: {e}", path.display()))
+}
