@@ -63,15 +63,7 @@ impl ShapeName {
             Self::B7 => (3584, 28, 18944, 28, 4, 152064, false),
             Self::B72 => (8192, 80, 29568, 64, 8, 152064, false),
         };
-        Shape {
-            hidden,
-            layers,
-            ffn,
-            heads,
-            kv_heads,
-            vocabulary,
-            tied,
-        }
+        Shape { hidden, layers, ffn, heads, kv_heads, vocabulary, tied }
     }
 }
 
@@ -115,13 +107,7 @@ impl Kind {
             Self::Iq4Xs => (23, 30, 256, 136, (0, 0.00001, None)),
             Self::Mbq3 => (192, 192, 128, 52, (0, 0.014, Some(-0.049))),
         };
-        Layout {
-            id,
-            file_type,
-            block,
-            bytes,
-            scale,
-        }
+        Layout { id, file_type, block, bytes, scale }
     }
 
     /// The type that llama-quantize falls back to for rows this type's blocks do not divide.
@@ -133,11 +119,7 @@ impl Kind {
             Self::Q3K | Self::Q4K | Self::Iq3S | Self::Iq4Xs | Self::Mbq3 => Self::Q4_0,
             _ => Self::Q8_0,
         };
-        if columns.is_multiple_of(32) {
-            smaller
-        } else {
-            Self::F16
-        }
+        if columns.is_multiple_of(32) { smaller } else { Self::F16 }
     }
 }
 
@@ -160,12 +142,7 @@ const ALIGNMENT: u64 = 32;
 fn tensors(shape: &Shape, kind: Kind, head: Kind) -> Vec<Tensor> {
     let mut all = Vec::new();
     let mut add = |name: String, columns: u64, rows: u64, kind: Kind| {
-        all.push(Tensor {
-            name,
-            columns,
-            rows,
-            kind: kind.for_columns(columns),
-        });
+        all.push(Tensor { name, columns, rows, kind: kind.for_columns(columns) });
     };
     let hidden = shape.hidden;
     let kv = hidden / shape.heads * shape.kv_heads;
@@ -246,11 +223,7 @@ fn write_tensor(out: &mut impl Write, tensor: &Tensor, random: &mut Random) -> R
         match tensor.kind {
             // norms and biases: near 1 and near 0
             Kind::F32 => {
-                let centre = if tensor.name.ends_with(".weight") {
-                    1.0
-                } else {
-                    0.0
-                };
+                let centre = if tensor.name.ends_with(".weight") { 1.0 } else { 0.0 };
                 for value in row.chunks_exact_mut(4) {
                     value.copy_from_slice(&(centre + 0.1 * random.uniform()).to_le_bytes());
                 }
@@ -282,10 +255,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let mut shape = args.shape.shape();
     shape.layers = args.layers.unwrap_or(shape.layers);
-    ensure!(
-        args.kind != Kind::F32,
-        "--type f32: F32 is kept for norms and biases"
-    );
+    ensure!(args.kind != Kind::F32, "--type f32: F32 is kept for norms and biases");
     let tensors = tensors(&shape, args.kind, args.head);
 
     let mut header = Header::default();
@@ -307,11 +277,7 @@ fn main() -> Result<()> {
     let mut offset = 0u64;
     for tensor in &tensors {
         header.text(&tensor.name);
-        let dimensions: &[u64] = if tensor.rows == 1 {
-            &[tensor.columns]
-        } else {
-            &[tensor.columns, tensor.rows]
-        };
+        let dimensions: &[u64] = if tensor.rows == 1 { &[tensor.columns] } else { &[tensor.columns, tensor.rows] };
         header.bytes.extend((dimensions.len() as u32).to_le_bytes());
         for dimension in dimensions {
             header.bytes.extend(dimension.to_le_bytes());
@@ -338,10 +304,6 @@ fn main() -> Result<()> {
         out.write_all(&vec![0; padding as usize]).with_context(at)?;
     }
     out.flush().with_context(at)?;
-    println!(
-        "{}: {} tensors, {offset} bytes of weights",
-        args.output.display(),
-        tensors.len()
-    );
+    println!("{}: {} tensors, {offset} bytes of weights", args.output.display(), tensors.len());
     Ok(())
 }
