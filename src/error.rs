@@ -9,5 +9,7 @@ pub enum Error {
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),
     #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
+    #[error(transparent)]
     Fold(#[from] crate::quant::fold::FoldError),
 }

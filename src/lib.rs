@@ -1,9 +1,11 @@
 //! Hugging Face vision-language models to GGUF, quantised with MBQ (modality-balanced quantization, arXiv 2412.19509).
 pub mod checkpoint;
+pub mod convert;
 mod error;
 pub mod eval;
 pub mod events;
 pub mod ggml;
+pub mod gguf;
 pub mod image;
 pub mod model;
 pub mod quant;

@@ -188,6 +188,22 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Tells the system that the tensor will not be read again soon, so that its pages stop counting as this
+    /// process's memory. Reading it again is allowed.
+    pub fn release(&self, name: &str) {
+        #[cfg(unix)]
+        if let Ok((entry, shard)) = self.entry(name) {
+            let bytes = entry.bytes.clone();
+            // SAFETY: a shared, read-only map of a file: pages dropped here come back from the file when touched.
+            // A failure only leaves them resident.
+            let _ = unsafe {
+                shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len())
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = name;
+    }
+
     /// The whole tensor widened to f32, row-major.
     ///
     /// # Errors

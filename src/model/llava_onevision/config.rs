@@ -58,7 +58,14 @@ impl LlavaOnevision {
             Some(id) => id,
             None => c.size_opt("image_token_id")?.ok_or_else(|| c.missing("image_token_index"))?,
         };
-        let text = TextConfig::read(&c.section("text_config")?, c.bool_opt("tie_word_embeddings")?)?;
+        let section = c.section("text_config")?;
+        let mut text = TextConfig::read(&section, c.bool_opt("tie_word_embeddings")?)?;
+        // Published 0.5B files tie in the text model only; then no head is stored.
+        if !checkpoint.contains("language_model.lm_head.weight")
+            && section.bool_opt("tie_word_embeddings")? == Some(true)
+        {
+            text.tie_word_embeddings = true;
+        }
         let vision = VisionConfig::read(&c.section("vision_config")?, feature_layer)?;
         let preprocessing = Preprocessing::read(checkpoint, &c, vision.image_size)?;
         Ok(LlavaOnevision { text, vision, preprocessing, image_token_id, anyres_max })

@@ -1,0 +1,40 @@
+//! The command line: arguments, progress bars, messages. `mbq-convert MODEL -o model.gguf` is the main job; the
+//! subcommands beside it are one file each.
+mod convert;
+mod inspect;
+mod progress;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Turns Hugging Face vision-language models into GGUF files for llama.cpp, quantised.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    convert: convert::Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lists what a GGUF file holds
+    Inspect(inspect::Args),
+}
+
+/// Runs the program; every failure is a message on stderr and a non-zero status.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => convert::run(cli.convert),
+        Some(Command::Inspect(args)) => inspect::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The main job: a checkpoint becomes `model.gguf`, `mmproj-model-f16.gguf` and `model.mbq.json`, all or none.
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::events::{Event, Observer};
+use crate::ggml::{GgmlType, Gguf};
+use crate::gguf::plan::{self, Planned, TypeChoice};
+use crate::gguf::{self, Card, Changes, Encoder, FileType, General, GgufError, Name, Output, Vocabulary};
+use crate::model::{ConfigError, TextArch, llava_onevision::LlavaOnevision};
+use crate::quant::fold::Folds;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What to write, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The language model's file; without one, `Base-Size-…-Encoding.gguf` in the current directory.
+    pub output: Option<PathBuf>,
+    pub types: TypeChoice,
+    /// F16, F32 or Q8_0, of tower and projector.
+    pub mmproj_type: GgmlType,
+    /// `org/name` on the hub, if the checkpoint came from there.
+    pub repository: Option<String>,
+}
+
+/// What calibration found; empty for round-to-nearest.
+#[derive(Default)]
+pub struct Calibration<'a> {
+    pub folds: Folds,
+    pub encoder: Option<&'a dyn Encoder>,
+    /// Goes into `model.mbq.json` as `calibration`, with the method's name.
+    pub record: Option<serde_json::Value>,
+}
+
+/// A tensor whose rows the wanted type's blocks do not divide.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub struct Fallback {
+    pub tensor: String,
+    pub row: usize,
+    pub wanted: &'static str,
+    pub used: &'static str,
+}
+
+/// A file that was written.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub struct Written {
+    pub path: PathBuf,
+    #[serde(rename = "type")]
+    pub file_type: String,
+    pub bytes: u64,
+    pub tensors: usize,
+    pub parameters: usize,
+    /// Of all tensors.
+    pub bits_per_weight: f64,
+    /// Bytes per type, largest first.
+    pub types: Vec<(&'static str, u64)>,
+    pub fallbacks: Vec<Fallback>,
+}
+
+/// What a conversion did.
+#[derive(Debug, Clone, Serialize, PartialEq)]
+pub struct Summary {
+    pub model: Written,
+    pub mmproj: Written,
+    pub record: PathBuf,
+    /// Of the decoder's linears, which `--type` is about.
+    pub decoder_bits_per_weight: f64,
+    pub seconds: f64,
+}
+
+/// Converts `checkpoint`.
+///
+/// # Errors
+/// Anything wrong with the checkpoint, found before an output is begun where it can be; a full disk. No output is
+/// left then.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    options: &Options,
+    calibration: &Calibration,
+    observer: &dyn Observer,
+) -> Result<Summary, Error> {
+    let start = Instant::now();
+    let model = LlavaOnevision::read(checkpoint)?;
+    check_runtime_limits(checkpoint, &model)?;
+    let text_plan = plan::text(&model.text, &options.types);
+    let projector_bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
+    let vision_plan = plan::vision(&model.vision, model.text.hidden_size, options.mmproj_type, projector_bias);
+    check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &calibration.folds)?;
+    let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
+    vocabulary.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
+    if options.types.output.is_some() && model.text.tie_word_embeddings {
+        let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
+        observer.event(Event::Note(note.into()));
+    }
+
+    let parameters = text_plan.iter().map(Planned::elements).sum();
+    let general = General {
+        name: Name::parse(&display_name(checkpoint.dir(), options.repository.as_deref()), parameters),
+        card: Card::read(checkpoint.dir()),
+        repository: options.repository.clone(),
+    };
+    let encoding = FileType::name(options.types.file);
+    let path = options.output.clone().unwrap_or_else(|| general.name.file(encoding).into());
+    let mmproj_path = beside(&path, |stem| format!("mmproj-{stem}-{}.gguf", options.mmproj_type));
+    let record_path = beside(&path, |stem| format!("{stem}.mbq.json"));
+
+    let mut header = Gguf::new();
+    gguf::text_metadata(&mut header, &general, &model.text, options.types.file).map_err(GgufError::Header)?;
+    vocabulary.write(&mut header).map_err(GgufError::Header)?;
+    gguf::list(&mut header, &text_plan)?;
+    let mut vision_header = Gguf::new();
+    gguf::vision_metadata(&mut vision_header, &general, &model, options.mmproj_type).map_err(GgufError::Header)?;
+    gguf::list(&mut vision_header, &vision_plan)?;
+
+    let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];
+    let [model_output, mmproj_output, record_output] = &mut outputs;
+    let changes = Changes { folds: &calibration.folds, encoder: calibration.encoder };
+    let model_bytes = gguf::write(checkpoint, &header, &text_plan, changes, model_output, observer)?;
+    let mmproj_bytes = gguf::write(checkpoint, &vision_header, &vision_plan, changes, mmproj_output, observer)?;
+    let linears = text_plan.iter().filter(|t| t.is_decoder_linear);
+    let summary = Summary {
+        model: written(path, options.types.file.to_string(), model_bytes, &text_plan),
+        mmproj: written(mmproj_path, options.mmproj_type.to_string(), mmproj_bytes, &vision_plan),
+        record: record_path,
+        decoder_bits_per_weight: bits_per_weight(linears),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    record_output.write(&record(checkpoint, options, calibration, &summary))?;
+    Output::publish(outputs.into())?;
+    Ok(summary)
+}
+
+/// What transformers can do and llama.cpp's qwen2 cannot.
+fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(), ConfigError> {
+    let file = checkpoint.dir().join("config.json");
+    if m.text.arch != TextArch::Qwen2 {
+        return Err(ConfigError::Unsupported {
+            file,
+            found: "text_config: llama".into(),
+            supported: "qwen2 text models in LLaVA-OneVision",
+        });
+    }
+    if m.text.num_heads * m.text.head_dim != m.text.hidden_size {
+        return Err(ConfigError::Invalid {
+            file,
+            key: "text_config.head_dim".into(),
+            found: m.text.head_dim.to_string(),
+            want: "hidden_size / num_attention_heads, as llama.cpp's qwen2 has it",
+        });
+    }
+    Ok(())
+}
+
+/// Checks every tensor's presence, type and shape, and every fold's length, before anything is written.
+fn check_tensors<'a>(
+    checkpoint: &Checkpoint,
+    plan: impl Iterator<Item = &'a Planned>,
+    folds: &Folds,
+) -> Result<(), Error> {
+    let mut unused: BTreeSet<&str> = folds.keys().map(String::as_str).collect();
+    for t in plan {
+        checkpoint.check(&t.source, &t.shape)?;
+        if let Some(fold) = folds.get(&t.source) {
+            let rows = t.shape.first().copied().unwrap_or(1);
+            fold.check(&t.source, rows, t.elements() / rows.max(1))?;
+            unused.remove(t.source.as_str());
+        }
+    }
+    match unused.first() {
+        Some(tensor) => Err(GgufError::UnknownFold { tensor: tensor.to_string() }.into()),
+        None => Ok(()),
+    }
+}
+
+/// The model's name: the hub's, or the directory's.
+fn display_name(dir: &Path, repository: Option<&str>) -> String {
+    if let Some((_, name)) = repository.and_then(|r| r.split_once('/')) {
+        return name.into();
+    }
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
+    dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+}
+
+/// A file beside `path`, named from its stem.
+fn beside(path: &Path, name: impl Fn(&str) -> String) -> PathBuf {
+    let stem = path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy());
+    path.with_file_name(name(&stem))
+}
+
+fn bytes(t: &Planned) -> u64 {
+    // invariant: the plan gives a tensor only a type that its rows fit.
+    t.ty.row_size(t.row()).map_or(0, |row| (row * t.rows()) as u64)
+}
+
+fn bits_per_weight<'a>(tensors: impl Iterator<Item = &'a Planned>) -> f64 {
+    let (bits, n) = tensors.fold((0, 0), |(bits, n), t| (bits + 8 * bytes(t), n + t.elements()));
+    if n == 0 { 0.0 } else { bits as f64 / n as f64 }
+}
+
+fn written(path: PathBuf, file_type: String, size: u64, plan: &[Planned]) -> Written {
+    let mut types: Vec<(&'static str, u64)> = Vec::new();
+    for t in plan {
+        match types.iter_mut().find(|(name, _)| *name == t.ty.name()) {
+            Some((_, n)) => *n += bytes(t),
+            None => types.push((t.ty.name(), bytes(t))),
+        }
+    }
+    types.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
+    let fallbacks = plan.iter().filter_map(|t| {
+        let wanted = t.fallback_from?.name();
+        Some(Fallback { tensor: t.name.clone(), row: t.row(), wanted, used: t.ty.name() })
+    });
+    Written {
+        path,
+        file_type,
+        bytes: size,
+        tensors: plan.len(),
+        parameters: plan.iter().map(Planned::elements).sum(),
+        bits_per_weight: bits_per_weight(plan.iter()),
+        types,
+        fallbacks: fallbacks.collect(),
+    }
+}
+
+/// `model.mbq.json`.
+fn record(checkpoint: &Checkpoint, options: &Options, calibration: &Calibration, summary: &Summary) -> Vec<u8> {
+    let method = calibration.record.as_ref().and_then(|r| r.get("method")).cloned();
+    let record = serde_json::json!({
+        "format": 1,
+        "converter": concat!("mbq-convert ", env!("CARGO_PKG_VERSION")),
+        "source": options.repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string()),
+        "method": method.unwrap_or_else(|| "rtn".into()),
+        "summary": summary,
+        "calibration": calibration.record,
+    });
+    format!("{record:#}\n").into_bytes()
+}

@@ -1,0 +1,27 @@
+use std::path::PathBuf;
+
+/// What can stop the making of a GGUF file, apart from the checkpoint's own faults.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GgufError {
+    #[error("{path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: not a tokenizer that this version reads: {problem}")]
+    Tokenizer { path: PathBuf, problem: String },
+    #[error("{path}: field `{field}`: {problem}")]
+    TokenizerField { path: PathBuf, field: String, problem: String },
+    #[error("{file}: tensor `{tensor}`: {source}")]
+    Quantise { file: PathBuf, tensor: String, source: crate::ggml::GgmlError },
+    #[error("{file}: tensor `{tensor}` holds {value}, which f16 cannot; use bf16 or f32")]
+    BeyondF16 { file: PathBuf, tensor: String, value: f32 },
+    #[error("{file}: tensor `{tensor}`: the encoder returned {given} bytes, {want} are needed")]
+    EncoderSize { file: PathBuf, tensor: String, given: usize, want: usize },
+    #[error("scales are to be folded into tensor `{tensor}`, which no output file holds")]
+    UnknownFold { tensor: String },
+    #[error("{path}: cannot write: {source}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {problem}")]
+    Output { path: PathBuf, problem: &'static str },
+    #[error(transparent)]
+    Header(#[from] crate::ggml::GgmlError),
+}

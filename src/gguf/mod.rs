@@ -1,0 +1,23 @@
+//! GGUF files: vocabulary, metadata, which tensors, of which types, and their data, streamed.
+mod card;
+mod error;
+mod metadata;
+mod output;
+pub mod plan;
+mod pretokenizer;
+mod template;
+mod types;
+mod vocab;
+mod writer;
+
+pub use card::{Card, Name};
+pub use error::GgufError;
+pub use metadata::General;
+pub use output::Output;
+pub use plan::TypeChoice;
+pub use types::FileType;
+pub use vocab::{TokenType, Vocabulary};
+pub use writer::{Changes, Encoder};
+
+pub(crate) use metadata::{text as text_metadata, vision as vision_metadata};
+pub(crate) use writer::{list, write};

@@ -1,0 +1,286 @@
+//! A byte-level BPE vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours.
+use super::{GgufError, pretokenizer, template};
+use crate::checkpoint::Checkpoint;
+use crate::ggml::{GgmlError, Gguf};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tokenizers::Tokenizer;
+
+/// llama.cpp's `LLAMA_TOKEN_TYPE_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum TokenType {
+    Normal = 1,
+    /// Special: never made from text unless asked for, not shown.
+    Control = 3,
+    /// Added, but ordinary text.
+    UserDefined = 4,
+    /// A row of the embedding that no token has.
+    Unused = 5,
+}
+
+/// The tokens of a model, index = id.
+#[derive(Debug, Clone)]
+pub struct Vocabulary {
+    /// llama.cpp's name of the pre-tokenizer.
+    pub pre: &'static str,
+    /// Text in byte-level spelling (added tokens: as they are).
+    pub tokens: Vec<String>,
+    pub types: Vec<TokenType>,
+    /// `left right`, best first.
+    pub merges: Vec<String>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub pad: Option<u32>,
+    /// The tokenizer puts bos before, eos behind every text.
+    pub add_bos: bool,
+    pub add_eos: bool,
+    pub chat_template: Option<String>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+const FILE: &str = "tokenizer.json";
+
+/// `tokenizer.json` as JSON, with its path for messages.
+struct Source {
+    path: PathBuf,
+    json: Value,
+}
+
+impl Source {
+    fn field(&self, field: &str, problem: impl Into<String>) -> GgufError {
+        GgufError::TokenizerField { path: self.path.clone(), field: field.into(), problem: problem.into() }
+    }
+}
+
+impl Vocabulary {
+    /// Reads the tokenizer of `checkpoint` and pads it to `vocab_size`, the rows of the embedding.
+    ///
+    /// # Errors
+    /// `tokenizer.json` is absent or broken, is not byte-level BPE, has rules that llama.cpp does not, or has more
+    /// tokens than the embedding has rows.
+    pub fn read(checkpoint: &Checkpoint, vocab_size: usize) -> Result<Self, GgufError> {
+        let path = checkpoint.dir().join(FILE);
+        let bytes = std::fs::read(&path).map_err(|source| GgufError::Read { path: path.clone(), source })?;
+        let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
+        let json = serde_json::from_slice(&bytes).map_err(|e| broken(format!("not valid JSON: {e}")))?;
+        let source = Source { path: path.clone(), json };
+        let (ignore_merges, vocab, merges) = bpe(&source)?;
+        normalizer(&source)?;
+        let rules = source.json.get("pre_tokenizer").unwrap_or(&Value::Null);
+        let pre = pretokenizer::detect(rules, ignore_merges).map_err(|p| source.field("pre_tokenizer", p))?;
+        let added = added_tokens(&source)?;
+        let (tokens, types) = table(&source, vocab, &added, vocab_size)?;
+
+        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| broken(e.to_string()))?;
+        let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
+        let special = Special::read(checkpoint, &ids, vocab_size);
+        let (prefix, suffix) = frame(&tokenizer).map_err(broken)?;
+        let mut notes = Vec::new();
+        for (ids, side) in [(&prefix, "before"), (&suffix, "behind")] {
+            if ids.len() > 1 {
+                notes.push(format!("{FILE} puts {} tokens {side} every text; GGUF can say only one", ids.len()));
+            }
+        }
+        // What the tokenizer adds is what bos and eos mean to the runtime, whatever the other files say.
+        let bos = prefix.first().copied().or(special.bos);
+        let eos = suffix.first().copied().or(special.eos);
+        let template = template::read(checkpoint)?;
+        notes.extend(template.as_ref().and_then(|t| t.note.clone()));
+        Ok(Vocabulary {
+            pre,
+            tokens,
+            types,
+            merges,
+            // Without a key llama.cpp takes id 11 for both, an ordinary token here.
+            bos: bos.or(special.pad).or(eos),
+            eos,
+            pad: special.pad,
+            add_bos: !prefix.is_empty(),
+            add_eos: !suffix.is_empty(),
+            chat_template: template.map(|t| t.text),
+            notes,
+        })
+    }
+
+    /// Writes the `tokenizer.*` keys.
+    ///
+    /// # Errors
+    /// A token holds a NUL byte.
+    pub fn write(&self, header: &mut Gguf) -> Result<(), GgmlError> {
+        let types: Vec<i32> = self.types.iter().map(|t| *t as i32).collect();
+        header.set_str("tokenizer.ggml.model", "gpt2")?.set_str("tokenizer.ggml.pre", self.pre)?;
+        header.set_str_array("tokenizer.ggml.tokens", &self.tokens)?;
+        header.set_i32_array("tokenizer.ggml.token_type", &types)?;
+        header.set_str_array("tokenizer.ggml.merges", &self.merges)?;
+        for (key, id) in [("bos", self.bos), ("eos", self.eos), ("padding", self.pad)] {
+            if let Some(id) = id {
+                header.set_u32(&format!("tokenizer.ggml.{key}_token_id"), id)?;
+            }
+        }
+        header.set_bool("tokenizer.ggml.add_bos_token", self.add_bos)?;
+        header.set_bool("tokenizer.ggml.add_eos_token", self.add_eos)?;
+        if let Some(template) = &self.chat_template {
+            header.set_str("tokenizer.chat_template", template)?;
+        }
+        Ok(())
+    }
+}
+
+/// The BPE model: (ignore_merges, token -> id, merges).
+fn bpe(s: &Source) -> Result<(bool, HashMap<String, usize>, Vec<String>), GgufError> {
+    let model = s.json.get("model").filter(|m| m.is_object()).ok_or_else(|| s.field("model", "missing"))?;
+    let kind = model.get("type").and_then(Value::as_str).unwrap_or("absent");
+    if kind != "BPE" {
+        return Err(s.field("model.type", format!("{kind}; only byte-level BPE is supported")));
+    }
+    for key in ["byte_fallback", "fuse_unk"] {
+        if model.get(key).and_then(Value::as_bool) == Some(true) {
+            return Err(s.field(&format!("model.{key}"), "true; only byte-level BPE is supported"));
+        }
+    }
+    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if model.get(key).and_then(Value::as_str).is_some_and(|v| !v.is_empty()) {
+            return Err(s.field(&format!("model.{key}"), "set; only byte-level BPE is supported"));
+        }
+    }
+    let vocab = model.get("vocab").and_then(Value::as_object).ok_or_else(|| s.field("model.vocab", "missing"))?;
+    let vocab: Option<_> = vocab.iter().map(|(t, id)| Some((t.clone(), usize::try_from(id.as_u64()?).ok()?))).collect();
+    let vocab: HashMap<String, usize> = vocab.ok_or_else(|| s.field("model.vocab", "holds an id that is no number"))?;
+    let merges = model.get("merges").and_then(Value::as_array).ok_or_else(|| s.field("model.merges", "missing"))?;
+    let merges: Result<Vec<String>, GgufError> = merges
+        .iter()
+        .enumerate()
+        .map(|(i, merge)| {
+            let bad = || s.field(&format!("model.merges[{i}]"), "not two tokens");
+            // Old files: "left right"; new ones: ["left", "right"].
+            let (left, right) = match merge {
+                Value::String(pair) => pair.split_once(' ').ok_or_else(bad)?,
+                Value::Array(pair) => match pair.as_slice() {
+                    [Value::String(left), Value::String(right)] => (left.as_str(), right.as_str()),
+                    _ => return Err(bad()),
+                },
+                _ => return Err(bad()),
+            };
+            // Byte-level tokens spell a space `Ġ`; GGUF separates by a space.
+            if left.is_empty() || right.is_empty() || left.contains(' ') || right.contains(' ') {
+                return Err(bad());
+            }
+            Ok(format!("{left} {right}"))
+        })
+        .collect();
+    Ok((model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false), vocab, merges?))
+}
+
+/// llama.cpp normalises nothing for byte-level BPE. Published Qwen2 files ask for NFC, which changes only text that
+/// is not composed already; like every GGUF of these models, ours leaves it out.
+fn normalizer(s: &Source) -> Result<(), GgufError> {
+    let is_nfc = |n: &Value| n.get("type").and_then(Value::as_str) == Some("NFC");
+    match s.json.get("normalizer") {
+        None | Some(Value::Null) => Ok(()),
+        Some(n) if is_nfc(n) => Ok(()),
+        Some(n) if n.get("normalizers").and_then(Value::as_array).is_some_and(|l| l.iter().all(is_nfc)) => Ok(()),
+        Some(n) => {
+            let kind = n.get("type").and_then(Value::as_str).unwrap_or("?");
+            Err(s.field("normalizer", format!("{kind}; llama.cpp normalises no byte-level BPE text")))
+        }
+    }
+}
+
+struct Added {
+    id: usize,
+    content: String,
+    special: bool,
+}
+
+fn added_tokens(s: &Source) -> Result<Vec<Added>, GgufError> {
+    let Some(list) = s.json.get("added_tokens").filter(|v| !v.is_null()) else { return Ok(Vec::new()) };
+    let list = list.as_array().ok_or_else(|| s.field("added_tokens", "not a list"))?;
+    list.iter()
+        .enumerate()
+        .map(|(i, t)| {
+            let content = t.get("content").and_then(Value::as_str);
+            let id = t.get("id").and_then(Value::as_u64).and_then(|id| usize::try_from(id).ok());
+            let (Some(content), Some(id)) = (content, id) else {
+                return Err(s.field(&format!("added_tokens[{i}]"), "has no content or no id"));
+            };
+            let special = t.get("special").and_then(Value::as_bool).unwrap_or(false);
+            Ok(Added { id, content: content.to_string(), special })
+        })
+        .collect()
+}
+
+/// Tokens by id, padded to `vocab_size` with unused ones.
+fn table(
+    s: &Source,
+    vocab: HashMap<String, usize>,
+    added: &[Added],
+    vocab_size: usize,
+) -> Result<(Vec<String>, Vec<TokenType>), GgufError> {
+    let mut tokens: Vec<Option<(String, TokenType)>> = vec![None; vocab_size];
+    let too_many = |field: &str, token: &str, id: usize| {
+        s.field(field, format!("token {token:?} has id {id}, but the embedding has {vocab_size} rows"))
+    };
+    for (token, id) in vocab {
+        let slot = tokens.get_mut(id).ok_or_else(|| too_many("model.vocab", &token, id))?;
+        if let Some((other, _)) = slot {
+            return Err(s.field("model.vocab", format!("{token:?} and {other:?} both have id {id}")));
+        }
+        *slot = Some((token, TokenType::Normal));
+    }
+    for t in added {
+        let kind = if t.special { TokenType::Control } else { TokenType::UserDefined };
+        let slot = tokens.get_mut(t.id).ok_or_else(|| too_many("added_tokens", &t.content, t.id))?;
+        *slot = Some((t.content.clone(), kind));
+    }
+    Ok(tokens.into_iter().enumerate().map(|(i, t)| t.unwrap_or((format!("[PAD{i}]"), TokenType::Unused))).unzip())
+}
+
+/// The ids that the tokenizer puts before and behind a text.
+fn frame(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
+    let encode = |special| tokenizer.encode_fast("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| e.to_string());
+    let (bare, full) = (encode(false)?, encode(true)?);
+    let at = full.windows(bare.len().max(1)).position(|w| w == bare);
+    let at = at.ok_or("its post_processor changes the text's own tokens")?;
+    Ok((full[..at].to_vec(), full[at + bare.len()..].to_vec()))
+}
+
+/// Ids of the special tokens, by name from the tokenizer's files, else by id from the model's.
+struct Special {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
+}
+
+impl Special {
+    fn read(checkpoint: &Checkpoint, ids: &HashMap<&str, u32>, vocab_size: usize) -> Self {
+        let optional = |file: &str| optional_json(checkpoint.dir(), file);
+        let named = [optional("tokenizer_config.json"), optional("special_tokens_map.json")];
+        let config = checkpoint.config();
+        let text = config.get("text_config").cloned().unwrap_or(Value::Null);
+        let numbered = [optional("generation_config.json"), text, config.clone()];
+        let find = |role: &str| {
+            let by_name = named.iter().find_map(|file| {
+                let token = file.get(format!("{role}_token"))?;
+                ids.get(token.as_str().or_else(|| token.get("content")?.as_str())?).copied()
+            });
+            by_name.or_else(|| {
+                numbered.iter().find_map(|file| {
+                    let id = file.get(format!("{role}_token_id"))?;
+                    // Several ids: the first is the one that ends an answer.
+                    let id = id.as_u64().or_else(|| id.get(0)?.as_u64())?;
+                    u32::try_from(id).ok().filter(|id| (*id as usize) < vocab_size)
+                })
+            })
+        };
+        Special { bos: find("bos"), eos: find("eos"), pad: find("pad") }
+    }
+}
+
+/// A JSON file that need not be there; one that cannot be read counts as absent, for each is only one of several
+/// places that hold the same.
+pub(super) fn optional_json(dir: &Path, file: &str) -> Value {
+    std::fs::read(dir.join(file)).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null)
+}
