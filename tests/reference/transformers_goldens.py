@@ -129,20 +129,20 @@ def small(shared):
 
 
 def answers(shared):
-    """Greedy answers to the testbed's questions."""
-    testbed = Path(shared) / "testbed"
+    """Greedy answers to the testbed's questions; goes on where an interrupted run stopped."""
+    testbed, file = Path(shared) / "testbed", GOLDEN / "testbed-answers.json"
     model, processor = load(testbed / "model")
-    out = []
-    for line in (testbed / "eval.jsonl").read_text().splitlines():
-        q = json.loads(line)
+    out = json.loads(file.read_text())["answers"] if file.exists() else []
+    questions = [json.loads(line) for line in (testbed / "eval.jsonl").read_text().splitlines()]
+    for n, q in enumerate(questions[len(out):], len(out) + 1):
         inputs = processor(images=Image.open(testbed / q["image"]), text=prompt(processor, q["question"]), return_tensors="pt")
         with torch.no_grad():
             ids = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=64, eos_token_id=2, pad_token_id=0)
         # 4.45 returns prompt and answer together when input_ids are given
         out.append(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip())
-        if len(out) % 20 == 0:
-            print(len(out), out[-1], q["answer"], flush=True)
-    (GOLDEN / "testbed-answers.json").write_text(json.dumps({"transformers": transformers.__version__, "answers": out}) + "\n")
+        if n % 10 == 0 or n == len(questions):
+            print(n, "|", out[-1], "|", q["answer"], flush=True)
+            file.write_text(json.dumps({"transformers": transformers.__version__, "answers": out}, indent=0) + "\n")
 
 
 def logits(shared, out):
@@ -151,6 +151,8 @@ def logits(shared, out):
     out.mkdir(parents=True, exist_ok=True)
     model, processor = load(testbed / "model")
     for n, line in enumerate((testbed / "eval.jsonl").read_text().splitlines()[::20]):
+        if (out / f"{n}.ids.i32").exists():
+            continue
         q = json.loads(line)
         inputs = processor(images=Image.open(testbed / q["image"]), text=prompt(processor, q["question"]), return_tensors="pt")
         with torch.no_grad():
