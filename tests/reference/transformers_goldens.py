@@ -1,6 +1,7 @@
 """Makes the goldens of tests/onevision_fidelity.rs, and full dumps for docs/fidelity.md.
 
-Reference: transformers 4.45.2, torch 2.5.1, CPU, float32, eager attention, slow (PIL) processor.
+Reference: transformers 4.45.2, torch 2.5.1, Pillow 11.3.0 (13 resamples in another order), CPU, float32, eager
+attention, slow (PIL) processor.
 
     python transformers_goldens.py pictures                  # tests/golden/pictures/*.png
     python transformers_goldens.py small  SHARED             # tests/golden/onevision.json
@@ -20,12 +21,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 import transformers
 from PIL import Image, ImageDraw
 from transformers import AutoProcessor, LlavaOnevisionForConditionalGeneration
 
 assert transformers.__version__ == "4.45.2", transformers.__version__
+assert int(PIL.__version__.split(".")[0]) <= 12, PIL.__version__
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 # (name, width, height): square, wide, tall, tiny, one that fits a tile exactly, odd paddings (the
 # processor pads both sides alike and is then one pixel short), and one that fills 6 x 6 tiles
