@@ -9,5 +9,6 @@ pub mod gguf;
 pub mod image;
 pub mod model;
 pub mod quant;
+pub mod runtime;
 
 pub use error::Error;

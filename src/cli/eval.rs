@@ -1,0 +1,133 @@
+//! `mbq-convert eval`: arguments and output of an evaluation.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use mbq_convert::eval::engine::Compute;
+use mbq_convert::eval::{html, run};
+use mbq_convert::events::Observer;
+
+/// Measure what quantised models lost, with pictures in the prompt.
+///
+/// Every candidate runs teacher-forced on the reference's own greedy answers and on the given ones; reported are
+/// the KL divergence from the reference, top-1 agreement, perplexity ratio and exact-match accuracy with 95 %
+/// bootstrap intervals, and paired tests between candidates. Interrupt it at any time: the same command resumes.
+#[derive(Debug, clap::Args)]
+pub struct EvalArgs {
+    /// GGUF models to measure.
+    #[arg(required = true, value_name = "CANDIDATE.gguf")]
+    pub candidates: Vec<PathBuf>,
+    /// The model they are compared with, usually F16.
+    #[arg(long, value_name = "F16.gguf")]
+    pub reference: PathBuf,
+    /// The projector, needed for questions with pictures.
+    #[arg(long, value_name = "MMPROJ.gguf")]
+    pub mmproj: Option<PathBuf>,
+    /// Questions, one JSON object a line: {"image": …, "question": …, "answer": …, "kind": …}. Without "image" the
+    /// question is text only; "prompt" in place of "question" is raw text that the answer continues.
+    #[arg(long, value_name = "QUESTIONS.jsonl")]
+    pub data: PathBuf,
+    /// Folder that picture paths start from [default: the folder of the question file].
+    #[arg(long, value_name = "DIR")]
+    pub image_root: Option<PathBuf>,
+    /// Only the first N questions.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Longest greedy answer in tokens.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// Write all numbers, question by question, to this file ("-" for standard output in place of the table).
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a self-contained page with the plot of divergence against size.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Where embeddings and the reference's log-probabilities are kept [default: the user's cache folder].
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Folder of an installed runtime [default: the built-in one].
+    #[arg(long, value_name = "DIR")]
+    pub runtime: Option<PathBuf>,
+    /// CPU threads [default: all].
+    #[arg(long, value_name = "N")]
+    pub threads: Option<i32>,
+    /// Layers on the GPU [default: all, if the runtime has one].
+    #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
+    pub gpu_layers: i32,
+    /// Bootstrap resamples.
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    pub resamples: usize,
+    /// Seed of the resampling.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// Runs the command; `runtime` is the folder of the built-in runtime, used where the arguments name none.
+pub fn eval(args: EvalArgs, runtime: &dyn Fn() -> anyhow::Result<PathBuf>, observer: &dyn Observer) -> anyhow::Result<()> {
+    for output in [&args.json, &args.html].into_iter().flatten() {
+        writable(output)?;
+    }
+    let threads = match args.threads {
+        Some(n) => n.max(1),
+        None => std::thread::available_parallelism().map_or(1, |n| n.get() as i32),
+    };
+    let beside = args.data.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let setup = run::Setup {
+        image_root: args.image_root.clone().unwrap_or_else(|| beside.into()),
+        reference: args.reference,
+        candidates: args.candidates,
+        mmproj: args.mmproj,
+        data: args.data,
+        limit: args.limit,
+        runtime: args.runtime.map_or_else(runtime, Ok)?,
+        cache: args.cache.map_or_else(default_cache, Ok)?,
+        compute: Compute { threads, gpu_layers: args.gpu_layers, batch: 512 },
+        max_tokens: args.max_tokens.max(1),
+        resamples: args.resamples,
+        seed: args.seed,
+    };
+    let report = run::run(&setup, observer)?;
+    let to_screen = args.json.as_deref() == Some(Path::new("-"));
+    if to_screen {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.table());
+    }
+    if let Some(path) = args.json.filter(|_| !to_screen) {
+        write(&path, serde_json::to_string_pretty(&report)?.as_bytes())?;
+    }
+    if let Some(path) = args.html {
+        write(&path, html::page(&report).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Beside the runtime's own cache: `$XDG_CACHE_HOME` or `~/.cache`.
+fn default_cache() -> anyhow::Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => std::env::home_dir().context("no home folder; give a folder with --cache")?.join(".cache"),
+    };
+    Ok(base.join("mbq-convert").join("eval"))
+}
+
+/// Finds out before hours of work whether the result can be written.
+fn writable(path: &Path) -> anyhow::Result<()> {
+    if path == Path::new("-") {
+        return Ok(());
+    }
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    anyhow::ensure!(dir.is_dir(), "{} cannot be written: there is no folder {}", path.display(), dir.display());
+    Ok(())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let put = || {
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        std::io::Write::write_all(&mut file, bytes)?;
+        file.persist(path).map_err(|e| e.error)
+    };
+    put().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}

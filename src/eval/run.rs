@@ -1,0 +1,540 @@
+//! The evaluation itself: check everything, embed pictures, run the reference, run each candidate.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::json;
+
+use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
+use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
+use super::header::{Header, HeaderError};
+use super::prompt::{PromptError, Template};
+use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
+use super::report::{self, Report};
+use super::stats;
+use super::store::{Key, Store, StoreError};
+use crate::events::{Event, Observer};
+
+/// What to evaluate, and how.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub reference: PathBuf,
+    pub candidates: Vec<PathBuf>,
+    /// Needed as soon as a question has a picture.
+    pub mmproj: Option<PathBuf>,
+    pub data: PathBuf,
+    pub image_root: PathBuf,
+    /// Only the first so many questions.
+    pub limit: Option<usize>,
+    /// Directory of the installed runtime.
+    pub runtime: PathBuf,
+    pub cache: PathBuf,
+    pub compute: Compute,
+    /// Longest greedy answer.
+    pub max_tokens: usize,
+    pub resamples: usize,
+    pub seed: u64,
+}
+
+/// Why an evaluation stops.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{candidate} and the reference {reference} have different vocabularies ({what}): their probabilities \
+             cannot be compared")]
+    Vocabulary { candidate: PathBuf, reference: PathBuf, what: String },
+    #[error("{path} takes embeddings of width {width}, the reference of width {expected}: they cannot share a projector")]
+    Width { path: PathBuf, width: usize, expected: usize },
+    #[error("{path} is a projector (mmproj), not a text model; give it as --mmproj")]
+    IsProjector { path: PathBuf },
+    #[error("{path} is a text model ({architecture}), not a projector; give it as a candidate or --reference")]
+    NotProjector { path: PathBuf, architecture: String },
+    #[error("{0} questions have pictures: give the projector with --mmproj")]
+    NoProjector(usize),
+    #[error("the reference {0} has no chat template; use \"prompt\" in place of \"question\", or a file that has one")]
+    NoTemplate(PathBuf),
+    #[error("question {id}: {path} gives logits that are not numbers; the model is broken")]
+    NotNumbers { id: String, path: PathBuf },
+    #[error("question {id}: prompt and answers take {tokens} tokens, the model was trained for {limit}")]
+    TooLong { id: String, tokens: usize, limit: usize },
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+}
+
+/// A question on its way through the models.
+struct Item<'q> {
+    question: &'q Question,
+    key: Key,
+    picture: Option<Key>,
+    prompt: Prompt,
+}
+
+/// Tokens decoded one by one to state a model's speed, where its own answers gave fewer.
+const SPEED_TOKENS: usize = 32;
+
+/// Checks everything that can be checked without long work, then runs.
+///
+/// # Errors
+/// See [`EvalError`]; what was computed before stays in the cache.
+pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> {
+    let start = Instant::now();
+    let (reference, candidates, mmproj) = headers(setup)?;
+    let questions = Questions::read(&setup.data, &setup.image_root, setup.limit)?;
+    let pictures = questions.list.iter().filter(|q| q.image.is_some()).count();
+    if pictures > 0 && mmproj.is_none() {
+        return Err(EvalError::NoProjector(pictures));
+    }
+    let runtime = Runtime::open(&setup.runtime)?;
+    let model = preflight(setup, &runtime)?;
+    let mmproj = mmproj.filter(|_| pictures > 0);
+
+    let phase = |name: &str, total: usize, unit: &'static str| {
+        observer.event(Event::PhaseStart { name: name.into(), total: total as u64, unit });
+    };
+    let mut all = vec![&reference];
+    all.extend(&candidates);
+    all.extend(&mmproj);
+    phase("checksums", all.len(), "files");
+    let mut digests = Vec::new();
+    for header in &all {
+        digests.push(hex(&header.digest()?));
+        observer.event(Event::Advance { n: 1, detail: name(&header.path) });
+    }
+    observer.event(Event::PhaseEnd);
+
+    let projector = mmproj.as_ref().map(|_| &digests[digests.len() - 1]);
+    let identity = json!({"format": 1, "reference": digests[0], "mmproj": projector, "runtime": runtime.describe()});
+    let mut prompts = Store::open(&setup.cache, "prompts", &identity)?;
+    phase("prompts and pictures", questions.list.len(), "questions");
+    let clock = Instant::now();
+    let (items, vision, encode) = prepare(setup, &questions, model, &mut prompts, observer)?;
+    let prepare_seconds = clock.elapsed().as_secs_f64();
+    observer.event(Event::PhaseEnd);
+
+    let longest = context(setup, &items, &reference)?;
+    let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": identity});
+    let mut references = Store::open(&setup.cache, "reference", &settings)?;
+    let work = Work { setup, runtime: &runtime, vision: vision.as_ref(), context: longest, observer };
+    phase(&format!("reference {}", name(&reference.path)), items.len(), "questions");
+    let reference_times = work.reference(&items, &mut prompts, &mut references)?;
+    observer.event(Event::PhaseEnd);
+
+    let mut models = Vec::new();
+    for (i, candidate) in candidates.iter().enumerate() {
+        phase(&name(&candidate.path), items.len(), "questions");
+        let mut store =
+            Store::open(&setup.cache, "candidate", &json!({"candidate": digests[1 + i], "of": settings}))?;
+        let times = work.candidate(candidate, &items, &mut prompts, &mut references, &mut store)?;
+        let outcomes = outcomes(&items, &mut store)?;
+        models.push(report::Measured { header: candidate, digest: &digests[1 + i], times, outcomes });
+        observer.event(Event::PhaseEnd);
+    }
+    let cost = report::Cost {
+        wall: start.elapsed().as_secs_f64(),
+        prepare: prepare_seconds,
+        encode,
+        reference: reference_times,
+        cache_bytes: prompts.len() + references.len(),
+    };
+    let list: Vec<_> = items.iter().map(|i| i.question).collect();
+    let projector = mmproj.as_ref().map(|m| (m, digests[digests.len() - 1].as_str()));
+    Ok(report::build(setup, &runtime, (&reference, &digests[0]), projector, &questions, &list, &models, &cost))
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn headers(setup: &Setup) -> Result<(Header, Vec<Header>, Option<Header>), EvalError> {
+    let text = |path: &Path| {
+        let header = Header::read(path)?;
+        if header.architecture() == "clip" {
+            return Err(EvalError::IsProjector { path: path.into() });
+        }
+        Ok(header)
+    };
+    let reference = text(&setup.reference)?;
+    let candidates = setup.candidates.iter().map(|c| text(c)).collect::<Result<Vec<_>, _>>()?;
+    for candidate in &candidates {
+        if let Some(what) = reference.vocabulary_difference(candidate) {
+            let (candidate, reference) = (candidate.path.clone(), reference.path.clone());
+            return Err(EvalError::Vocabulary { candidate, reference, what });
+        }
+    }
+    let mmproj = setup.mmproj.as_deref().map(Header::read).transpose()?;
+    if let Some(header) = &mmproj
+        && header.architecture() != "clip"
+    {
+        let architecture = header.architecture().to_owned();
+        return Err(EvalError::NotProjector { path: header.path.clone(), architecture });
+    }
+    Ok((reference, candidates, mmproj))
+}
+
+/// Lets the runtime look at every model without its weights; returns the reference.
+fn preflight(setup: &Setup, runtime: &Arc<Runtime>) -> Result<Model, EvalError> {
+    let reference = Model::load(runtime, &setup.reference, setup.compute, false)?;
+    for path in &setup.candidates {
+        let candidate = Model::load(runtime, path, setup.compute, false)?;
+        let (width, expected) = (candidate.embedding_width(), reference.embedding_width());
+        if width != expected {
+            return Err(EvalError::Width { path: path.clone(), width, expected });
+        }
+        if candidate.vocab_size() != reference.vocab_size() {
+            let what = format!("{} tokens against {}", reference.vocab_size(), candidate.vocab_size());
+            let (candidate, reference) = (path.clone(), setup.reference.clone());
+            return Err(EvalError::Vocabulary { candidate, reference, what });
+        }
+    }
+    Ok(reference)
+}
+
+type Prepared<'q> = (Vec<Item<'q>>, Option<Vision>, f64);
+
+/// Tokenises every prompt and embeds every picture that the cache lacks. Returns the seconds of embedding too.
+fn prepare<'q>(
+    setup: &Setup,
+    questions: &'q Questions,
+    model: Model,
+    prompts: &mut Store,
+    observer: &dyn Observer,
+) -> Result<Prepared<'q>, EvalError> {
+    let template = model.template();
+    let end = model.end_of_turn();
+    let mut vision = None;
+    let mut text_model = None;
+    match &setup.mmproj {
+        Some(path) if questions.has_images() => vision = Some(Vision::load(model, path, setup.compute)?),
+        _ => text_model = Some(model),
+    }
+    let mut items = Vec::new();
+    let mut encode = 0.0;
+    for question in &questions.list {
+        let model = match (&vision, &text_model) {
+            (Some(v), _) => v.model(),
+            (None, Some(m)) => m,
+            // invariant: one of the two was set above.
+            (None, None) => return Err(EvalError::NoTemplate(setup.reference.clone())),
+        };
+        let bytes = match &question.image {
+            Some(path) => Some(std::fs::read(path).map_err(|source| EvalError::Read { path: path.clone(), source })?),
+            None => None,
+        };
+        let picture = bytes.as_deref().map(record::picture_key);
+        let key = record::question_key(question, picture.as_ref());
+        let known = match prompts.get(&key)? {
+            Some(bytes) if picture.is_none_or(|p| prompts.has(&p)) => serde_json::from_slice(&bytes).ok(),
+            _ => None,
+        };
+        let prompt = match known {
+            Some(prompt) => prompt,
+            None => {
+                let template = || template.as_ref().ok_or_else(|| EvalError::NoTemplate(setup.reference.clone()));
+                let clock = Instant::now();
+                let mut pieces = tokenize(question, model, vision.as_ref(), bytes.as_deref(), &template, prompts)?;
+                if question.image.is_some() {
+                    encode += clock.elapsed().as_secs_f64();
+                }
+                let mut given = model.tokenize(&question.answer, false, false)?;
+                if question.form == Form::Chat {
+                    given.extend(end);
+                }
+                let prompt = Prompt::new(&pieces, given);
+                if let Some(picture) = picture
+                    && !prompts.has(&picture)
+                {
+                    let media: Vec<_> =
+                        pieces.iter().filter_map(|p| if let Piece::Media(m) = p { Some(m) } else { None }).collect();
+                    prompts.put(picture, &record::media_to_bytes(&media))?;
+                }
+                pieces.clear();
+                // invariant: numbers always serialise.
+                prompts.put(key, &serde_json::to_vec(&prompt).unwrap_or_default())?;
+                prompt
+            }
+        };
+        items.push(Item { question, key, picture, prompt });
+        observer.event(Event::Advance { n: 1, detail: question.id.clone() });
+    }
+    Ok((items, vision, encode))
+}
+
+fn tokenize<'t>(
+    question: &Question,
+    model: &Model,
+    vision: Option<&Vision>,
+    bytes: Option<&[u8]>,
+    template: &dyn Fn() -> Result<&'t Template, EvalError>,
+    prompts: &Store,
+) -> Result<Vec<Piece>, EvalError> {
+    let turn = |text: &str| -> Result<String, EvalError> { Ok(template()?.user_turn(text)?) };
+    Ok(match (question.form, &question.image, vision, bytes) {
+        (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
+        (Form::Chat, Some(path), Some(vision), Some(bytes)) => {
+            let embed = !prompts.has(&record::picture_key(bytes));
+            // As llama-mtmd-cli does it: the picture directly before the text.
+            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, bytes, embed)?
+        }
+        (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(&question.text)?, true, true)?)],
+    })
+}
+
+/// Cells the longest question needs.
+fn context(setup: &Setup, items: &[Item], reference: &Header) -> Result<usize, EvalError> {
+    let limit = reference.arch_unsigned("context_length").unwrap_or(u64::MAX) as usize;
+    let mut longest = 0;
+    for item in items {
+        let answer = item.prompt.given.len().max(setup.max_tokens);
+        let tokens = item.prompt.tokens + answer;
+        if tokens > limit {
+            return Err(EvalError::TooLong { id: item.question.id.clone(), tokens, limit });
+        }
+        let own = setup.max_tokens.max(SPEED_TOKENS);
+        longest = longest.max(item.prompt.tokens + item.prompt.given.len() + setup.max_tokens + own);
+    }
+    Ok(longest)
+}
+
+fn outcomes(items: &[Item], store: &mut Store) -> Result<Vec<Outcome>, EvalError> {
+    let mut all = Vec::new();
+    for item in items {
+        let bytes = store.get(&item.key)?.unwrap_or_default();
+        all.push(serde_json::from_slice(&bytes).map_err(|e| store.damaged(e.to_string()))?);
+    }
+    Ok(all)
+}
+
+/// The record that keeps a model's times.
+const TIMES: Key = [0; 32];
+
+fn times(store: &mut Store) -> Result<Times, EvalError> {
+    Ok(store.get(&TIMES)?.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default())
+}
+
+fn add_times(store: &mut Store, new: &Times) -> Result<Times, EvalError> {
+    let old = times(store)?;
+    let sum = Times {
+        load: old.load + new.load,
+        prefill: old.prefill + new.prefill,
+        prefill_tokens: old.prefill_tokens + new.prefill_tokens,
+        score: old.score + new.score,
+        score_tokens: old.score_tokens + new.score_tokens,
+        decode: old.decode + new.decode,
+        decode_tokens: old.decode_tokens + new.decode_tokens,
+    };
+    // invariant: numbers always serialise.
+    store.put(TIMES, &serde_json::to_vec(&sum).unwrap_or_default())?;
+    Ok(sum)
+}
+
+struct Work<'w> {
+    setup: &'w Setup,
+    runtime: &'w Arc<Runtime>,
+    vision: Option<&'w Vision>,
+    context: usize,
+    observer: &'w dyn Observer,
+}
+
+impl<'w> Work<'w> {
+    fn load(&self, path: &Path) -> Result<Decoder<'w>, EvalError> {
+        Ok(Decoder::load(self.runtime, path, self.setup.compute, self.context, self.vision)?)
+    }
+
+    fn done(&self, item: &Item) {
+        self.observer.event(Event::Advance { n: 1, detail: item.question.id.clone() });
+    }
+
+    fn prefill(&self, decoder: &mut Decoder, item: &Item, prompts: &mut Store) -> Result<(), EvalError> {
+        let media = match &item.picture {
+            Some(key) => {
+                let bytes = prompts.get(key)?.unwrap_or_default();
+                record::media_from_bytes(&bytes).ok_or_else(|| prompts.damaged("a picture's record"))?
+            }
+            None => Vec::new(),
+        };
+        let pieces = item.prompt.with_media(&media).ok_or_else(|| prompts.damaged("a prompt's record"))?;
+        Ok(decoder.prefill(&pieces)?)
+    }
+
+    /// Runs the reference on every question that its cache lacks: its greedy answer, then both answers in one
+    /// batch, just as a candidate will run them.
+    fn reference(&self, items: &[Item], prompts: &mut Store, store: &mut Store) -> Result<Times, EvalError> {
+        let mut decoder = None;
+        for item in items {
+            if !store.has(&item.key) {
+                let decoder = match &mut decoder {
+                    Some(d) => d,
+                    none => none.insert(self.load(&self.setup.reference)?),
+                };
+                self.prefill(decoder, item, prompts)?;
+                let greedy = match item.question.form {
+                    Form::Chat => decoder.generate(&[], self.setup.max_tokens)?,
+                    Form::Raw => Vec::new(),
+                };
+                let text = answer_text(decoder.model(), &greedy);
+                let same = greedy == item.prompt.given;
+                let answers = answers(&greedy, &item.prompt.given, same);
+                let mut writer = ReferenceWriter::new(greedy.clone(), text);
+                let mut numbers = true;
+                decoder.score(&answers.each(), |a, k, logits| {
+                    let (answer, tokens) = answers.list[a];
+                    numbers &= writer.row(answer, tokens[k], logits);
+                })?;
+                if !numbers {
+                    let path = self.setup.reference.clone();
+                    return Err(EvalError::NotNumbers { id: item.question.id.clone(), path });
+                }
+                store.put(item.key, &writer.into_bytes(same))?;
+            }
+            self.done(item);
+        }
+        match decoder {
+            Some(mut decoder) => {
+                if decoder.times.decode_tokens < SPEED_TOKENS as u64 {
+                    decoder.time_decoding(SPEED_TOKENS)?;
+                }
+                add_times(store, &decoder.times)
+            }
+            None => times(store),
+        }
+    }
+
+    fn candidate(
+        &self,
+        header: &Header,
+        items: &[Item],
+        prompts: &mut Store,
+        references: &mut Store,
+        store: &mut Store,
+    ) -> Result<Times, EvalError> {
+        let mut decoder = None;
+        for item in items {
+            if !store.has(&item.key) {
+                let decoder = match &mut decoder {
+                    Some(d) => d,
+                    none => none.insert(self.load(&header.path)?),
+                };
+                let bytes = references.get(&item.key)?.unwrap_or_default();
+                let reference = ReferenceRows::from_bytes(&bytes, decoder.model().vocab_size())
+                    .ok_or_else(|| references.damaged("a question's record"))?;
+                self.prefill(decoder, item, prompts)?;
+                let outcome = self.measure(decoder, header, item, &reference, references)?;
+                // invariant: finite numbers and strings always serialise.
+                store.put(item.key, &serde_json::to_vec(&outcome).unwrap_or_default())?;
+            }
+            self.done(item);
+        }
+        match decoder {
+            Some(mut decoder) => {
+                if decoder.times.decode_tokens < SPEED_TOKENS as u64 {
+                    decoder.time_decoding(SPEED_TOKENS)?;
+                }
+                add_times(store, &decoder.times)
+            }
+            None => times(store),
+        }
+    }
+
+    fn measure(
+        &self,
+        decoder: &mut Decoder,
+        header: &Header,
+        item: &Item,
+        reference: &ReferenceRows,
+        references: &Store,
+    ) -> Result<Outcome, EvalError> {
+        let head = &reference.head;
+        let same = head.greedy == item.prompt.given;
+        let answers = answers(&head.greedy, &item.prompt.given, same);
+        let mut measures: [Measures; 2] = Default::default();
+        let mut own = Vec::new();
+        let (mut log_p, mut log_q) = (Vec::new(), Vec::new());
+        let (mut numbers, mut whole) = (true, true);
+        decoder.score(&answers.each(), |a, k, logits| {
+            let (answer, tokens) = answers.list[a];
+            stats::log_softmax(logits, &mut log_q);
+            whole &= reference.row(answer, k, &mut log_p).is_some();
+            let top = stats::argmax(logits) as Token;
+            if answer == 0 {
+                own.push(top);
+            }
+            let (kl, nll) = (stats::kl(&log_p, &log_q), -log_q[tokens[k] as usize]);
+            numbers &= kl.is_finite() && nll.is_finite();
+            let m = &mut measures[answer];
+            m.kl.push(kl);
+            m.nll.push(nll);
+            m.nll_reference.push(head.nll[answer][k]);
+            m.agree.push(top == head.top[answer][k]);
+        })?;
+        if !whole {
+            return Err(references.damaged("a question's rows").into());
+        }
+        if !numbers {
+            return Err(EvalError::NotNumbers { id: item.question.id.clone(), path: header.path.clone() });
+        }
+        if same {
+            measures[1] = measures[0].clone();
+        }
+        let answer = match item.question.form {
+            Form::Raw => String::new(),
+            Form::Chat => {
+                // As long as its first choices are the reference's, its greedy answer is the reference's; from the
+                // first difference on it goes its own way.
+                let agreed = own.iter().zip(&head.greedy).take_while(|(a, b)| a == b).count();
+                let tokens = match own.get(agreed) {
+                    None => head.greedy.clone(),
+                    Some(next) => {
+                        let start = [&head.greedy[..agreed], &[*next]].concat();
+                        if decoder.model().ends(*next) { start } else { decoder.generate(&start, self.setup.max_tokens)? }
+                    }
+                };
+                answer_text(decoder.model(), &tokens)
+            }
+        };
+        Ok(Outcome { measures, answer, reference: head.text.clone() })
+    }
+}
+
+/// The answers to run: (0, greedy) unless there is none, and (1, given) unless it is the same.
+struct Answers<'a> {
+    list: Vec<(usize, &'a [Token])>,
+}
+
+impl<'a> Answers<'a> {
+    fn each(&self) -> Vec<&'a [Token]> {
+        self.list.iter().map(|(_, t)| *t).collect()
+    }
+}
+
+fn answers<'a>(greedy: &'a [Token], given: &'a [Token], same: bool) -> Answers<'a> {
+    let mut list = Vec::new();
+    if !greedy.is_empty() {
+        list.push((0, greedy));
+    }
+    if !same {
+        list.push((1, given));
+    }
+    Answers { list }
+}
+
+/// A greedy answer as text, without the token that ended it.
+fn answer_text(model: &Model, tokens: &[Token]) -> String {
+    let end = tokens.len() - usize::from(tokens.last().is_some_and(|t| model.ends(*t)));
+    model.text(&tokens[..end])
+}
