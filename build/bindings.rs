@@ -11,7 +11,10 @@ pub fn generate(tree: &Path, manifest_dir: &Path, out_dir: &Path) -> Result<()> 
     println!("cargo::rerun-if-env-changed=MBQ_UPDATE_BINDINGS");
     let update = std::env::var("MBQ_UPDATE_BINDINGS").is_ok_and(|value| value == "1");
     let ggml = finish("ggml", ggml(tree, manifest_dir))?;
-    for (name, text) in [("src/ggml/sys.rs", ggml)] {
+    let mtmd = finish("mtmd", mtmd(tree))?
+        // bindgen 0.72 writes the bound of libloading 0.8.
+        .replace("P: AsRef<::std::ffi::OsStr>", "P: ::libloading::AsFilename");
+    for (name, text) in [("src/ggml/sys.rs", ggml), ("src/runtime/sys.rs", mtmd)] {
         write_if_changed(&out_dir.join("bindings").join(name), text.as_bytes())?;
         if update {
             write_if_changed(&manifest_dir.join(name), text.as_bytes())?;
@@ -56,4 +59,28 @@ fn ggml(tree: &Path, manifest_dir: &Path) -> bindgen::Builder {
         .allowlist_function("gguf_(find_key|find_tensor|add_tensor)")
         .allowlist_var("GGML_MAX_(DIMS|NAME)")
         .blocklist_function("gguf_set_kv")
+}
+
+/// The shared libraries of the runtime, reached by one handle to libmtmd: its dependencies' symbols come with it.
+fn mtmd(tree: &Path) -> bindgen::Builder {
+    let header = |name: &str| tree.join("tools/mtmd").join(name).display().to_string();
+    common(tree)
+        .header(header("mtmd.h"))
+        .header(header("mtmd-helper.h"))
+        .dynamic_library_name("Mtmd")
+        .dynamic_link_require_all(true)
+        .wrap_unsafe_ops(true)
+        .allowlist_function("ggml_backend_load_all_from_path")
+        .allowlist_function("llama_(backend_init|log_set|version|print_system_info)")
+        .allowlist_function("llama_model_(default_params|load_from_file|free|get_vocab|chat_template)")
+        .allowlist_function("llama_model_(n_embd_inp|n_ctx_train)")
+        .allowlist_function("llama_(context_default_params|init_from_model|free|decode|get_logits_ith|n_batch)")
+        .allowlist_function("llama_(get_memory|memory_clear|memory_seq_rm|memory_seq_cp)")
+        .allowlist_function("llama_vocab_(n_tokens|is_eog|eos|eot|bos|get_add_bos)")
+        .allowlist_function("llama_(tokenize|token_to_piece)")
+        .allowlist_function("mtmd_(context_params_default|init_from_file|free|support_vision)")
+        .allowlist_function("mtmd_(tokenize|encode_chunk|get_output_embd|bitmap_free)")
+        .allowlist_function("mtmd_input_chunks_(init|size|get|free)")
+        .allowlist_function("mtmd_input_chunk_(get_type|get_tokens_text|get_n_tokens|free|save|load)")
+        .allowlist_function("mtmd_helper_(log_set|init_opt_default|bitmap_init_from_buf|decode_image_chunk)")
 }

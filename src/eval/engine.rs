@@ -347,13 +347,7 @@ impl Vision {
     ///
     /// # Errors
     /// A picture the runtime cannot decode or encode.
-    pub fn pieces(
-        &self,
-        prompt: &str,
-        picture: &Path,
-        bytes: &[u8],
-        embed: bool,
-    ) -> Result<Vec<Piece>, EngineError> {
+    pub fn pieces(&self, prompt: &str, picture: &Path, bytes: &[u8], embed: bool) -> Result<Vec<Piece>, EngineError> {
         take_log();
         let lib = &self.model.runtime.lib;
         let unreadable = || EngineError::Picture { path: picture.into(), log: take_log() };
@@ -378,7 +372,9 @@ impl Vision {
                 return Err(unreadable());
             }
             let count = lib.mtmd_input_chunks_size(chunks.0.as_ptr());
-            (0..count).map(|i| self.piece(lib.mtmd_input_chunks_get(chunks.0.as_ptr(), i), embed, &unreadable)).collect()
+            (0..count)
+                .map(|i| self.piece(lib.mtmd_input_chunks_get(chunks.0.as_ptr(), i), embed, &unreadable))
+                .collect()
         }
     }
 

@@ -1,8 +1,458 @@
-//! The report as a page.
+//! The report as one page without outside resources: readable light and dark, wide and on a phone, and by a screen
+//! reader (every number of the plots stands in a table too).
 
-use super::report::Report;
+use std::fmt::Write;
+use std::path::Path;
 
-/// A self-contained page.
-pub fn page(_: &Report) -> String {
-    String::new()
+use super::plot::{self, Point};
+use super::report::{self, Accuracy, Candidate, Fidelity, Report, Split};
+use super::stats::Interval;
+
+/// How many questions the page shows with picture and answers.
+const EXAMPLES: usize = 6;
+/// Longest side of an embedded picture.
+const THUMBNAIL: u32 = 220;
+
+/// The page.
+pub fn page(report: &Report) -> String {
+    let mut out = String::new();
+    // invariant: writing to a String cannot fail.
+    let _ = write_page(report, &mut out);
+    out
+}
+
+fn write_page(r: &Report, out: &mut String) -> std::fmt::Result {
+    let names = short_names(r);
+    write!(
+        out,
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{} quantised: what it cost</title>\n<style>{STYLE}</style>\n</head>\n<body>\n",
+        text(&stem(&r.reference.name))
+    )?;
+    header(r, out)?;
+    out.push_str("<main>\n");
+    if !r.candidates.is_empty() {
+        plots(r, &names, out)?;
+        accuracies(r, &names, out)?;
+        fidelities(r, &names, out)?;
+        kinds(r, &names, out)?;
+        pairs(r, &names, out)?;
+        examples(r, &names, out)?;
+    }
+    method(r, out)?;
+    out.push_str("</main>\n</body>\n</html>\n");
+    Ok(())
+}
+
+fn header(r: &Report, out: &mut String) -> std::fmt::Result {
+    let d = &r.data;
+    write!(out, "<header>\n<p class=\"eyebrow\">mbq-convert eval</p>\n<h1>{} quantised: what it cost</h1>\n", text(&stem(&r.reference.name)))?;
+    let subject = match (d.with_picture, d.text_only) {
+        (p, 0) => format!("{p} questions about pictures"),
+        (0, t) => format!("{t} questions without pictures"),
+        (p, t) => format!("{p} questions about pictures and {t} without"),
+    };
+    let models = match r.candidates.len() {
+        1 => "One model".into(),
+        n => format!("{n} models"),
+    };
+    write!(
+        out,
+        "<p class=\"lead\">{models} against <b>{}</b> on {subject}, every token of every answer compared over the \
+         whole vocabulary.</p>\n",
+        text(&r.reference.name)
+    )?;
+    out.push_str("<dl class=\"facts\">\n");
+    let mut fact = |name: &str, value: String| writeln!(out, "<div><dt>{name}</dt><dd>{value}</dd></div>");
+    fact("Reference", format!("{:.1} MB · {} bits per weight", r.reference.file_bytes as f64 / 1e6, report::bits(r.reference.bits_per_weight)))?;
+    if let Some(a) = &r.reference_accuracy {
+        fact("Reference accuracy", format!("{:.1} % ({} of {})", 100.0 * a.all.value, a.correct, a.questions))?;
+    }
+    if let Some(f) = r.candidates.first().and_then(|c| main_split(c)).and_then(main_fidelity) {
+        fact("Positions compared", f.positions.to_string())?;
+    }
+    out.push_str("</dl>\n</header>\n");
+    Ok(())
+}
+
+/// The picture questions where there are any, else the text ones.
+fn main_split(c: &Candidate) -> Option<&Split> {
+    c.picture.as_ref().or(c.text.as_ref())
+}
+
+/// On the reference's own answers where it has some, else on the given ones.
+fn main_fidelity(s: &Split) -> Option<&Fidelity> {
+    s.greedy.as_ref().or(s.given.as_ref())
+}
+
+fn plots(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+    let mut points = Vec::new();
+    for (c, name) in r.candidates.iter().zip(names) {
+        for (series, split) in [(0, &c.picture), (1, &c.text)] {
+            if let Some(f) = split.as_ref().and_then(main_fidelity) {
+                // Only the first series is labelled where both share their x.
+                let label = if series == 0 || c.picture.is_none() { name.as_str() } else { "" };
+                points.push(Point { label, series, x: c.model.file_bytes as f64 / 1e6, y: f.kl_mean });
+            }
+        }
+    }
+    out.push_str("<section aria-labelledby=\"h-plot\">\n<h2 id=\"h-plot\">Divergence against size</h2>\n<figure>\n");
+    let both = points.iter().any(|p| p.series == 0) && points.iter().any(|p| p.series == 1);
+    if both {
+        out.push_str(
+            "<p class=\"legend\"><span class=\"key s0\" aria-hidden=\"true\"></span>with a picture \
+             <span class=\"key s1\" aria-hidden=\"true\"></span>text only</p>\n",
+        );
+    }
+    plot::scatter(out, &points, 760.0, 440.0, "wide")?;
+    plot::scatter(out, &points, 360.0, 420.0, "phone")?;
+    out.push_str(
+        "<figcaption>Mean KL divergence from the reference in nats per token (logarithmic) against file size. Lower and \
+         further left is better; the line joins the models that no other beats in both. Bars are 95 % bootstrap \
+         intervals over questions.</figcaption>\n</figure>\n</section>\n",
+    );
+    Ok(())
+}
+
+fn accuracies(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+    let Some(reference) = &r.reference_accuracy else { return Ok(()) };
+    out.push_str(
+        "<section aria-labelledby=\"h-acc\">\n<h2 id=\"h-acc\">Right answers</h2>\n<p>Share of questions whose greedy answer \
+         equals the given one, with its 95 % interval.</p>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" \
+         aria-label=\"Accuracy of each model\"><table class=\"bars\">\n<thead><tr><th scope=\"col\">Model</th>\
+         <th scope=\"col\" class=\"bar-head\"><span class=\"sr\">Bar</span></th><th scope=\"col\" class=\"n\">%</th><th scope=\"col\" class=\"n\">95 %</th>\
+         <th scope=\"col\" class=\"n\">Right</th></tr></thead>\n<tbody>\n",
+    );
+    let mut row = |name: &str, a: &Accuracy, class: &str| {
+        let p = |v: f64| 100.0 * v;
+        writeln!(
+            out,
+            "<tr class=\"{class}\"><th scope=\"row\">{}</th><td class=\"bar\"><span class=\"track\" aria-hidden=\"true\">\
+             <span class=\"fill\" style=\"width:{:.2}%\"></span><span class=\"ci\" style=\"left:{:.2}%;width:{:.2}%\"></span>\
+             </span></td><td class=\"n\">{:.1}</td><td class=\"n dim\">{:.1} – {:.1}</td><td class=\"n dim\">{}/{}</td></tr>",
+            text(name),
+            p(a.all.value),
+            p(a.all.low),
+            p(a.all.high - a.all.low),
+            p(a.all.value),
+            p(a.all.low),
+            p(a.all.high),
+            a.correct,
+            a.questions
+        )
+    };
+    row("reference", reference, "ref")?;
+    for (c, name) in r.candidates.iter().zip(names) {
+        if let Some(a) = &c.accuracy {
+            row(name, a, "")?;
+        }
+    }
+    out.push_str("</tbody></table></div>\n</section>\n");
+    Ok(())
+}
+
+fn fidelities(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+    out.push_str("<section aria-labelledby=\"h-num\">\n<h2 id=\"h-num\">The numbers</h2>\n");
+    type Pick = fn(&Candidate) -> Option<&Split>;
+    let picks: [(&str, Pick); 2] = [("with a picture", |c| c.picture.as_ref()), ("text only", |c| c.text.as_ref())];
+    for (title, pick) in picks {
+        for (what, greedy) in [("the reference’s own answers", true), ("the given answers", false)] {
+            let rows: Vec<_> = r
+                .candidates
+                .iter()
+                .zip(names)
+                .filter_map(|(c, n)| {
+                    pick(c).and_then(|s| if greedy { s.greedy.as_ref() } else { s.given.as_ref() }).map(|f| (c, n, f))
+                })
+                .collect();
+            if let Some((_, _, first)) = rows.first() {
+                let caption = format!("Questions {title}, on {what}: {} positions", first.positions);
+                table(out, &caption, &rows)?;
+            }
+        }
+    }
+    out.push_str(
+        "<p class=\"note\">Bits per weight: over all tensors, and over the matrices of the blocks alone. Agreement: positions \
+         where model and reference put the same token first. Perplexity ratio: the model’s perplexity on these tokens \
+         over the reference’s.</p>\n</section>\n",
+    );
+    Ok(())
+}
+
+fn table(out: &mut String, caption: &str, rows: &[(&Candidate, &String, &Fidelity)]) -> std::fmt::Result {
+    writeln!(
+        out,
+        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{0}\"><table>\n<caption>{0}</caption>\n<thead><tr>\
+         <th scope=\"col\">Model</th><th scope=\"col\" class=\"n\">MB</th><th scope=\"col\" class=\"n\">Bits</th>\
+         <th scope=\"col\" class=\"n\">in blocks</th><th scope=\"col\" class=\"n\">KL mean</th>\
+         <th scope=\"col\" class=\"n\">95 %</th><th scope=\"col\" class=\"n\">median</th><th scope=\"col\" class=\"n\">p99</th>\
+         <th scope=\"col\" class=\"n\">max</th><th scope=\"col\" class=\"n\">Agree %</th><th scope=\"col\" class=\"n\">95 %</th>\
+         <th scope=\"col\" class=\"n\">Ppl ratio</th><th scope=\"col\" class=\"n\">prefill/s</th><th scope=\"col\" class=\"n\">decode/s</th></tr></thead>\n<tbody>",
+        text(caption)
+    )?;
+    for (c, name, f) in rows {
+        let range = |i: &Interval, show: &dyn Fn(f64) -> String| format!("{} – {}", show(i.low), show(i.high));
+        let percent = |v: f64| format!("{:.1}", 100.0 * v);
+        writeln!(
+            out,
+            "<tr><th scope=\"row\">{}</th><td class=\"n\">{:.1}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n strong\">{}</td><td class=\"n dim\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{}</td><td class=\"n strong\">{}</td><td class=\"n dim\">{}</td><td class=\"n\">{:.4}</td>\
+             <td class=\"n\">{:.0}</td><td class=\"n\">{:.1}</td></tr>",
+            text(name),
+            c.model.file_bytes as f64 / 1e6,
+            report::bits(c.model.bits_per_weight),
+            report::bits(c.model.block_bits_per_weight),
+            report::kl(f.kl_mean.value),
+            range(&f.kl_mean, &report::kl),
+            report::kl(f.kl_median),
+            report::kl(f.kl_p99),
+            report::kl(f.kl_max),
+            percent(f.agreement.value),
+            range(&f.agreement, &percent),
+            f.perplexity_ratio.value,
+            c.speed.prefill_tokens_per_second,
+            c.speed.decode_tokens_per_second,
+        )?;
+    }
+    out.push_str("</tbody></table></div>\n");
+    Ok(())
+}
+
+fn kinds(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+    let Some(reference) = r.reference_accuracy.as_ref().filter(|a| a.kinds.len() > 1) else { return Ok(()) };
+    out.push_str(
+        "<section aria-labelledby=\"h-kind\">\n<h2 id=\"h-kind\">By kind of question</h2>\n<div class=\"scroll\" tabindex=\"0\" \
+         role=\"region\" aria-label=\"Accuracy by kind\"><table>\n<caption>Right answers in %, and how many were asked</caption>\n\
+         <thead><tr><th scope=\"col\">Model</th>",
+    );
+    for (kind, (_, asked)) in &reference.kinds {
+        write!(out, "<th scope=\"col\" class=\"n\">{} <span class=\"dim\">({asked})</span></th>", text(kind))?;
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    let mut row = |name: &str, a: &Accuracy, class: &str| {
+        write!(out, "<tr class=\"{class}\"><th scope=\"row\">{}</th>", text(name))?;
+        for (right, asked) in a.kinds.values() {
+            let share = *right as f64 / (*asked).max(1) as f64;
+            write!(out, "<td class=\"n heat\" style=\"--v:{share:.3}\">{:.1}</td>", 100.0 * share)?;
+        }
+        out.push_str("</tr>\n");
+        Ok(())
+    };
+    row("reference", reference, "ref")?;
+    for (c, name) in r.candidates.iter().zip(names) {
+        if let Some(a) = &c.accuracy {
+            row(name, a, "")?;
+        }
+    }
+    out.push_str("</tbody></table></div>\n</section>\n");
+    Ok(())
+}
+
+fn pairs(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+    if r.pairs.is_empty() {
+        return Ok(());
+    }
+    write!(
+        out,
+        "<section aria-labelledby=\"h-pair\">\n<h2 id=\"h-pair\">Which differences are real</h2>\n<p>Both models of a pair answered \
+         the same questions. Divergence: paired sign-flip test of the mean difference by question. Accuracy: McNemar’s \
+         exact test on the questions only one got right. The p-values are corrected (Holm) for all {} pairs.</p>\n\
+         <details{}><summary>All {0} pairs</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" \
+         aria-label=\"Paired tests\"><table>\n<thead><tr><th scope=\"col\">Model A</th><th scope=\"col\">Model B</th>\
+         <th scope=\"col\" class=\"n\">KL of A less B</th><th scope=\"col\" class=\"n\">95 %</th><th scope=\"col\" class=\"n\">p</th>\
+         <th scope=\"col\" class=\"n\">right only A</th><th scope=\"col\" class=\"n\">only B</th><th scope=\"col\" class=\"n\">p</th></tr></thead>\n<tbody>\n",
+        r.pairs.len(),
+        if r.pairs.len() <= 10 { " open" } else { "" }
+    )?;
+    for p in &r.pairs {
+        let class = |v: f64| if v < 0.05 { "n strong" } else { "n dim" };
+        writeln!(
+            out,
+            "<tr><th scope=\"row\">{}</th><td>{}</td><td class=\"n\">{}</td><td class=\"n dim\">{} – {}</td><td class=\"{}\">{}</td>\
+             <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"{}\">{}</td></tr>",
+            text(&names[p.a]),
+            text(&names[p.b]),
+            signed(p.kl_difference.value),
+            signed(p.kl_difference.low),
+            signed(p.kl_difference.high),
+            class(p.sign_flip_holm),
+            report::probability(p.sign_flip_holm),
+            p.only_a,
+            p.only_b,
+            class(p.mcnemar_holm),
+            report::probability(p.mcnemar_holm),
+        )?;
+    }
+    out.push_str("</tbody></table></div>\n</details>\n</section>\n");
+    Ok(())
+}
+
+/// Questions that the reference got right and most candidates did not, with picture and answers.
+fn examples(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+    let mut broken: Vec<_> = r
+        .questions
+        .iter()
+        .filter(|q| q.reference.correct == Some(true))
+        .map(|q| {
+            let wrong = q.candidates.iter().filter(|a| a.correct == Some(false)).count();
+            (wrong, q.candidates.iter().filter_map(|a| a.kl).sum::<f64>(), q)
+        })
+        .filter(|(wrong, ..)| *wrong > 0)
+        .collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    broken.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)));
+    out.push_str(
+        "<section aria-labelledby=\"h-ex\">\n<h2 id=\"h-ex\">Where they break</h2>\n<p>Questions that the reference answers \
+         rightly and most others do not.</p>\n<div class=\"cards\">\n",
+    );
+    for (_, _, q) in broken.into_iter().take(EXAMPLES) {
+        out.push_str("<article class=\"card\">\n");
+        if let Some(url) = q.image.as_deref().and_then(|p| thumbnail(Path::new(p))) {
+            writeln!(out, "<img src=\"{url}\" alt=\"The picture of this question\" loading=\"lazy\">")?;
+        }
+        write!(
+            out,
+            "<div><h3>{}</h3>\n<p>Expected <b>{}</b></p>\n<ul>\n",
+            text(&q.question),
+            text(&q.expected)
+        )?;
+        for (answer, name) in q.candidates.iter().zip(names) {
+            let (class, mark, word) =
+                if answer.correct == Some(true) { ("ok", "✓", "right") } else { ("no", "✗", "wrong") };
+            writeln!(
+                out,
+                "<li><span class=\"{class}\" aria-hidden=\"true\">{mark}</span><span class=\"sr\">{word}: </span>\
+                 <span class=\"who\">{}</span> {}</li>",
+                text(name),
+                text(clip(&answer.text))
+            )?;
+        }
+        out.push_str("</ul></div>\n</article>\n");
+    }
+    out.push_str("</div>\n</section>\n");
+    Ok(())
+}
+
+fn method(r: &Report, out: &mut String) -> std::fmt::Result {
+    let (d, c) = (&r.data, &r.cost);
+    write!(
+        out,
+        "<section aria-labelledby=\"h-how\">\n<h2 id=\"h-how\">How it was measured</h2>\n<p>Each picture is embedded once and shared \
+         by all models. The reference answers greedily (at most {} tokens); then all models run teacher-forced on the \
+         same tokens through the same runtime. The reference’s log-probabilities are kept in 16 bits, each within \
+         {:.1e} nats, which adds at most {:.1e} to the divergence of equal models. Intervals: {} bootstrap draws of whole \
+         questions, seed {}.</p>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Files and settings\"><table class=\"plain\">\n<tbody>\n",
+        d.max_tokens, c.cache_log_prob_error, c.cache_kl_bound, d.bootstrap_resamples, d.seed
+    )?;
+    let mut row = |name: &str, value: &str| {
+        writeln!(out, "<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", text(value))
+    };
+    row("Version", &format!("mbq-convert {}", r.version))?;
+    row("Runtime", &r.runtime)?;
+    row("Compute", &format!("{} threads{}", r.threads, if r.gpu_layers == 0 { ", no GPU" } else { "" }))?;
+    row("Time", &format!("{:.1} s in this run; encoding, prefill, scoring and decoding {:.1} s", c.wall_seconds, r.compute_seconds()))?;
+    if let Some(peak) = c.peak_memory_bytes {
+        row("Peak memory", &format!("{:.0} MB", peak as f64 / 1e6))?;
+    }
+    row("Questions", &format!("{} · sha256 {}", d.path, d.sha256))?;
+    row("Reference", &format!("{} · sha256 {}", r.reference.name, r.reference.sha256))?;
+    if let Some(m) = &r.mmproj {
+        row("Projector", &format!("{} · sha256 {}", m.name, m.sha256))?;
+    }
+    for m in r.candidates.iter().map(|c| &c.model) {
+        row("Model", &format!("{} · sha256 {}", m.name, m.sha256))?;
+    }
+    out.push_str("</tbody></table></div>\n</section>\n");
+    Ok(())
+}
+
+fn signed(v: f64) -> String {
+    let digits = report::kl(v.abs());
+    if v < 0.0 { format!("−{digits}") } else { format!("+{digits}") }
+}
+
+fn stem(name: &str) -> String {
+    name.strip_suffix(".gguf").unwrap_or(name).to_owned()
+}
+
+/// Names without what all have in common at the front.
+fn short_names(r: &Report) -> Vec<String> {
+    let stems: Vec<String> = r.candidates.iter().map(|c| stem(&c.model.name)).collect();
+    let Some(first) = stems.first().filter(|_| stems.len() > 1) else { return stems };
+    let cut = (0..first.len())
+        .filter(|i| matches!(first.as_bytes()[*i], b'-' | b'_' | b'.'))
+        .map(|i| i + 1)
+        .filter(|i| stems.iter().all(|s| s.len() > *i && s.as_bytes()[..*i] == first.as_bytes()[..*i]))
+        .max()
+        .unwrap_or(0);
+    // A cut behind an ASCII byte is a character boundary.
+    stems.iter().map(|s| s[cut..].to_owned()).collect()
+}
+
+fn clip(answer: &str) -> &str {
+    match answer.char_indices().nth(90) {
+        Some((at, _)) => &answer[..at],
+        None => answer,
+    }
+}
+
+/// Escapes text for HTML, in elements and quoted attributes.
+pub(super) fn text(raw: &str) -> String {
+    let mut out = String::with_capacity(raw.len());
+    for c in raw.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A small PNG of a picture as a data URL; `None` where it cannot be read any more.
+fn thumbnail(path: &Path) -> Option<String> {
+    let picture = image::ImageReader::open(path).ok()?.with_guessed_format().ok()?.decode().ok()?;
+    let small = picture.thumbnail(THUMBNAIL, THUMBNAIL).to_rgb8();
+    let mut png = std::io::Cursor::new(Vec::new());
+    small.write_to(&mut png, image::ImageFormat::Png).ok()?;
+    Some(format!("data:image/png;base64,{}", base64(png.get_ref())))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for part in bytes.chunks(3) {
+        let word = part.iter().enumerate().fold(0u32, |w, (i, b)| w | u32::from(*b) << (16 - 8 * i));
+        for i in 0..4 {
+            out.push(if i <= part.len() { DIGITS[(word >> (18 - 6 * i)) as usize & 63] as char } else { '=' });
+        }
+    }
+    out
+}
+
+const STYLE: &str = include_str!("page.css");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_the_known_one() {
+        // RFC 4648, section 10.
+        for (raw, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(base64(raw.as_bytes()), coded);
+        }
+    }
+
+    #[test]
+    fn text_cannot_leave_its_place() {
+        assert_eq!(text("<b a=\"1\" c='2'>&"), "&lt;b a=&quot;1&quot; c=&#39;2&#39;&gt;&amp;");
+    }
 }

@@ -9,6 +9,7 @@ pub mod data;
 pub mod engine;
 pub mod header;
 pub mod html;
+pub mod plot;
 pub mod prompt;
 pub mod record;
 pub mod report;

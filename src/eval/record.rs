@@ -30,7 +30,8 @@ pub enum PromptPiece {
 pub fn question_key(question: &Question, picture: Option<&Key>) -> Key {
     let form = format!("question {:?} {}", question.form, picture.is_some());
     let mut hash = Sha256::new();
-    for part in [form.as_bytes(), question.text.as_bytes(), question.answer.as_bytes(), picture.map_or(&[], |p| &p[..])] {
+    for part in [form.as_bytes(), question.text.as_bytes(), question.answer.as_bytes(), picture.map_or(&[], |p| &p[..])]
+    {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

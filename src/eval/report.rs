@@ -275,9 +275,8 @@ fn fidelity(answers: &[&Measures], boot: &Bootstrap) -> Option<Fidelity> {
         return None;
     }
     let cluster = |sum: f64, m: &Measures| Cluster { sum, count: m.kl.len() as f64 };
-    let clusters = |value: &dyn Fn(&Measures) -> f64| -> Vec<Cluster> {
-        answers.iter().map(|m| cluster(value(m), m)).collect()
-    };
+    let clusters =
+        |value: &dyn Fn(&Measures) -> f64| -> Vec<Cluster> { answers.iter().map(|m| cluster(value(m), m)).collect() };
     let mut kl: Vec<f64> = answers.iter().flat_map(|m| m.kl.iter().copied()).collect();
     kl.sort_by(f64::total_cmp);
     let sum = |v: &[f64]| v.iter().sum::<f64>();
@@ -362,11 +361,8 @@ fn pairs(list: &[&Question], models: &[Measured], boot: &Bootstrap) -> Vec<Pair>
 }
 
 fn question(q: &Question, index: usize, models: &[Measured]) -> QuestionResult {
-    let answer = |o: &Outcome| Answer {
-        text: o.answer.clone(),
-        correct: record::correct(q, &o.answer),
-        kl: question_kl(o),
-    };
+    let answer =
+        |o: &Outcome| Answer { text: o.answer.clone(), correct: record::correct(q, &o.answer), kl: question_kl(o) };
     let reference = models.first().map_or("", |m| m.outcomes[index].reference.as_str());
     QuestionResult {
         id: q.id.clone(),
@@ -390,7 +386,9 @@ impl Report {
     /// Seconds of encoding, prefill, scoring and decoding in this report (of all runs that filled the cache).
     pub fn compute_seconds(&self) -> f64 {
         let own = |s: &Speed| s.times.prefill + s.times.score + s.times.decode;
-        self.cost.encode_seconds + own(&self.reference_speed) + self.candidates.iter().map(|c| own(&c.speed)).sum::<f64>()
+        self.cost.encode_seconds
+            + own(&self.reference_speed)
+            + self.candidates.iter().map(|c| own(&c.speed)).sum::<f64>()
     }
 
     /// The tables for a screen.
@@ -419,7 +417,11 @@ impl Report {
                 let rows: Vec<_> = self
                     .candidates
                     .iter()
-                    .filter_map(|c| pick(c).and_then(|s| if side == 0 { s.greedy.as_ref() } else { s.given.as_ref() }).map(|f| (c, f)))
+                    .filter_map(|c| {
+                        pick(c)
+                            .and_then(|s| if side == 0 { s.greedy.as_ref() } else { s.given.as_ref() })
+                            .map(|f| (c, f))
+                    })
                     .collect();
                 let Some((_, first)) = rows.first() else { continue };
                 writeln!(out, "\n{title}, on {what} ({} positions)", first.positions)?;
@@ -461,7 +463,12 @@ impl Report {
         self.write_kinds(out, wide)?;
         self.write_pairs(out)?;
         let cost = &self.cost;
-        write!(out, "\n{:.1} s; encoding, prefill, scoring and decoding {:.1} s", cost.wall_seconds, self.compute_seconds())?;
+        write!(
+            out,
+            "\n{:.1} s; encoding, prefill, scoring and decoding {:.1} s",
+            cost.wall_seconds,
+            self.compute_seconds()
+        )?;
         if let Some(peak) = cost.peak_memory_bytes {
             write!(out, "; peak memory {:.0} MB", peak as f64 / 1e6)?;
         }
@@ -541,7 +548,14 @@ pub(super) fn probability(p: f64) -> String {
 }
 
 pub(super) fn accuracy_text(a: &Accuracy) -> String {
-    format!("{:.1} [{:.1}, {:.1}] ({}/{})", 100.0 * a.all.value, 100.0 * a.all.low, 100.0 * a.all.high, a.correct, a.questions)
+    format!(
+        "{:.1} [{:.1}, {:.1}] ({}/{})",
+        100.0 * a.all.value,
+        100.0 * a.all.low,
+        100.0 * a.all.high,
+        a.correct,
+        a.questions
+    )
 }
 
 fn size_text(m: &ModelInfo) -> String {

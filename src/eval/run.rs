@@ -51,10 +51,14 @@ pub enum EvalError {
     Prompt(#[from] PromptError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("{candidate} and the reference {reference} have different vocabularies ({what}): their probabilities \
-             cannot be compared")]
+    #[error(
+        "{candidate} and the reference {reference} have different vocabularies ({what}): their probabilities \
+             cannot be compared"
+    )]
     Vocabulary { candidate: PathBuf, reference: PathBuf, what: String },
-    #[error("{path} takes embeddings of width {width}, the reference of width {expected}: they cannot share a projector")]
+    #[error(
+        "{path} takes embeddings of width {width}, the reference of width {expected}: they cannot share a projector"
+    )]
     Width { path: PathBuf, width: usize, expected: usize },
     #[error("{path} is a projector (mmproj), not a text model; give it as --mmproj")]
     IsProjector { path: PathBuf },
@@ -133,8 +137,7 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
     let mut models = Vec::new();
     for (i, candidate) in candidates.iter().enumerate() {
         phase(&name(&candidate.path), items.len(), "questions");
-        let mut store =
-            Store::open(&setup.cache, "candidate", &json!({"candidate": digests[1 + i], "of": settings}))?;
+        let mut store = Store::open(&setup.cache, "candidate", &json!({"candidate": digests[1 + i], "of": settings}))?;
         let times = work.candidate(candidate, &items, &mut prompts, &mut references, &mut store)?;
         let outcomes = outcomes(&items, &mut store)?;
         models.push(report::Measured { header: candidate, digest: &digests[1 + i], times, outcomes });
@@ -501,7 +504,11 @@ impl<'w> Work<'w> {
                     None => head.greedy.clone(),
                     Some(next) => {
                         let start = [&head.greedy[..agreed], &[*next]].concat();
-                        if decoder.model().ends(*next) { start } else { decoder.generate(&start, self.setup.max_tokens)? }
+                        if decoder.model().ends(*next) {
+                            start
+                        } else {
+                            decoder.generate(&start, self.setup.max_tokens)?
+                        }
                     }
                 };
                 answer_text(decoder.model(), &tokens)

@@ -565,7 +565,6 @@ pub struct ggml_backend_buffer {
 }
 pub struct Mtmd {
     __library: ::libloading::Library,
-    pub ggml_backend_load_all: unsafe extern "C" fn(),
     pub ggml_backend_load_all_from_path: unsafe extern "C" fn(
         dir_path: *const ::std::os::raw::c_char,
     ),
@@ -583,9 +582,7 @@ pub struct Mtmd {
         params: llama_context_params,
     ) -> *mut llama_context,
     pub llama_free: unsafe extern "C" fn(ctx: *mut llama_context),
-    pub llama_n_ctx: unsafe extern "C" fn(ctx: *const llama_context) -> u32,
     pub llama_n_batch: unsafe extern "C" fn(ctx: *const llama_context) -> u32,
-    pub llama_n_ubatch: unsafe extern "C" fn(ctx: *const llama_context) -> u32,
     pub llama_get_memory: unsafe extern "C" fn(
         ctx: *const llama_context,
     ) -> llama_memory_t,
@@ -595,19 +592,10 @@ pub struct Mtmd {
     pub llama_model_n_ctx_train: unsafe extern "C" fn(model: *const llama_model) -> i32,
     pub llama_model_n_embd_inp: unsafe extern "C" fn(model: *const llama_model) -> i32,
     pub llama_vocab_n_tokens: unsafe extern "C" fn(vocab: *const llama_vocab) -> i32,
-    pub llama_model_desc: unsafe extern "C" fn(
-        model: *const llama_model,
-        buf: *mut ::std::os::raw::c_char,
-        buf_size: usize,
-    ) -> i32,
     pub llama_model_chat_template: unsafe extern "C" fn(
         model: *const llama_model,
         name: *const ::std::os::raw::c_char,
     ) -> *const ::std::os::raw::c_char,
-    pub llama_model_has_encoder: unsafe extern "C" fn(model: *const llama_model) -> bool,
-    pub llama_model_is_recurrent: unsafe extern "C" fn(
-        model: *const llama_model,
-    ) -> bool,
     pub llama_memory_clear: unsafe extern "C" fn(mem: llama_memory_t, data: bool),
     pub llama_memory_seq_rm: unsafe extern "C" fn(
         mem: llama_memory_t,
@@ -622,25 +610,14 @@ pub struct Mtmd {
         p0: llama_pos,
         p1: llama_pos,
     ),
-    pub llama_batch_init: unsafe extern "C" fn(
-        n_tokens: i32,
-        embd: i32,
-        n_seq_max: i32,
-    ) -> llama_batch,
-    pub llama_batch_free: unsafe extern "C" fn(batch: llama_batch),
     pub llama_decode: unsafe extern "C" fn(
         ctx: *mut llama_context,
         batch: llama_batch,
     ) -> i32,
-    pub llama_synchronize: unsafe extern "C" fn(ctx: *mut llama_context),
     pub llama_get_logits_ith: unsafe extern "C" fn(
         ctx: *mut llama_context,
         i: i32,
     ) -> *mut f32,
-    pub llama_vocab_get_text: unsafe extern "C" fn(
-        vocab: *const llama_vocab,
-        token: llama_token,
-    ) -> *const ::std::os::raw::c_char,
     pub llama_vocab_is_eog: unsafe extern "C" fn(
         vocab: *const llama_vocab,
         token: llama_token,
@@ -671,7 +648,6 @@ pub struct Mtmd {
         log_callback: ggml_log_callback,
         user_data: *mut ::std::os::raw::c_void,
     ),
-    pub mtmd_default_marker: unsafe extern "C" fn() -> *const ::std::os::raw::c_char,
     pub mtmd_context_params_default: unsafe extern "C" fn() -> mtmd_context_params,
     pub mtmd_init_from_file: unsafe extern "C" fn(
         mmproj_fname: *const ::std::os::raw::c_char,
@@ -700,9 +676,6 @@ pub struct Mtmd {
     pub mtmd_input_chunk_get_n_tokens: unsafe extern "C" fn(
         chunk: *const mtmd_input_chunk,
     ) -> usize,
-    pub mtmd_input_chunk_get_n_pos: unsafe extern "C" fn(
-        chunk: *const mtmd_input_chunk,
-    ) -> llama_pos,
     pub mtmd_input_chunk_free: unsafe extern "C" fn(chunk: *mut mtmd_input_chunk),
     pub mtmd_input_chunk_save: unsafe extern "C" fn(
         chunk: *const mtmd_input_chunk,
@@ -726,21 +699,11 @@ pub struct Mtmd {
         chunk: *const mtmd_input_chunk,
     ) -> i32,
     pub mtmd_get_output_embd: unsafe extern "C" fn(ctx: *mut mtmd_context) -> *mut f32,
-    pub mtmd_log_set: unsafe extern "C" fn(
-        log_callback: ggml_log_callback,
-        user_data: *mut ::std::os::raw::c_void,
-    ),
     pub mtmd_helper_init_opt_default: unsafe extern "C" fn() -> mtmd_helper_init_opt,
     pub mtmd_helper_log_set: unsafe extern "C" fn(
         log_callback: ggml_log_callback,
         user_data: *mut ::std::os::raw::c_void,
     ),
-    pub mtmd_helper_bitmap_init_from_file: unsafe extern "C" fn(
-        ctx: *const mtmd_context,
-        fname: *const ::std::os::raw::c_char,
-        placeholder: bool,
-        opt: mtmd_helper_init_opt,
-    ) -> mtmd_helper_bitmap_wrapper,
     pub mtmd_helper_bitmap_init_from_buf: unsafe extern "C" fn(
         ctx: *const mtmd_context,
         buf: *const ::std::os::raw::c_uchar,
@@ -774,8 +737,6 @@ impl Mtmd {
         L: Into<::libloading::Library>,
     {
         let __library = library.into();
-        let ggml_backend_load_all = unsafe { __library.get(b"ggml_backend_load_all\0") }
-            .map(|sym| *sym)?;
         let ggml_backend_load_all_from_path = unsafe {
             __library.get(b"ggml_backend_load_all_from_path\0")
         }
@@ -801,10 +762,7 @@ impl Mtmd {
         let llama_init_from_model = unsafe { __library.get(b"llama_init_from_model\0") }
             .map(|sym| *sym)?;
         let llama_free = unsafe { __library.get(b"llama_free\0") }.map(|sym| *sym)?;
-        let llama_n_ctx = unsafe { __library.get(b"llama_n_ctx\0") }.map(|sym| *sym)?;
         let llama_n_batch = unsafe { __library.get(b"llama_n_batch\0") }
-            .map(|sym| *sym)?;
-        let llama_n_ubatch = unsafe { __library.get(b"llama_n_ubatch\0") }
             .map(|sym| *sym)?;
         let llama_get_memory = unsafe { __library.get(b"llama_get_memory\0") }
             .map(|sym| *sym)?;
@@ -820,18 +778,8 @@ impl Mtmd {
             .map(|sym| *sym)?;
         let llama_vocab_n_tokens = unsafe { __library.get(b"llama_vocab_n_tokens\0") }
             .map(|sym| *sym)?;
-        let llama_model_desc = unsafe { __library.get(b"llama_model_desc\0") }
-            .map(|sym| *sym)?;
         let llama_model_chat_template = unsafe {
             __library.get(b"llama_model_chat_template\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_model_has_encoder = unsafe {
-            __library.get(b"llama_model_has_encoder\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_model_is_recurrent = unsafe {
-            __library.get(b"llama_model_is_recurrent\0")
         }
             .map(|sym| *sym)?;
         let llama_memory_clear = unsafe { __library.get(b"llama_memory_clear\0") }
@@ -840,16 +788,8 @@ impl Mtmd {
             .map(|sym| *sym)?;
         let llama_memory_seq_cp = unsafe { __library.get(b"llama_memory_seq_cp\0") }
             .map(|sym| *sym)?;
-        let llama_batch_init = unsafe { __library.get(b"llama_batch_init\0") }
-            .map(|sym| *sym)?;
-        let llama_batch_free = unsafe { __library.get(b"llama_batch_free\0") }
-            .map(|sym| *sym)?;
         let llama_decode = unsafe { __library.get(b"llama_decode\0") }.map(|sym| *sym)?;
-        let llama_synchronize = unsafe { __library.get(b"llama_synchronize\0") }
-            .map(|sym| *sym)?;
         let llama_get_logits_ith = unsafe { __library.get(b"llama_get_logits_ith\0") }
-            .map(|sym| *sym)?;
-        let llama_vocab_get_text = unsafe { __library.get(b"llama_vocab_get_text\0") }
             .map(|sym| *sym)?;
         let llama_vocab_is_eog = unsafe { __library.get(b"llama_vocab_is_eog\0") }
             .map(|sym| *sym)?;
@@ -872,8 +812,6 @@ impl Mtmd {
         }
             .map(|sym| *sym)?;
         let llama_log_set = unsafe { __library.get(b"llama_log_set\0") }
-            .map(|sym| *sym)?;
-        let mtmd_default_marker = unsafe { __library.get(b"mtmd_default_marker\0") }
             .map(|sym| *sym)?;
         let mtmd_context_params_default = unsafe {
             __library.get(b"mtmd_context_params_default\0")
@@ -912,10 +850,6 @@ impl Mtmd {
             __library.get(b"mtmd_input_chunk_get_n_tokens\0")
         }
             .map(|sym| *sym)?;
-        let mtmd_input_chunk_get_n_pos = unsafe {
-            __library.get(b"mtmd_input_chunk_get_n_pos\0")
-        }
-            .map(|sym| *sym)?;
         let mtmd_input_chunk_free = unsafe { __library.get(b"mtmd_input_chunk_free\0") }
             .map(|sym| *sym)?;
         let mtmd_input_chunk_save = unsafe { __library.get(b"mtmd_input_chunk_save\0") }
@@ -928,16 +862,11 @@ impl Mtmd {
             .map(|sym| *sym)?;
         let mtmd_get_output_embd = unsafe { __library.get(b"mtmd_get_output_embd\0") }
             .map(|sym| *sym)?;
-        let mtmd_log_set = unsafe { __library.get(b"mtmd_log_set\0") }.map(|sym| *sym)?;
         let mtmd_helper_init_opt_default = unsafe {
             __library.get(b"mtmd_helper_init_opt_default\0")
         }
             .map(|sym| *sym)?;
         let mtmd_helper_log_set = unsafe { __library.get(b"mtmd_helper_log_set\0") }
-            .map(|sym| *sym)?;
-        let mtmd_helper_bitmap_init_from_file = unsafe {
-            __library.get(b"mtmd_helper_bitmap_init_from_file\0")
-        }
             .map(|sym| *sym)?;
         let mtmd_helper_bitmap_init_from_buf = unsafe {
             __library.get(b"mtmd_helper_bitmap_init_from_buf\0")
@@ -949,7 +878,6 @@ impl Mtmd {
             .map(|sym| *sym)?;
         Ok(Mtmd {
             __library,
-            ggml_backend_load_all,
             ggml_backend_load_all_from_path,
             llama_version,
             llama_model_default_params,
@@ -959,27 +887,18 @@ impl Mtmd {
             llama_model_free,
             llama_init_from_model,
             llama_free,
-            llama_n_ctx,
             llama_n_batch,
-            llama_n_ubatch,
             llama_get_memory,
             llama_model_get_vocab,
             llama_model_n_ctx_train,
             llama_model_n_embd_inp,
             llama_vocab_n_tokens,
-            llama_model_desc,
             llama_model_chat_template,
-            llama_model_has_encoder,
-            llama_model_is_recurrent,
             llama_memory_clear,
             llama_memory_seq_rm,
             llama_memory_seq_cp,
-            llama_batch_init,
-            llama_batch_free,
             llama_decode,
-            llama_synchronize,
             llama_get_logits_ith,
-            llama_vocab_get_text,
             llama_vocab_is_eog,
             llama_vocab_bos,
             llama_vocab_eos,
@@ -989,7 +908,6 @@ impl Mtmd {
             llama_token_to_piece,
             llama_print_system_info,
             llama_log_set,
-            mtmd_default_marker,
             mtmd_context_params_default,
             mtmd_init_from_file,
             mtmd_free,
@@ -1002,23 +920,17 @@ impl Mtmd {
             mtmd_input_chunk_get_type,
             mtmd_input_chunk_get_tokens_text,
             mtmd_input_chunk_get_n_tokens,
-            mtmd_input_chunk_get_n_pos,
             mtmd_input_chunk_free,
             mtmd_input_chunk_save,
             mtmd_input_chunk_load,
             mtmd_tokenize,
             mtmd_encode_chunk,
             mtmd_get_output_embd,
-            mtmd_log_set,
             mtmd_helper_init_opt_default,
             mtmd_helper_log_set,
-            mtmd_helper_bitmap_init_from_file,
             mtmd_helper_bitmap_init_from_buf,
             mtmd_helper_decode_image_chunk,
         })
-    }
-    pub unsafe fn ggml_backend_load_all(&self) {
-        unsafe { (self.ggml_backend_load_all)() }
     }
     pub unsafe fn ggml_backend_load_all_from_path(
         &self,
@@ -1058,14 +970,8 @@ impl Mtmd {
     pub unsafe fn llama_free(&self, ctx: *mut llama_context) {
         unsafe { (self.llama_free)(ctx) }
     }
-    pub unsafe fn llama_n_ctx(&self, ctx: *const llama_context) -> u32 {
-        unsafe { (self.llama_n_ctx)(ctx) }
-    }
     pub unsafe fn llama_n_batch(&self, ctx: *const llama_context) -> u32 {
         unsafe { (self.llama_n_batch)(ctx) }
-    }
-    pub unsafe fn llama_n_ubatch(&self, ctx: *const llama_context) -> u32 {
-        unsafe { (self.llama_n_ubatch)(ctx) }
     }
     pub unsafe fn llama_get_memory(&self, ctx: *const llama_context) -> llama_memory_t {
         unsafe { (self.llama_get_memory)(ctx) }
@@ -1085,26 +991,12 @@ impl Mtmd {
     pub unsafe fn llama_vocab_n_tokens(&self, vocab: *const llama_vocab) -> i32 {
         unsafe { (self.llama_vocab_n_tokens)(vocab) }
     }
-    pub unsafe fn llama_model_desc(
-        &self,
-        model: *const llama_model,
-        buf: *mut ::std::os::raw::c_char,
-        buf_size: usize,
-    ) -> i32 {
-        unsafe { (self.llama_model_desc)(model, buf, buf_size) }
-    }
     pub unsafe fn llama_model_chat_template(
         &self,
         model: *const llama_model,
         name: *const ::std::os::raw::c_char,
     ) -> *const ::std::os::raw::c_char {
         unsafe { (self.llama_model_chat_template)(model, name) }
-    }
-    pub unsafe fn llama_model_has_encoder(&self, model: *const llama_model) -> bool {
-        unsafe { (self.llama_model_has_encoder)(model) }
-    }
-    pub unsafe fn llama_model_is_recurrent(&self, model: *const llama_model) -> bool {
-        unsafe { (self.llama_model_is_recurrent)(model) }
     }
     pub unsafe fn llama_memory_clear(&self, mem: llama_memory_t, data: bool) {
         unsafe { (self.llama_memory_clear)(mem, data) }
@@ -1128,17 +1020,6 @@ impl Mtmd {
     ) {
         unsafe { (self.llama_memory_seq_cp)(mem, seq_id_src, seq_id_dst, p0, p1) }
     }
-    pub unsafe fn llama_batch_init(
-        &self,
-        n_tokens: i32,
-        embd: i32,
-        n_seq_max: i32,
-    ) -> llama_batch {
-        unsafe { (self.llama_batch_init)(n_tokens, embd, n_seq_max) }
-    }
-    pub unsafe fn llama_batch_free(&self, batch: llama_batch) {
-        unsafe { (self.llama_batch_free)(batch) }
-    }
     pub unsafe fn llama_decode(
         &self,
         ctx: *mut llama_context,
@@ -1146,22 +1027,12 @@ impl Mtmd {
     ) -> i32 {
         unsafe { (self.llama_decode)(ctx, batch) }
     }
-    pub unsafe fn llama_synchronize(&self, ctx: *mut llama_context) {
-        unsafe { (self.llama_synchronize)(ctx) }
-    }
     pub unsafe fn llama_get_logits_ith(
         &self,
         ctx: *mut llama_context,
         i: i32,
     ) -> *mut f32 {
         unsafe { (self.llama_get_logits_ith)(ctx, i) }
-    }
-    pub unsafe fn llama_vocab_get_text(
-        &self,
-        vocab: *const llama_vocab,
-        token: llama_token,
-    ) -> *const ::std::os::raw::c_char {
-        unsafe { (self.llama_vocab_get_text)(vocab, token) }
     }
     pub unsafe fn llama_vocab_is_eog(
         &self,
@@ -1228,9 +1099,6 @@ impl Mtmd {
     ) {
         unsafe { (self.llama_log_set)(log_callback, user_data) }
     }
-    pub unsafe fn mtmd_default_marker(&self) -> *const ::std::os::raw::c_char {
-        unsafe { (self.mtmd_default_marker)() }
-    }
     pub unsafe fn mtmd_context_params_default(&self) -> mtmd_context_params {
         unsafe { (self.mtmd_context_params_default)() }
     }
@@ -1289,12 +1157,6 @@ impl Mtmd {
     ) -> usize {
         unsafe { (self.mtmd_input_chunk_get_n_tokens)(chunk) }
     }
-    pub unsafe fn mtmd_input_chunk_get_n_pos(
-        &self,
-        chunk: *const mtmd_input_chunk,
-    ) -> llama_pos {
-        unsafe { (self.mtmd_input_chunk_get_n_pos)(chunk) }
-    }
     pub unsafe fn mtmd_input_chunk_free(&self, chunk: *mut mtmd_input_chunk) {
         unsafe { (self.mtmd_input_chunk_free)(chunk) }
     }
@@ -1336,13 +1198,6 @@ impl Mtmd {
     pub unsafe fn mtmd_get_output_embd(&self, ctx: *mut mtmd_context) -> *mut f32 {
         unsafe { (self.mtmd_get_output_embd)(ctx) }
     }
-    pub unsafe fn mtmd_log_set(
-        &self,
-        log_callback: ggml_log_callback,
-        user_data: *mut ::std::os::raw::c_void,
-    ) {
-        unsafe { (self.mtmd_log_set)(log_callback, user_data) }
-    }
     pub unsafe fn mtmd_helper_init_opt_default(&self) -> mtmd_helper_init_opt {
         unsafe { (self.mtmd_helper_init_opt_default)() }
     }
@@ -1352,15 +1207,6 @@ impl Mtmd {
         user_data: *mut ::std::os::raw::c_void,
     ) {
         unsafe { (self.mtmd_helper_log_set)(log_callback, user_data) }
-    }
-    pub unsafe fn mtmd_helper_bitmap_init_from_file(
-        &self,
-        ctx: *const mtmd_context,
-        fname: *const ::std::os::raw::c_char,
-        placeholder: bool,
-        opt: mtmd_helper_init_opt,
-    ) -> mtmd_helper_bitmap_wrapper {
-        unsafe { (self.mtmd_helper_bitmap_init_from_file)(ctx, fname, placeholder, opt) }
     }
     pub unsafe fn mtmd_helper_bitmap_init_from_buf(
         &self,
