@@ -5,15 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use mbq_convert::eval::engine::Compute;
 use mbq_convert::eval::{html, run};
-use mbq_convert::events::Observer;
 
-/// Measure what quantised models lost, with pictures in the prompt.
-///
+use super::progress::Bars;
+
 /// Every candidate runs teacher-forced on the reference's own greedy answers and on the given ones; reported are
 /// the KL divergence from the reference, top-1 agreement, perplexity ratio and exact-match accuracy with 95 %
 /// bootstrap intervals, and paired tests between candidates. Interrupt it at any time: the same command resumes.
 #[derive(Debug, clap::Args)]
-pub struct EvalArgs {
+pub struct Args {
     /// GGUF models to measure.
     #[arg(required = true, value_name = "CANDIDATE.gguf")]
     pub candidates: Vec<PathBuf>,
@@ -60,10 +59,13 @@ pub struct EvalArgs {
     /// Seed of the resampling.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// No progress bars.
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
-/// Runs the command; `runtime` is the folder of the built-in runtime, used where the arguments name none.
-pub fn eval(args: EvalArgs, runtime: &dyn Fn() -> anyhow::Result<PathBuf>, observer: &dyn Observer) -> anyhow::Result<()> {
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
     for output in [&args.json, &args.html].into_iter().flatten() {
         writable(output)?;
     }
@@ -79,14 +81,16 @@ pub fn eval(args: EvalArgs, runtime: &dyn Fn() -> anyhow::Result<PathBuf>, obser
         mmproj: args.mmproj,
         data: args.data,
         limit: args.limit,
-        runtime: args.runtime.map_or_else(runtime, Ok)?,
+        runtime: args.runtime.map_or_else(default_runtime, Ok)?,
         cache: args.cache.map_or_else(default_cache, Ok)?,
         compute: Compute { threads, gpu_layers: args.gpu_layers, batch: 512 },
         max_tokens: args.max_tokens.max(1),
         resamples: args.resamples,
         seed: args.seed,
     };
-    let report = run::run(&setup, observer)?;
+    let bars = Bars::new(args.quiet);
+    let report = run::run(&setup, &bars)?;
+    bars.clear();
     let to_screen = args.json.as_deref() == Some(Path::new("-"));
     if to_screen {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -100,6 +104,10 @@ pub fn eval(args: EvalArgs, runtime: &dyn Fn() -> anyhow::Result<PathBuf>, obser
         write(&path, html::page(&report).as_bytes())?;
     }
     Ok(())
+}
+
+fn default_runtime() -> anyhow::Result<PathBuf> {
+    anyhow::bail!("give the folder of a runtime with --runtime")
 }
 
 /// Beside the runtime's own cache: `$XDG_CACHE_HOME` or `~/.cache`.

@@ -1,6 +1,7 @@
 //! The command line: arguments, progress bars, messages. `mbq-convert MODEL -o model.gguf` is the main job; the
 //! subcommands beside it are one file each.
 mod convert;
+mod eval;
 mod inspect;
 mod progress;
 
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measures what quantised models lost against a reference, with pictures in the prompt
+    Eval(eval::Args),
     /// Lists what a GGUF file holds
     Inspect(inspect::Args),
 }
@@ -28,6 +31,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         None => convert::run(cli.convert),
+        Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
     };
     match result {

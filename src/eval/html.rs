@@ -47,7 +47,11 @@ fn write_page(r: &Report, out: &mut String) -> std::fmt::Result {
 
 fn header(r: &Report, out: &mut String) -> std::fmt::Result {
     let d = &r.data;
-    write!(out, "<header>\n<p class=\"eyebrow\">mbq-convert eval</p>\n<h1>{} quantised: what it cost</h1>\n", text(&stem(&r.reference.name)))?;
+    write!(
+        out,
+        "<header>\n<p class=\"eyebrow\">mbq-convert eval</p>\n<h1>{} quantised: what it cost</h1>\n",
+        text(&stem(&r.reference.name))
+    )?;
     let subject = match (d.with_picture, d.text_only) {
         (p, 0) => format!("{p} questions about pictures"),
         (0, t) => format!("{t} questions without pictures"),
@@ -65,7 +69,14 @@ fn header(r: &Report, out: &mut String) -> std::fmt::Result {
     )?;
     out.push_str("<dl class=\"facts\">\n");
     let mut fact = |name: &str, value: String| writeln!(out, "<div><dt>{name}</dt><dd>{value}</dd></div>");
-    fact("Reference", format!("{:.1} MB · {} bits per weight", r.reference.file_bytes as f64 / 1e6, report::bits(r.reference.bits_per_weight)))?;
+    fact(
+        "Reference",
+        format!(
+            "{:.1} MB · {} bits per weight",
+            r.reference.file_bytes as f64 / 1e6,
+            report::bits(r.reference.bits_per_weight)
+        ),
+    )?;
     if let Some(a) = &r.reference_accuracy {
         fact("Reference accuracy", format!("{:.1} % ({} of {})", 100.0 * a.all.value, a.correct, a.questions))?;
     }
@@ -314,12 +325,7 @@ fn examples(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result 
         if let Some(url) = q.image.as_deref().and_then(|p| thumbnail(Path::new(p))) {
             writeln!(out, "<img src=\"{url}\" alt=\"The picture of this question\" loading=\"lazy\">")?;
         }
-        write!(
-            out,
-            "<div><h3>{}</h3>\n<p>Expected <b>{}</b></p>\n<ul>\n",
-            text(&q.question),
-            text(&q.expected)
-        )?;
+        write!(out, "<div><h3>{}</h3>\n<p>Expected <b>{}</b></p>\n<ul>\n", text(&q.question), text(&q.expected))?;
         for (answer, name) in q.candidates.iter().zip(names) {
             let (class, mark, word) =
                 if answer.correct == Some(true) { ("ok", "✓", "right") } else { ("no", "✗", "wrong") };
@@ -348,13 +354,19 @@ fn method(r: &Report, out: &mut String) -> std::fmt::Result {
          questions, seed {}.</p>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Files and settings\"><table class=\"plain\">\n<tbody>\n",
         d.max_tokens, c.cache_log_prob_error, c.cache_kl_bound, d.bootstrap_resamples, d.seed
     )?;
-    let mut row = |name: &str, value: &str| {
-        writeln!(out, "<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", text(value))
-    };
+    let mut row =
+        |name: &str, value: &str| writeln!(out, "<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", text(value));
     row("Version", &format!("mbq-convert {}", r.version))?;
     row("Runtime", &r.runtime)?;
     row("Compute", &format!("{} threads{}", r.threads, if r.gpu_layers == 0 { ", no GPU" } else { "" }))?;
-    row("Time", &format!("{:.1} s in this run; encoding, prefill, scoring and decoding {:.1} s", c.wall_seconds, r.compute_seconds()))?;
+    row(
+        "Time",
+        &format!(
+            "{:.1} s in this run; encoding, prefill, scoring and decoding {:.1} s",
+            c.wall_seconds,
+            r.compute_seconds()
+        ),
+    )?;
     if let Some(peak) = c.peak_memory_bytes {
         row("Peak memory", &format!("{:.0} MB", peak as f64 / 1e6))?;
     }

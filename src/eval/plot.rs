@@ -53,10 +53,19 @@ pub fn scatter(out: &mut String, points: &[Point], width: f64, height: f64, clas
     for p in points {
         let (x, low, high) = (frame.at_x(p.x), frame.at_y(p.y.low), frame.at_y(p.y.high));
         let y = frame.at_y(p.y.value);
-        writeln!(out, "<line class=\"s{}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\" stroke-width=\"1.5\"/>", p.series)?;
+        writeln!(
+            out,
+            "<line class=\"s{}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\" stroke-width=\"1.5\"/>",
+            p.series
+        )?;
         match p.series {
             0 => writeln!(out, "<circle class=\"s0\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\"/>")?,
-            _ => writeln!(out, "<rect class=\"s1\" x=\"{:.1}\" y=\"{:.1}\" width=\"8\" height=\"8\"/>", x - 4.0, y - 4.0)?,
+            _ => writeln!(
+                out,
+                "<rect class=\"s1\" x=\"{:.1}\" y=\"{:.1}\" width=\"8\" height=\"8\"/>",
+                x - 4.0,
+                y - 4.0
+            )?,
         }
     }
     labels(out, &frame, points)?;
@@ -66,7 +75,8 @@ pub fn scatter(out: &mut String, points: &[Point], width: f64, height: f64, clas
 
 fn frame(points: &[Point], width: f64, height: f64) -> Frame {
     let shown = |v: f64| v.max(FLOOR).log10();
-    let fold = |f: &dyn Fn(&Point) -> f64, start: f64, pick: fn(f64, f64) -> f64| points.iter().map(f).fold(start, pick);
+    let fold =
+        |f: &dyn Fn(&Point) -> f64, start: f64, pick: fn(f64, f64) -> f64| points.iter().map(f).fold(start, pick);
     let low = fold(&|p| shown(p.y.low), f64::INFINITY, f64::min).floor();
     let high = fold(&|p| shown(p.y.high), f64::NEG_INFINITY, f64::max).ceil();
     let (x0, x1) = (fold(&|p| p.x, f64::INFINITY, f64::min), fold(&|p| p.x, 0.0, f64::max));
@@ -95,7 +105,10 @@ fn axes(out: &mut String, f: &Frame, height: f64) -> std::fmt::Result {
         writeln!(
             out,
             "<line class=\"grid\" x1=\"{:.1}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/><text class=\"axis\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{name}</text>",
-            f.left, f.right, f.left - 8.0, y + 4.0
+            f.left,
+            f.right,
+            f.left - 8.0,
+            y + 4.0
         )?;
         decade += 1.0;
     }
@@ -107,7 +120,9 @@ fn axes(out: &mut String, f: &Frame, height: f64) -> std::fmt::Result {
         writeln!(
             out,
             "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/><text class=\"axis\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>",
-            f.bottom, f.bottom + 5.0, f.bottom + 20.0
+            f.bottom,
+            f.bottom + 5.0,
+            f.bottom + 20.0
         )?;
         tick += step;
     }
@@ -179,7 +194,11 @@ fn labels(out: &mut String, f: &Frame, points: &[Point]) -> std::fmt::Result {
         let spot = fit(place);
         if place.1.abs() > 20.0 {
             let near = if place.0 > 0.0 { spot[0] } else { spot[2] };
-            writeln!(out, "<line class=\"lead-line\" x1=\"{x:.1}\" y1=\"{y:.1}\" x2=\"{near:.1}\" y2=\"{:.1}\"/>", y + place.1)?;
+            writeln!(
+                out,
+                "<line class=\"lead-line\" x1=\"{x:.1}\" y1=\"{y:.1}\" x2=\"{near:.1}\" y2=\"{:.1}\"/>",
+                y + place.1
+            )?;
         }
         let (at, anchor) = if place.0 > 0.0 { (spot[0], "start") } else { (spot[2], "end") };
         writeln!(

@@ -177,9 +177,7 @@ pub struct ggml_tensor {
     pub extra: *mut ::std::os::raw::c_void,
     pub padding: [::std::os::raw::c_char; 8usize],
 }
-pub type ggml_abort_callback = ::std::option::Option<
-    unsafe extern "C" fn(data: *mut ::std::os::raw::c_void) -> bool,
->;
+pub type ggml_abort_callback = ::std::option::Option<unsafe extern "C" fn(data: *mut ::std::os::raw::c_void) -> bool>;
 pub type ggml_log_callback = ::std::option::Option<
     unsafe extern "C" fn(
         level: ggml_log_level,
@@ -200,11 +198,7 @@ pub struct ggml_backend_device {
 }
 pub type ggml_backend_dev_t = *mut ggml_backend_device;
 pub type ggml_backend_sched_eval_callback = ::std::option::Option<
-    unsafe extern "C" fn(
-        t: *mut ggml_tensor,
-        ask: bool,
-        user_data: *mut ::std::os::raw::c_void,
-    ) -> bool,
+    unsafe extern "C" fn(t: *mut ggml_tensor, ask: bool, user_data: *mut ::std::os::raw::c_void) -> bool,
 >;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -286,9 +280,8 @@ pub struct llama_token_data_array {
     pub selected: i64,
     pub sorted: bool,
 }
-pub type llama_progress_callback = ::std::option::Option<
-    unsafe extern "C" fn(progress: f32, user_data: *mut ::std::os::raw::c_void) -> bool,
->;
+pub type llama_progress_callback =
+    ::std::option::Option<unsafe extern "C" fn(progress: f32, user_data: *mut ::std::os::raw::c_void) -> bool>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct llama_batch {
@@ -407,22 +400,12 @@ pub struct llama_sampler_data {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct llama_sampler_i {
-    pub name: ::std::option::Option<
-        unsafe extern "C" fn(smpl: *const llama_sampler) -> *const ::std::os::raw::c_char,
-    >,
-    pub accept: ::std::option::Option<
-        unsafe extern "C" fn(smpl: *mut llama_sampler, token: llama_token),
-    >,
-    pub apply: ::std::option::Option<
-        unsafe extern "C" fn(
-            smpl: *mut llama_sampler,
-            cur_p: *mut llama_token_data_array,
-        ),
-    >,
+    pub name: ::std::option::Option<unsafe extern "C" fn(smpl: *const llama_sampler) -> *const ::std::os::raw::c_char>,
+    pub accept: ::std::option::Option<unsafe extern "C" fn(smpl: *mut llama_sampler, token: llama_token)>,
+    pub apply:
+        ::std::option::Option<unsafe extern "C" fn(smpl: *mut llama_sampler, cur_p: *mut llama_token_data_array)>,
     pub reset: ::std::option::Option<unsafe extern "C" fn(smpl: *mut llama_sampler)>,
-    pub clone: ::std::option::Option<
-        unsafe extern "C" fn(smpl: *const llama_sampler) -> *mut llama_sampler,
-    >,
+    pub clone: ::std::option::Option<unsafe extern "C" fn(smpl: *const llama_sampler) -> *mut llama_sampler>,
     pub free: ::std::option::Option<unsafe extern "C" fn(smpl: *mut llama_sampler)>,
     pub backend_init: ::std::option::Option<
         unsafe extern "C" fn(
@@ -447,15 +430,9 @@ pub struct llama_sampler_i {
             data: *mut llama_sampler_data,
         ),
     >,
-    pub backend_set_input: ::std::option::Option<
-        unsafe extern "C" fn(smpl: *mut llama_sampler),
-    >,
-    pub backend_reset: ::std::option::Option<
-        unsafe extern "C" fn(smpl: *mut llama_sampler),
-    >,
-    pub copy_state: ::std::option::Option<
-        unsafe extern "C" fn(src: *const llama_sampler, dst: *mut llama_sampler),
-    >,
+    pub backend_set_input: ::std::option::Option<unsafe extern "C" fn(smpl: *mut llama_sampler)>,
+    pub backend_reset: ::std::option::Option<unsafe extern "C" fn(smpl: *mut llama_sampler)>,
+    pub copy_state: ::std::option::Option<unsafe extern "C" fn(src: *const llama_sampler, dst: *mut llama_sampler)>,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -496,9 +473,8 @@ pub struct mtmd_input_text {
     pub add_special: bool,
     pub parse_special: bool,
 }
-pub type mtmd_progress_callback = ::std::option::Option<
-    unsafe extern "C" fn(progress: f32, user_data: *mut ::std::os::raw::c_void) -> bool,
->;
+pub type mtmd_progress_callback =
+    ::std::option::Option<unsafe extern "C" fn(progress: f32, user_data: *mut ::std::os::raw::c_void) -> bool>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct mtmd_context_params {
@@ -553,10 +529,7 @@ pub struct mtmd_helper_embd_batch {
     pub seq_id: llama_seq_id,
 }
 pub type mtmd_helper_post_decode_callback = ::std::option::Option<
-    unsafe extern "C" fn(
-        batch: *const mtmd_helper_embd_batch,
-        user_data: *mut ::std::os::raw::c_void,
-    ) -> i32,
+    unsafe extern "C" fn(batch: *const mtmd_helper_embd_batch, user_data: *mut ::std::os::raw::c_void) -> i32,
 >;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -565,30 +538,20 @@ pub struct ggml_backend_buffer {
 }
 pub struct Mtmd {
     __library: ::libloading::Library,
-    pub ggml_backend_load_all_from_path: unsafe extern "C" fn(
-        dir_path: *const ::std::os::raw::c_char,
-    ),
+    pub ggml_backend_load_all_from_path: unsafe extern "C" fn(dir_path: *const ::std::os::raw::c_char),
     pub llama_version: unsafe extern "C" fn() -> *const ::std::os::raw::c_char,
     pub llama_model_default_params: unsafe extern "C" fn() -> llama_model_params,
     pub llama_context_default_params: unsafe extern "C" fn() -> llama_context_params,
     pub llama_backend_init: unsafe extern "C" fn(),
-    pub llama_model_load_from_file: unsafe extern "C" fn(
-        path_model: *const ::std::os::raw::c_char,
-        params: llama_model_params,
-    ) -> *mut llama_model,
+    pub llama_model_load_from_file:
+        unsafe extern "C" fn(path_model: *const ::std::os::raw::c_char, params: llama_model_params) -> *mut llama_model,
     pub llama_model_free: unsafe extern "C" fn(model: *mut llama_model),
-    pub llama_init_from_model: unsafe extern "C" fn(
-        model: *mut llama_model,
-        params: llama_context_params,
-    ) -> *mut llama_context,
+    pub llama_init_from_model:
+        unsafe extern "C" fn(model: *mut llama_model, params: llama_context_params) -> *mut llama_context,
     pub llama_free: unsafe extern "C" fn(ctx: *mut llama_context),
     pub llama_n_batch: unsafe extern "C" fn(ctx: *const llama_context) -> u32,
-    pub llama_get_memory: unsafe extern "C" fn(
-        ctx: *const llama_context,
-    ) -> llama_memory_t,
-    pub llama_model_get_vocab: unsafe extern "C" fn(
-        model: *const llama_model,
-    ) -> *const llama_vocab,
+    pub llama_get_memory: unsafe extern "C" fn(ctx: *const llama_context) -> llama_memory_t,
+    pub llama_model_get_vocab: unsafe extern "C" fn(model: *const llama_model) -> *const llama_vocab,
     pub llama_model_n_ctx_train: unsafe extern "C" fn(model: *const llama_model) -> i32,
     pub llama_model_n_embd_inp: unsafe extern "C" fn(model: *const llama_model) -> i32,
     pub llama_vocab_n_tokens: unsafe extern "C" fn(vocab: *const llama_vocab) -> i32,
@@ -597,12 +560,8 @@ pub struct Mtmd {
         name: *const ::std::os::raw::c_char,
     ) -> *const ::std::os::raw::c_char,
     pub llama_memory_clear: unsafe extern "C" fn(mem: llama_memory_t, data: bool),
-    pub llama_memory_seq_rm: unsafe extern "C" fn(
-        mem: llama_memory_t,
-        seq_id: llama_seq_id,
-        p0: llama_pos,
-        p1: llama_pos,
-    ) -> bool,
+    pub llama_memory_seq_rm:
+        unsafe extern "C" fn(mem: llama_memory_t, seq_id: llama_seq_id, p0: llama_pos, p1: llama_pos) -> bool,
     pub llama_memory_seq_cp: unsafe extern "C" fn(
         mem: llama_memory_t,
         seq_id_src: llama_seq_id,
@@ -610,18 +569,9 @@ pub struct Mtmd {
         p0: llama_pos,
         p1: llama_pos,
     ),
-    pub llama_decode: unsafe extern "C" fn(
-        ctx: *mut llama_context,
-        batch: llama_batch,
-    ) -> i32,
-    pub llama_get_logits_ith: unsafe extern "C" fn(
-        ctx: *mut llama_context,
-        i: i32,
-    ) -> *mut f32,
-    pub llama_vocab_is_eog: unsafe extern "C" fn(
-        vocab: *const llama_vocab,
-        token: llama_token,
-    ) -> bool,
+    pub llama_decode: unsafe extern "C" fn(ctx: *mut llama_context, batch: llama_batch) -> i32,
+    pub llama_get_logits_ith: unsafe extern "C" fn(ctx: *mut llama_context, i: i32) -> *mut f32,
+    pub llama_vocab_is_eog: unsafe extern "C" fn(vocab: *const llama_vocab, token: llama_token) -> bool,
     pub llama_vocab_bos: unsafe extern "C" fn(vocab: *const llama_vocab) -> llama_token,
     pub llama_vocab_eos: unsafe extern "C" fn(vocab: *const llama_vocab) -> llama_token,
     pub llama_vocab_eot: unsafe extern "C" fn(vocab: *const llama_vocab) -> llama_token,
@@ -644,10 +594,7 @@ pub struct Mtmd {
         special: bool,
     ) -> i32,
     pub llama_print_system_info: unsafe extern "C" fn() -> *const ::std::os::raw::c_char,
-    pub llama_log_set: unsafe extern "C" fn(
-        log_callback: ggml_log_callback,
-        user_data: *mut ::std::os::raw::c_void,
-    ),
+    pub llama_log_set: unsafe extern "C" fn(log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void),
     pub mtmd_context_params_default: unsafe extern "C" fn() -> mtmd_context_params,
     pub mtmd_init_from_file: unsafe extern "C" fn(
         mmproj_fname: *const ::std::os::raw::c_char,
@@ -658,24 +605,14 @@ pub struct Mtmd {
     pub mtmd_support_vision: unsafe extern "C" fn(ctx: *const mtmd_context) -> bool,
     pub mtmd_bitmap_free: unsafe extern "C" fn(bitmap: *mut mtmd_bitmap),
     pub mtmd_input_chunks_init: unsafe extern "C" fn() -> *mut mtmd_input_chunks,
-    pub mtmd_input_chunks_size: unsafe extern "C" fn(
-        chunks: *const mtmd_input_chunks,
-    ) -> usize,
-    pub mtmd_input_chunks_get: unsafe extern "C" fn(
-        chunks: *const mtmd_input_chunks,
-        idx: usize,
-    ) -> *const mtmd_input_chunk,
+    pub mtmd_input_chunks_size: unsafe extern "C" fn(chunks: *const mtmd_input_chunks) -> usize,
+    pub mtmd_input_chunks_get:
+        unsafe extern "C" fn(chunks: *const mtmd_input_chunks, idx: usize) -> *const mtmd_input_chunk,
     pub mtmd_input_chunks_free: unsafe extern "C" fn(chunks: *mut mtmd_input_chunks),
-    pub mtmd_input_chunk_get_type: unsafe extern "C" fn(
-        chunk: *const mtmd_input_chunk,
-    ) -> mtmd_input_chunk_type,
-    pub mtmd_input_chunk_get_tokens_text: unsafe extern "C" fn(
-        chunk: *const mtmd_input_chunk,
-        n_tokens_output: *mut usize,
-    ) -> *const llama_token,
-    pub mtmd_input_chunk_get_n_tokens: unsafe extern "C" fn(
-        chunk: *const mtmd_input_chunk,
-    ) -> usize,
+    pub mtmd_input_chunk_get_type: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> mtmd_input_chunk_type,
+    pub mtmd_input_chunk_get_tokens_text:
+        unsafe extern "C" fn(chunk: *const mtmd_input_chunk, n_tokens_output: *mut usize) -> *const llama_token,
+    pub mtmd_input_chunk_get_n_tokens: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> usize,
     pub mtmd_input_chunk_free: unsafe extern "C" fn(chunk: *mut mtmd_input_chunk),
     pub mtmd_input_chunk_save: unsafe extern "C" fn(
         chunk: *const mtmd_input_chunk,
@@ -683,10 +620,8 @@ pub struct Mtmd {
         out_len: usize,
         expected_out_len: *mut usize,
     ) -> i32,
-    pub mtmd_input_chunk_load: unsafe extern "C" fn(
-        buf: *const ::std::os::raw::c_char,
-        len: usize,
-    ) -> *mut mtmd_input_chunk,
+    pub mtmd_input_chunk_load:
+        unsafe extern "C" fn(buf: *const ::std::os::raw::c_char, len: usize) -> *mut mtmd_input_chunk,
     pub mtmd_tokenize: unsafe extern "C" fn(
         ctx: *const mtmd_context,
         output: *mut mtmd_input_chunks,
@@ -694,16 +629,11 @@ pub struct Mtmd {
         bitmaps: *const *const mtmd_bitmap,
         n_bitmaps: usize,
     ) -> i32,
-    pub mtmd_encode_chunk: unsafe extern "C" fn(
-        ctx: *mut mtmd_context,
-        chunk: *const mtmd_input_chunk,
-    ) -> i32,
+    pub mtmd_encode_chunk: unsafe extern "C" fn(ctx: *mut mtmd_context, chunk: *const mtmd_input_chunk) -> i32,
     pub mtmd_get_output_embd: unsafe extern "C" fn(ctx: *mut mtmd_context) -> *mut f32,
     pub mtmd_helper_init_opt_default: unsafe extern "C" fn() -> mtmd_helper_init_opt,
-    pub mtmd_helper_log_set: unsafe extern "C" fn(
-        log_callback: ggml_log_callback,
-        user_data: *mut ::std::os::raw::c_void,
-    ),
+    pub mtmd_helper_log_set:
+        unsafe extern "C" fn(log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void),
     pub mtmd_helper_bitmap_init_from_buf: unsafe extern "C" fn(
         ctx: *const mtmd_context,
         buf: *const ::std::os::raw::c_uchar,
@@ -737,145 +667,65 @@ impl Mtmd {
         L: Into<::libloading::Library>,
     {
         let __library = library.into();
-        let ggml_backend_load_all_from_path = unsafe {
-            __library.get(b"ggml_backend_load_all_from_path\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_version = unsafe { __library.get(b"llama_version\0") }
-            .map(|sym| *sym)?;
-        let llama_model_default_params = unsafe {
-            __library.get(b"llama_model_default_params\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_context_default_params = unsafe {
-            __library.get(b"llama_context_default_params\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_backend_init = unsafe { __library.get(b"llama_backend_init\0") }
-            .map(|sym| *sym)?;
-        let llama_model_load_from_file = unsafe {
-            __library.get(b"llama_model_load_from_file\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_model_free = unsafe { __library.get(b"llama_model_free\0") }
-            .map(|sym| *sym)?;
-        let llama_init_from_model = unsafe { __library.get(b"llama_init_from_model\0") }
-            .map(|sym| *sym)?;
+        let ggml_backend_load_all_from_path =
+            unsafe { __library.get(b"ggml_backend_load_all_from_path\0") }.map(|sym| *sym)?;
+        let llama_version = unsafe { __library.get(b"llama_version\0") }.map(|sym| *sym)?;
+        let llama_model_default_params = unsafe { __library.get(b"llama_model_default_params\0") }.map(|sym| *sym)?;
+        let llama_context_default_params =
+            unsafe { __library.get(b"llama_context_default_params\0") }.map(|sym| *sym)?;
+        let llama_backend_init = unsafe { __library.get(b"llama_backend_init\0") }.map(|sym| *sym)?;
+        let llama_model_load_from_file = unsafe { __library.get(b"llama_model_load_from_file\0") }.map(|sym| *sym)?;
+        let llama_model_free = unsafe { __library.get(b"llama_model_free\0") }.map(|sym| *sym)?;
+        let llama_init_from_model = unsafe { __library.get(b"llama_init_from_model\0") }.map(|sym| *sym)?;
         let llama_free = unsafe { __library.get(b"llama_free\0") }.map(|sym| *sym)?;
-        let llama_n_batch = unsafe { __library.get(b"llama_n_batch\0") }
-            .map(|sym| *sym)?;
-        let llama_get_memory = unsafe { __library.get(b"llama_get_memory\0") }
-            .map(|sym| *sym)?;
-        let llama_model_get_vocab = unsafe { __library.get(b"llama_model_get_vocab\0") }
-            .map(|sym| *sym)?;
-        let llama_model_n_ctx_train = unsafe {
-            __library.get(b"llama_model_n_ctx_train\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_model_n_embd_inp = unsafe {
-            __library.get(b"llama_model_n_embd_inp\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_vocab_n_tokens = unsafe { __library.get(b"llama_vocab_n_tokens\0") }
-            .map(|sym| *sym)?;
-        let llama_model_chat_template = unsafe {
-            __library.get(b"llama_model_chat_template\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_memory_clear = unsafe { __library.get(b"llama_memory_clear\0") }
-            .map(|sym| *sym)?;
-        let llama_memory_seq_rm = unsafe { __library.get(b"llama_memory_seq_rm\0") }
-            .map(|sym| *sym)?;
-        let llama_memory_seq_cp = unsafe { __library.get(b"llama_memory_seq_cp\0") }
-            .map(|sym| *sym)?;
+        let llama_n_batch = unsafe { __library.get(b"llama_n_batch\0") }.map(|sym| *sym)?;
+        let llama_get_memory = unsafe { __library.get(b"llama_get_memory\0") }.map(|sym| *sym)?;
+        let llama_model_get_vocab = unsafe { __library.get(b"llama_model_get_vocab\0") }.map(|sym| *sym)?;
+        let llama_model_n_ctx_train = unsafe { __library.get(b"llama_model_n_ctx_train\0") }.map(|sym| *sym)?;
+        let llama_model_n_embd_inp = unsafe { __library.get(b"llama_model_n_embd_inp\0") }.map(|sym| *sym)?;
+        let llama_vocab_n_tokens = unsafe { __library.get(b"llama_vocab_n_tokens\0") }.map(|sym| *sym)?;
+        let llama_model_chat_template = unsafe { __library.get(b"llama_model_chat_template\0") }.map(|sym| *sym)?;
+        let llama_memory_clear = unsafe { __library.get(b"llama_memory_clear\0") }.map(|sym| *sym)?;
+        let llama_memory_seq_rm = unsafe { __library.get(b"llama_memory_seq_rm\0") }.map(|sym| *sym)?;
+        let llama_memory_seq_cp = unsafe { __library.get(b"llama_memory_seq_cp\0") }.map(|sym| *sym)?;
         let llama_decode = unsafe { __library.get(b"llama_decode\0") }.map(|sym| *sym)?;
-        let llama_get_logits_ith = unsafe { __library.get(b"llama_get_logits_ith\0") }
-            .map(|sym| *sym)?;
-        let llama_vocab_is_eog = unsafe { __library.get(b"llama_vocab_is_eog\0") }
-            .map(|sym| *sym)?;
-        let llama_vocab_bos = unsafe { __library.get(b"llama_vocab_bos\0") }
-            .map(|sym| *sym)?;
-        let llama_vocab_eos = unsafe { __library.get(b"llama_vocab_eos\0") }
-            .map(|sym| *sym)?;
-        let llama_vocab_eot = unsafe { __library.get(b"llama_vocab_eot\0") }
-            .map(|sym| *sym)?;
-        let llama_vocab_get_add_bos = unsafe {
-            __library.get(b"llama_vocab_get_add_bos\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_tokenize = unsafe { __library.get(b"llama_tokenize\0") }
-            .map(|sym| *sym)?;
-        let llama_token_to_piece = unsafe { __library.get(b"llama_token_to_piece\0") }
-            .map(|sym| *sym)?;
-        let llama_print_system_info = unsafe {
-            __library.get(b"llama_print_system_info\0")
-        }
-            .map(|sym| *sym)?;
-        let llama_log_set = unsafe { __library.get(b"llama_log_set\0") }
-            .map(|sym| *sym)?;
-        let mtmd_context_params_default = unsafe {
-            __library.get(b"mtmd_context_params_default\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_init_from_file = unsafe { __library.get(b"mtmd_init_from_file\0") }
-            .map(|sym| *sym)?;
+        let llama_get_logits_ith = unsafe { __library.get(b"llama_get_logits_ith\0") }.map(|sym| *sym)?;
+        let llama_vocab_is_eog = unsafe { __library.get(b"llama_vocab_is_eog\0") }.map(|sym| *sym)?;
+        let llama_vocab_bos = unsafe { __library.get(b"llama_vocab_bos\0") }.map(|sym| *sym)?;
+        let llama_vocab_eos = unsafe { __library.get(b"llama_vocab_eos\0") }.map(|sym| *sym)?;
+        let llama_vocab_eot = unsafe { __library.get(b"llama_vocab_eot\0") }.map(|sym| *sym)?;
+        let llama_vocab_get_add_bos = unsafe { __library.get(b"llama_vocab_get_add_bos\0") }.map(|sym| *sym)?;
+        let llama_tokenize = unsafe { __library.get(b"llama_tokenize\0") }.map(|sym| *sym)?;
+        let llama_token_to_piece = unsafe { __library.get(b"llama_token_to_piece\0") }.map(|sym| *sym)?;
+        let llama_print_system_info = unsafe { __library.get(b"llama_print_system_info\0") }.map(|sym| *sym)?;
+        let llama_log_set = unsafe { __library.get(b"llama_log_set\0") }.map(|sym| *sym)?;
+        let mtmd_context_params_default = unsafe { __library.get(b"mtmd_context_params_default\0") }.map(|sym| *sym)?;
+        let mtmd_init_from_file = unsafe { __library.get(b"mtmd_init_from_file\0") }.map(|sym| *sym)?;
         let mtmd_free = unsafe { __library.get(b"mtmd_free\0") }.map(|sym| *sym)?;
-        let mtmd_support_vision = unsafe { __library.get(b"mtmd_support_vision\0") }
-            .map(|sym| *sym)?;
-        let mtmd_bitmap_free = unsafe { __library.get(b"mtmd_bitmap_free\0") }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunks_init = unsafe {
-            __library.get(b"mtmd_input_chunks_init\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunks_size = unsafe {
-            __library.get(b"mtmd_input_chunks_size\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunks_get = unsafe { __library.get(b"mtmd_input_chunks_get\0") }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunks_free = unsafe {
-            __library.get(b"mtmd_input_chunks_free\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunk_get_type = unsafe {
-            __library.get(b"mtmd_input_chunk_get_type\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunk_get_tokens_text = unsafe {
-            __library.get(b"mtmd_input_chunk_get_tokens_text\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunk_get_n_tokens = unsafe {
-            __library.get(b"mtmd_input_chunk_get_n_tokens\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunk_free = unsafe { __library.get(b"mtmd_input_chunk_free\0") }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunk_save = unsafe { __library.get(b"mtmd_input_chunk_save\0") }
-            .map(|sym| *sym)?;
-        let mtmd_input_chunk_load = unsafe { __library.get(b"mtmd_input_chunk_load\0") }
-            .map(|sym| *sym)?;
-        let mtmd_tokenize = unsafe { __library.get(b"mtmd_tokenize\0") }
-            .map(|sym| *sym)?;
-        let mtmd_encode_chunk = unsafe { __library.get(b"mtmd_encode_chunk\0") }
-            .map(|sym| *sym)?;
-        let mtmd_get_output_embd = unsafe { __library.get(b"mtmd_get_output_embd\0") }
-            .map(|sym| *sym)?;
-        let mtmd_helper_init_opt_default = unsafe {
-            __library.get(b"mtmd_helper_init_opt_default\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_helper_log_set = unsafe { __library.get(b"mtmd_helper_log_set\0") }
-            .map(|sym| *sym)?;
-        let mtmd_helper_bitmap_init_from_buf = unsafe {
-            __library.get(b"mtmd_helper_bitmap_init_from_buf\0")
-        }
-            .map(|sym| *sym)?;
-        let mtmd_helper_decode_image_chunk = unsafe {
-            __library.get(b"mtmd_helper_decode_image_chunk\0")
-        }
-            .map(|sym| *sym)?;
+        let mtmd_support_vision = unsafe { __library.get(b"mtmd_support_vision\0") }.map(|sym| *sym)?;
+        let mtmd_bitmap_free = unsafe { __library.get(b"mtmd_bitmap_free\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunks_init = unsafe { __library.get(b"mtmd_input_chunks_init\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunks_size = unsafe { __library.get(b"mtmd_input_chunks_size\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunks_get = unsafe { __library.get(b"mtmd_input_chunks_get\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunks_free = unsafe { __library.get(b"mtmd_input_chunks_free\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_get_type = unsafe { __library.get(b"mtmd_input_chunk_get_type\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_get_tokens_text =
+            unsafe { __library.get(b"mtmd_input_chunk_get_tokens_text\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_get_n_tokens =
+            unsafe { __library.get(b"mtmd_input_chunk_get_n_tokens\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_free = unsafe { __library.get(b"mtmd_input_chunk_free\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_save = unsafe { __library.get(b"mtmd_input_chunk_save\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_load = unsafe { __library.get(b"mtmd_input_chunk_load\0") }.map(|sym| *sym)?;
+        let mtmd_tokenize = unsafe { __library.get(b"mtmd_tokenize\0") }.map(|sym| *sym)?;
+        let mtmd_encode_chunk = unsafe { __library.get(b"mtmd_encode_chunk\0") }.map(|sym| *sym)?;
+        let mtmd_get_output_embd = unsafe { __library.get(b"mtmd_get_output_embd\0") }.map(|sym| *sym)?;
+        let mtmd_helper_init_opt_default =
+            unsafe { __library.get(b"mtmd_helper_init_opt_default\0") }.map(|sym| *sym)?;
+        let mtmd_helper_log_set = unsafe { __library.get(b"mtmd_helper_log_set\0") }.map(|sym| *sym)?;
+        let mtmd_helper_bitmap_init_from_buf =
+            unsafe { __library.get(b"mtmd_helper_bitmap_init_from_buf\0") }.map(|sym| *sym)?;
+        let mtmd_helper_decode_image_chunk =
+            unsafe { __library.get(b"mtmd_helper_decode_image_chunk\0") }.map(|sym| *sym)?;
         Ok(Mtmd {
             __library,
             ggml_backend_load_all_from_path,
@@ -932,10 +782,7 @@ impl Mtmd {
             mtmd_helper_decode_image_chunk,
         })
     }
-    pub unsafe fn ggml_backend_load_all_from_path(
-        &self,
-        dir_path: *const ::std::os::raw::c_char,
-    ) {
+    pub unsafe fn ggml_backend_load_all_from_path(&self, dir_path: *const ::std::os::raw::c_char) {
         unsafe { (self.ggml_backend_load_all_from_path)(dir_path) }
     }
     pub unsafe fn llama_version(&self) -> *const ::std::os::raw::c_char {
@@ -976,10 +823,7 @@ impl Mtmd {
     pub unsafe fn llama_get_memory(&self, ctx: *const llama_context) -> llama_memory_t {
         unsafe { (self.llama_get_memory)(ctx) }
     }
-    pub unsafe fn llama_model_get_vocab(
-        &self,
-        model: *const llama_model,
-    ) -> *const llama_vocab {
+    pub unsafe fn llama_model_get_vocab(&self, model: *const llama_model) -> *const llama_vocab {
         unsafe { (self.llama_model_get_vocab)(model) }
     }
     pub unsafe fn llama_model_n_ctx_train(&self, model: *const llama_model) -> i32 {
@@ -1020,25 +864,13 @@ impl Mtmd {
     ) {
         unsafe { (self.llama_memory_seq_cp)(mem, seq_id_src, seq_id_dst, p0, p1) }
     }
-    pub unsafe fn llama_decode(
-        &self,
-        ctx: *mut llama_context,
-        batch: llama_batch,
-    ) -> i32 {
+    pub unsafe fn llama_decode(&self, ctx: *mut llama_context, batch: llama_batch) -> i32 {
         unsafe { (self.llama_decode)(ctx, batch) }
     }
-    pub unsafe fn llama_get_logits_ith(
-        &self,
-        ctx: *mut llama_context,
-        i: i32,
-    ) -> *mut f32 {
+    pub unsafe fn llama_get_logits_ith(&self, ctx: *mut llama_context, i: i32) -> *mut f32 {
         unsafe { (self.llama_get_logits_ith)(ctx, i) }
     }
-    pub unsafe fn llama_vocab_is_eog(
-        &self,
-        vocab: *const llama_vocab,
-        token: llama_token,
-    ) -> bool {
+    pub unsafe fn llama_vocab_is_eog(&self, vocab: *const llama_vocab, token: llama_token) -> bool {
         unsafe { (self.llama_vocab_is_eog)(vocab, token) }
     }
     pub unsafe fn llama_vocab_bos(&self, vocab: *const llama_vocab) -> llama_token {
@@ -1063,18 +895,7 @@ impl Mtmd {
         add_special: bool,
         parse_special: bool,
     ) -> i32 {
-        unsafe {
-            (self
-                .llama_tokenize)(
-                vocab,
-                text,
-                text_len,
-                tokens,
-                n_tokens_max,
-                add_special,
-                parse_special,
-            )
-        }
+        unsafe { (self.llama_tokenize)(vocab, text, text_len, tokens, n_tokens_max, add_special, parse_special) }
     }
     pub unsafe fn llama_token_to_piece(
         &self,
@@ -1085,18 +906,12 @@ impl Mtmd {
         lstrip: i32,
         special: bool,
     ) -> i32 {
-        unsafe {
-            (self.llama_token_to_piece)(vocab, token, buf, length, lstrip, special)
-        }
+        unsafe { (self.llama_token_to_piece)(vocab, token, buf, length, lstrip, special) }
     }
     pub unsafe fn llama_print_system_info(&self) -> *const ::std::os::raw::c_char {
         unsafe { (self.llama_print_system_info)() }
     }
-    pub unsafe fn llama_log_set(
-        &self,
-        log_callback: ggml_log_callback,
-        user_data: *mut ::std::os::raw::c_void,
-    ) {
+    pub unsafe fn llama_log_set(&self, log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void) {
         unsafe { (self.llama_log_set)(log_callback, user_data) }
     }
     pub unsafe fn mtmd_context_params_default(&self) -> mtmd_context_params {
@@ -1122,10 +937,7 @@ impl Mtmd {
     pub unsafe fn mtmd_input_chunks_init(&self) -> *mut mtmd_input_chunks {
         unsafe { (self.mtmd_input_chunks_init)() }
     }
-    pub unsafe fn mtmd_input_chunks_size(
-        &self,
-        chunks: *const mtmd_input_chunks,
-    ) -> usize {
+    pub unsafe fn mtmd_input_chunks_size(&self, chunks: *const mtmd_input_chunks) -> usize {
         unsafe { (self.mtmd_input_chunks_size)(chunks) }
     }
     pub unsafe fn mtmd_input_chunks_get(
@@ -1138,10 +950,7 @@ impl Mtmd {
     pub unsafe fn mtmd_input_chunks_free(&self, chunks: *mut mtmd_input_chunks) {
         unsafe { (self.mtmd_input_chunks_free)(chunks) }
     }
-    pub unsafe fn mtmd_input_chunk_get_type(
-        &self,
-        chunk: *const mtmd_input_chunk,
-    ) -> mtmd_input_chunk_type {
+    pub unsafe fn mtmd_input_chunk_get_type(&self, chunk: *const mtmd_input_chunk) -> mtmd_input_chunk_type {
         unsafe { (self.mtmd_input_chunk_get_type)(chunk) }
     }
     pub unsafe fn mtmd_input_chunk_get_tokens_text(
@@ -1151,10 +960,7 @@ impl Mtmd {
     ) -> *const llama_token {
         unsafe { (self.mtmd_input_chunk_get_tokens_text)(chunk, n_tokens_output) }
     }
-    pub unsafe fn mtmd_input_chunk_get_n_tokens(
-        &self,
-        chunk: *const mtmd_input_chunk,
-    ) -> usize {
+    pub unsafe fn mtmd_input_chunk_get_n_tokens(&self, chunk: *const mtmd_input_chunk) -> usize {
         unsafe { (self.mtmd_input_chunk_get_n_tokens)(chunk) }
     }
     pub unsafe fn mtmd_input_chunk_free(&self, chunk: *mut mtmd_input_chunk) {
@@ -1167,9 +973,7 @@ impl Mtmd {
         out_len: usize,
         expected_out_len: *mut usize,
     ) -> i32 {
-        unsafe {
-            (self.mtmd_input_chunk_save)(chunk, out_buf, out_len, expected_out_len)
-        }
+        unsafe { (self.mtmd_input_chunk_save)(chunk, out_buf, out_len, expected_out_len) }
     }
     pub unsafe fn mtmd_input_chunk_load(
         &self,
@@ -1188,11 +992,7 @@ impl Mtmd {
     ) -> i32 {
         unsafe { (self.mtmd_tokenize)(ctx, output, text, bitmaps, n_bitmaps) }
     }
-    pub unsafe fn mtmd_encode_chunk(
-        &self,
-        ctx: *mut mtmd_context,
-        chunk: *const mtmd_input_chunk,
-    ) -> i32 {
+    pub unsafe fn mtmd_encode_chunk(&self, ctx: *mut mtmd_context, chunk: *const mtmd_input_chunk) -> i32 {
         unsafe { (self.mtmd_encode_chunk)(ctx, chunk) }
     }
     pub unsafe fn mtmd_get_output_embd(&self, ctx: *mut mtmd_context) -> *mut f32 {
@@ -1201,11 +1001,7 @@ impl Mtmd {
     pub unsafe fn mtmd_helper_init_opt_default(&self) -> mtmd_helper_init_opt {
         unsafe { (self.mtmd_helper_init_opt_default)() }
     }
-    pub unsafe fn mtmd_helper_log_set(
-        &self,
-        log_callback: ggml_log_callback,
-        user_data: *mut ::std::os::raw::c_void,
-    ) {
+    pub unsafe fn mtmd_helper_log_set(&self, log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void) {
         unsafe { (self.mtmd_helper_log_set)(log_callback, user_data) }
     }
     pub unsafe fn mtmd_helper_bitmap_init_from_buf(
@@ -1216,9 +1012,7 @@ impl Mtmd {
         placeholder: bool,
         opt: mtmd_helper_init_opt,
     ) -> mtmd_helper_bitmap_wrapper {
-        unsafe {
-            (self.mtmd_helper_bitmap_init_from_buf)(ctx, buf, len, placeholder, opt)
-        }
+        unsafe { (self.mtmd_helper_bitmap_init_from_buf)(ctx, buf, len, placeholder, opt) }
     }
     pub unsafe fn mtmd_helper_decode_image_chunk(
         &self,
@@ -1234,8 +1028,7 @@ impl Mtmd {
         user_data: *mut ::std::os::raw::c_void,
     ) -> i32 {
         unsafe {
-            (self
-                .mtmd_helper_decode_image_chunk)(
+            (self.mtmd_helper_decode_image_chunk)(
                 ctx,
                 lctx,
                 chunk,
