@@ -51,19 +51,21 @@ pub struct Tiles {
 }
 
 /// Cuts `image` into square tiles of `side` pixels on its best pinpoint, centred on black.
-/// An odd margin puts its extra pixel at the right or bottom, as transformers does since 4.48
-/// (4.45 made a ragged last tile and failed there). `None` when there are no pinpoints.
+/// Both margins are the whole half of the free space, so an odd one leaves the picture a pixel short; its last tiles are
+/// then stretched to full size. transformers 4.45 does so, and so does the runtime (transformers 4.48 and later pad the
+/// right or bottom by one pixel more instead). `None` when there are no pinpoints.
 pub fn tiles(image: &Rgb, pinpoints: &[Size], side: usize, filter: Filter) -> Option<Tiles> {
     let original = Size { height: image.height, width: image.width };
     let canvas_size = best_pinpoint(original, pinpoints)?;
     let fit = fitted(original, canvas_size);
-    let mut canvas = Rgb::black(canvas_size.width, canvas_size.height);
     let (x, y) = ((canvas_size.width - fit.width) / 2, (canvas_size.height - fit.height) / 2);
+    let mut canvas = Rgb::black(fit.width + 2 * x, fit.height + 2 * y);
     resize(image, fit.width, fit.height, filter).paste_onto(&mut canvas, x, y);
     let (rows, cols) = (canvas_size.height / side, canvas_size.width / side);
     let mut tiles = vec![resize(image, side, side, filter)];
-    for row in 0..rows {
-        tiles.extend((0..cols).map(|col| canvas.crop(col * side, row * side, side, side)));
+    for (top, left) in (0..rows).flat_map(|r| (0..cols).map(move |c| (r * side, c * side))) {
+        let (w, h) = (side.min(canvas.width - left), side.min(canvas.height - top));
+        tiles.push(resize(&canvas.crop(left, top, w, h), side, side, filter));
     }
     Some(Tiles { tiles, rows, cols, original })
 }
