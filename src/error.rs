@@ -12,4 +12,6 @@ pub enum Error {
     Gguf(#[from] crate::gguf::GgufError),
     #[error(transparent)]
     Fold(#[from] crate::quant::fold::FoldError),
+    #[error(transparent)]
+    Mbq3(#[from] crate::quant::mbq3::Mbq3Error),
 }
