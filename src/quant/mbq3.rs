@@ -258,9 +258,9 @@ mod tests {
         }
         let bytes = Block { d: f16::ONE, m: f16::ZERO, codes }.pack();
         let word = |n: usize| u32::from_le_bytes(bytes[4 + 4 * n..8 + 4 * n].try_into().unwrap());
-        assert_eq!(word(1), 0b11_010_001 << 16); // c6 & 3, c1, c0
-        assert_eq!(word(5), 0b01_100_011 << 16); // c7 & 3, c3, c2
-        assert_eq!(word(9), 0b1_1_110_101 << 16); // c7 >> 2, c6 >> 2, c5, c4
+        assert_eq!(word(1), 0b1101_0001 << 16); // c6 & 3, c1, c0
+        assert_eq!(word(5), 0b0110_0011 << 16); // c7 & 3, c3, c2
+        assert_eq!(word(9), 0b1111_0101 << 16); // c7 >> 2, c6 >> 2, c5, c4
         assert!((0..12).filter(|n| ![1, 5, 9].contains(n)).all(|n| word(n) == 0));
     }
 
