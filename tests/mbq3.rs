@@ -25,11 +25,11 @@ impl Random {
 }
 
 fn both_quantise_alike(weights: &[f32; GROUP], what: &str) {
-    let c = ggml::quantize_rows(GgmlType::Mbq3, weights, GROUP, None).expect("finite weights");
+    let c = ggml::quantize_rows(GgmlType::MBQ3, weights, GROUP, None).expect("finite weights");
     match mbq3::quantize(weights, Grid::Paper) {
         Ok(rust) => assert_eq!(rust, c, "{what}: {weights:?}"),
         // What Rust refuses, ggml must mark as invalid.
-        Err(error) => assert!(ggml::validate(GgmlType::Mbq3, &c).is_err(), "{what}: {error}, ggml took it"),
+        Err(error) => assert!(ggml::validate(GgmlType::MBQ3, &c).is_err(), "{what}: {error}, ggml took it"),
     }
 }
 
@@ -97,7 +97,7 @@ fn rust_and_ggml_dequantise_bit_for_bit() {
         }
         bytes.extend(block);
     }
-    let c = ggml::dequantize(GgmlType::Mbq3, &bytes).expect("whole blocks");
+    let c = ggml::dequantize(GgmlType::MBQ3, &bytes).expect("whole blocks");
     let rust = mbq3::dequantize(&bytes).expect("whole blocks");
     assert_eq!(rust.len(), c.len());
     for (n, (a, b)) in rust.iter().zip(&c).enumerate() {
@@ -108,12 +108,12 @@ fn rust_and_ggml_dequantise_bit_for_bit() {
 #[test]
 fn ggml_refuses_scales_that_are_not_finite() {
     let good = mbq3::quantize(&[0.25; GROUP], Grid::Paper).expect("finite weights");
-    ggml::validate(GgmlType::Mbq3, &good).expect("a good block");
+    ggml::validate(GgmlType::MBQ3, &good).expect("a good block");
     for bad in [f16::NAN, f16::INFINITY, f16::NEG_INFINITY] {
         for at in [0, 2] {
             let mut block = good.clone();
             block[at..at + 2].copy_from_slice(&bad.to_le_bytes());
-            assert!(ggml::validate(GgmlType::Mbq3, &block).is_err(), "{bad} at byte {at}");
+            assert!(ggml::validate(GgmlType::MBQ3, &block).is_err(), "{bad} at byte {at}");
         }
     }
 }
