@@ -78,7 +78,10 @@ fn rust_and_ggml_agree_on_extreme_groups() {
         let weights: [f32; GROUP] = std::array::from_fn(|n| if n % 3 == 0 { a } else { b });
         both_quantise_alike(&weights, "extreme");
         let ramp: [f32; GROUP] = std::array::from_fn(|n| a + (b / 127.0 - a / 127.0) * n as f32);
-        both_quantise_alike(&ramp, "ramp");
+        // rounding may carry the largest ramp past f32
+        if ramp.iter().all(|w| w.is_finite()) {
+            both_quantise_alike(&ramp, "ramp");
+        }
     }
 }
 
