@@ -1,5 +1,6 @@
 //! Builds the native parts: the pinned llama.cpp source is found, copied below OUT_DIR and patched;
-//! ggml-base is compiled from it and linked in.
+//! ggml-base is compiled from it and linked in; with feature `runtime` llama.cpp's libraries and tools are
+//! built too and packed for the program to carry.
 //!
 //! Environment: `MBQ_LLAMA_CPP_DIR` names another llama.cpp checkout to use; docs.rs builds nothing.
 
@@ -8,6 +9,9 @@
 mod bindings;
 #[path = "build/ggml_base.rs"]
 mod ggml_base;
+#[cfg(feature = "runtime")]
+#[path = "build/runtime.rs"]
+mod runtime;
 #[path = "build/source.rs"]
 mod source;
 
@@ -41,6 +45,8 @@ fn run() -> Result<()> {
     ggml_base::build(&tree, &out_dir)?;
     #[cfg(feature = "bindgen")]
     bindings::generate(&tree, &manifest_dir, &out_dir)?;
+    #[cfg(feature = "runtime")]
+    runtime::build(&manifest_dir, &tree, &out_dir)?;
     Ok(())
 }
 

@@ -225,6 +225,14 @@ fn list(root: &Path, relative: &Path, files: &mut BTreeSet<PathBuf>) -> Result<(
     Ok(())
 }
 
+/// Every file of a prepared tree, by its path in it.
+#[cfg(feature = "runtime")]
+pub fn list_all(tree: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut files = BTreeSet::new();
+    list(tree, Path::new(""), &mut files)?;
+    Ok(files)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| format!("{}: {e}", path.display()))
 }

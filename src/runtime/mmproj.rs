@@ -1,0 +1,62 @@
+//! Which vision file belongs to a language model.
+
+use super::RuntimeError;
+use std::path::{Path, PathBuf};
+
+/// The `mmproj*.gguf` beside `model`. Of several, the one that carries the model's name
+/// (`mmproj-NAME-….gguf` for `NAME.gguf`) is taken; if that does not decide it, the error lists them.
+pub fn find_mmproj(model: &Path) -> Result<PathBuf, RuntimeError> {
+    let dir = match model.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let list = std::fs::read_dir(dir).map_err(|source| RuntimeError::Io {
+        path: dir.to_path_buf(),
+        action: "cannot list the folder",
+        source,
+    })?;
+    let mut found: Vec<String> = list
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("mmproj") && name.ends_with(".gguf"))
+        .collect();
+    found.sort();
+    if found.len() > 1 {
+        let stem = model.file_stem().unwrap_or_default().to_string_lossy();
+        let own = |name: &&String| {
+            let rest = name.strip_prefix("mmproj-").and_then(|name| name.strip_prefix(stem.as_ref()));
+            rest.is_some_and(|rest| rest.starts_with('-') || rest == ".gguf")
+        };
+        let named: Vec<String> = found.iter().filter(own).cloned().collect();
+        if !named.is_empty() {
+            found = named;
+        }
+    }
+    match found.as_slice() {
+        [one] => Ok(dir.join(one)),
+        [] => Err(RuntimeError::NoMmproj { model: model.to_path_buf() }),
+        several => Err(RuntimeError::AmbiguousMmproj { model: model.to_path_buf(), found: several.join(", ") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_found_and_a_choice_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = dir.path().join("model.gguf");
+        let touch = |name: &str| std::fs::write(dir.path().join(name), "").unwrap();
+        touch("model.gguf");
+        assert!(matches!(find_mmproj(&model), Err(RuntimeError::NoMmproj { .. })));
+        touch("mmproj-other-f16.gguf");
+        assert_eq!(find_mmproj(&model).unwrap(), dir.path().join("mmproj-other-f16.gguf"));
+        touch("mmproj-third-f16.gguf");
+        let error = find_mmproj(&model).unwrap_err().to_string();
+        assert!(error.contains("mmproj-other-f16.gguf, mmproj-third-f16.gguf"), "{error}");
+        touch("mmproj-model-f16.gguf");
+        assert_eq!(find_mmproj(&model).unwrap(), dir.path().join("mmproj-model-f16.gguf"));
+        touch("mmproj-model-q8_0.gguf");
+        assert!(matches!(find_mmproj(&model), Err(RuntimeError::AmbiguousMmproj { .. })));
+    }
+}

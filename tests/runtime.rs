@@ -1,0 +1,113 @@
+//! The embedded runtime and source tree, through the program.
+#![cfg_attr(not(feature = "runtime"), allow(dead_code))]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn program(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mbq-convert")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs with nothing in the environment that could lead to libraries.
+fn bare(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    command
+}
+
+#[cfg(feature = "runtime")]
+#[test]
+fn an_installed_runtime_may_be_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (dir.path().join("first"), dir.path().join("elsewhere/second"));
+    let output = program(&["runtime", "install", first.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    std::fs::create_dir(dir.path().join("elsewhere")).unwrap();
+    std::fs::rename(&first, &second).unwrap();
+    for tool in [
+        "llama-mtmd-cli",
+        "llama-bench",
+        "llama-perplexity",
+        "llama-quantize",
+        "llama-imatrix",
+        "llama-completion",
+        "llama-gguf-split",
+    ] {
+        let path = second.join(mbq_convert::runtime::tool_file(tool));
+        let output = bare(&path).arg("--help").current_dir("/").output().unwrap();
+        // llama-quantize and llama-gguf-split exit with 1 after their usage; a library that is not
+        // found exits with 127 and prints none.
+        let shown = text(&output.stdout) + &text(&output.stderr);
+        assert!(output.status.code().is_some_and(|code| code < 2), "{tool}: {shown}");
+        assert!(shown.to_lowercase().contains("usage") && shown.contains("--"), "{tool}: {shown}");
+    }
+    // The tools know the new type: that this is the patched tree.
+    let output = bare(&second.join("llama-quantize")).arg("--help").output().unwrap();
+    assert!((text(&output.stdout) + &text(&output.stderr)).contains("MBQ3"));
+    // Whole libraries only.
+    assert!(second.join(mbq_convert::runtime::library_file("mtmd")).is_file());
+    assert_eq!(mbq_convert::runtime::directory(Some(&second)).unwrap(), second);
+}
+
+#[cfg(feature = "runtime")]
+#[test]
+fn the_source_tree_builds_with_plain_cmake() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let output = program(&["runtime", "source", tree.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(tree.join("LICENSE").is_file());
+    assert!(tree.join("ggml/src/ggml-mbq3.c").is_file());
+    // The switches that BUILD.md names.
+    let switches = std::fs::read_to_string(tree.join("BUILD.md")).unwrap();
+    let switches: Vec<&str> = switches
+        .split_once("cmake -B build")
+        .unwrap()
+        .1
+        .split_once("cmake --build")
+        .unwrap()
+        .0
+        .split_whitespace()
+        .filter(|word| word.starts_with("-D"))
+        .collect();
+    assert!(switches.len() >= 5, "{switches:?}");
+    let mut cmake = Command::new("cmake");
+    cmake.args(["-S", "."]).args(["-B", "build"]).args(&switches).current_dir(&tree);
+    let output = cmake.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut cmake = Command::new("cmake");
+    cmake.args(["--build", "build", "--target", "ggml-base"]).current_dir(&tree);
+    let output = cmake.output().unwrap();
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(tree.join("build/bin").join(mbq_convert::runtime::library_file("ggml-base")).exists());
+}
+
+#[cfg(not(feature = "runtime"))]
+#[test]
+fn a_build_without_runtime_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    for what in ["install", "source"] {
+        let target = dir.path().join(what);
+        let output = program(&["runtime", what, target.to_str().unwrap()]);
+        assert!(!output.status.success());
+        assert!(text(&output.stderr).contains("without the runtime"), "{}", text(&output.stderr));
+        assert!(!target.exists());
+    }
+}
+
+#[test]
+fn chat_needs_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model.gguf");
+    let missing = program(&["chat", model.to_str().unwrap(), "-p", "hello"]);
+    assert!(!missing.status.success());
+    assert!(text(&missing.stderr).contains("model.gguf: no such file"), "{}", text(&missing.stderr));
+    std::fs::write(&model, "").unwrap();
+    let no_mmproj = program(&["chat", model.to_str().unwrap(), "-p", "hello"]);
+    assert!(!no_mmproj.status.success());
+    assert!(text(&no_mmproj.stderr).contains("no mmproj*.gguf beside it"), "{}", text(&no_mmproj.stderr));
+}
