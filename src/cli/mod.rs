@@ -1,9 +1,11 @@
 //! The command line: arguments, progress bars, messages. `mbq-convert MODEL -o model.gguf` is the main job; the
 //! subcommands beside it are one file each.
+mod chat;
 mod convert;
 mod eval;
 mod inspect;
 mod progress;
+mod runtime;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -24,6 +26,10 @@ enum Command {
     Eval(eval::Args),
     /// Lists what a GGUF file holds
     Inspect(inspect::Args),
+    /// Asks a converted model about a picture
+    Chat(chat::Args),
+    /// Writes the llama.cpp that this program carries, built or as source
+    Runtime(runtime::Args),
 }
 
 /// Runs the program; every failure is a message on stderr and a non-zero status.
@@ -33,6 +39,8 @@ pub fn main() -> ExitCode {
         None => convert::run(cli.convert),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Chat(args)) => chat::run(args),
+        Some(Command::Runtime(args)) => runtime::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

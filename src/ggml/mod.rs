@@ -58,7 +58,7 @@ pub fn quantize_rows(
     imatrix: Option<&[f32]>,
 ) -> Result<Vec<u8>, GgmlError> {
     let row_size = ty.row_size(n_per_row)?;
-    if n_per_row == 0 || weights.len() % n_per_row != 0 {
+    if n_per_row == 0 || !weights.len().is_multiple_of(n_per_row) {
         return Err(GgmlError::RowCount { len: weights.len(), n_per_row });
     }
     if !ty.is_writable() {

@@ -103,7 +103,7 @@ impl GgmlType {
 
     /// Whether rows of `n_per_row` weights can be stored.
     pub fn fits(self, n_per_row: usize) -> bool {
-        n_per_row % self.block_size() == 0
+        n_per_row.is_multiple_of(self.block_size())
     }
 
     /// Bytes of a row of `n_per_row` weights.
@@ -124,7 +124,7 @@ impl GgmlType {
     /// The number of blocks in `data`.
     pub(super) fn blocks_in(self, data: &[u8]) -> Result<usize, GgmlError> {
         let block = self.type_size();
-        if data.len() % block != 0 {
+        if !data.len().is_multiple_of(block) {
             return Err(GgmlError::ByteCount { ty: self, len: data.len(), block });
         }
         Ok(data.len() / block)
