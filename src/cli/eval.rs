@@ -81,7 +81,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         mmproj: args.mmproj,
         data: args.data,
         limit: args.limit,
-        runtime: args.runtime.map_or_else(default_runtime, Ok)?,
+        runtime: mbq_convert::runtime::directory(args.runtime.as_deref())?,
         cache: args.cache.map_or_else(default_cache, Ok)?,
         compute: Compute { threads, gpu_layers: args.gpu_layers, batch: 512 },
         max_tokens: args.max_tokens.max(1),
@@ -104,10 +104,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         write(&path, html::page(&report).as_bytes())?;
     }
     Ok(())
-}
-
-fn default_runtime() -> anyhow::Result<PathBuf> {
-    anyhow::bail!("give the folder of a runtime with --runtime")
 }
 
 /// Beside the runtime's own cache: `$XDG_CACHE_HOME` or `~/.cache`.
