@@ -1,0 +1,570 @@
+// MBQ3 on a GPU: is it right, and how fast is it?
+//
+//   mbq3-cuda test            every operation and shape against a float64 product of the dequantised weights
+//   mbq3-cuda bench           matrix-vector products of the paper's shapes beside the stock types
+//   mbq3-cuda profile         one call of each main kernel, for a profiler
+//   mbq3-cuda tune            the candidate shapes of the kernel (library built with -DMBQ3_TUNE)
+//
+// Only the public ggml API is used, so what runs is what a model runs: its dispatch, its fusions, its CUDA graphs.
+
+#include "ggml.h"
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+#include "ggml-cuda.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+static ggml_backend_t backend;
+static std::mt19937   rng(20240607);
+
+static void check_cuda(cudaError_t e) {
+    if (e != cudaSuccess) {
+        fprintf(stderr, "CUDA: %s\n", cudaGetErrorString(e));
+        exit(2);
+    }
+}
+
+static std::vector<float> random_floats(size_t n, float lo, float hi) {
+    std::uniform_real_distribution<float> u(lo, hi);
+    std::vector<float> v(n);
+    for (float & x : v) {
+        x = u(rng);
+    }
+    return v;
+}
+
+static void parallel(int64_t n, const std::function<void(int64_t)> & f) {
+    const int nt = std::max(1u, std::thread::hardware_concurrency());
+    std::vector<std::thread> threads;
+    for (int t = 0; t < nt; ++t) {
+        threads.emplace_back([=, &f] {
+            for (int64_t i = t; i < n; i += nt) {
+                f(i);
+            }
+        });
+    }
+    for (std::thread & t : threads) {
+        t.join();
+    }
+}
+
+// ---- correctness ---------------------------------------------------------------------------------------------------
+
+static int n_tests  = 0;
+static int n_failed = 0;
+static double worst = 0.0;
+
+// Normalised mean-square error, below the 5e-4 that ggml's own tests allow a quantised product: int8 activations
+// leave about 5e-5.
+//
+// `power` is the expected sum of squares: one or two outputs may happen to lie near zero, and their own squares are
+// then no measure of the numbers that were added up.
+static void judge(const std::string & name, const std::vector<float> & got, const std::vector<double> & want, double power, double limit = 5e-4) {
+    double err = 0.0, ref = 0.0;
+    bool finite = got.size() == want.size();
+    for (size_t i = 0; i < got.size() && finite; ++i) {
+        finite = std::isfinite(got[i]);
+        err += (got[i] - want[i])*(got[i] - want[i]);
+        ref += want[i]*want[i];
+    }
+    const double nmse = finite ? err/std::max(ref, power) : NAN;
+    ++n_tests;
+    if (!(nmse < limit)) {
+        ++n_failed;
+        printf("FAILED %-70s nmse %.3g\n", name.c_str(), nmse);
+    } else {
+        worst = std::max(worst, nmse);
+    }
+}
+
+// A tensor of random weights together with their dequantised values.
+struct weights {
+    ggml_tensor        * tensor;
+    std::vector<float>   values;
+};
+
+struct bench_ctx {
+    ggml_context          * ctx;
+    ggml_backend_buffer_t   buffer = nullptr;
+    std::vector<std::function<void()>> fill;
+
+    bench_ctx() {
+        ctx = ggml_init({ 4096*ggml_tensor_overhead() + 2*ggml_graph_overhead_custom(4096, false), nullptr, true });
+    }
+    ~bench_ctx() {
+        ggml_free(ctx);
+        ggml_backend_buffer_free(buffer);
+    }
+    void alloc(ggml_backend_buffer_usage usage) {
+        buffer = ggml_backend_alloc_ctx_tensors(ctx, backend);
+        if (!buffer) {
+            fprintf(stderr, "out of device memory\n");
+            exit(2);
+        }
+        ggml_backend_buffer_set_usage(buffer, usage);
+        for (auto & f : fill) {
+            f();
+        }
+    }
+};
+
+static void set_weights(weights & w, float lo, float hi) {
+    ggml_tensor * t = w.tensor;
+    const int64_t n = ggml_nelements(t), k = t->ne[0];
+    const std::vector<float> x = random_floats(n, lo, hi);
+    std::vector<uint8_t> q(ggml_nbytes(t));
+    ggml_quantize_chunk(t->type, x.data(), q.data(), 0, n/k, k, nullptr);
+    w.values.resize(n);
+    ggml_get_type_traits(t->type)->to_float(q.data(), w.values.data(), n);
+    ggml_backend_tensor_set(t, q.data(), 0, q.size());
+}
+
+static std::vector<float> set_floats(ggml_tensor * t, float lo, float hi) {
+    std::vector<float> x = random_floats(ggml_nelements(t), lo, hi);
+    ggml_backend_tensor_set(t, x.data(), 0, x.size()*sizeof(float));
+    return x;
+}
+
+static std::vector<float> get_floats(const ggml_tensor * t) {
+    std::vector<float> x(ggml_nelements(t));
+    ggml_backend_tensor_get(t, x.data(), 0, x.size()*sizeof(float));
+    return x;
+}
+
+static void poison(ggml_tensor * t) {
+    std::vector<float> x(ggml_nelements(t), NAN);
+    ggml_backend_tensor_set(t, x.data(), 0, x.size()*sizeof(float));
+}
+
+static void compute(ggml_context * ctx, std::vector<ggml_tensor *> outputs) {
+    ggml_cgraph * g = ggml_new_graph_custom(ctx, 4096, false);
+    for (ggml_tensor * o : outputs) {
+        ggml_build_forward_expand(g, o);
+    }
+    for (int i = 0; i < ggml_graph_n_nodes(g); ++i) {
+        if (!ggml_backend_supports_op(backend, ggml_graph_node(g, i))) {
+            printf("FAILED not supported by the backend: %s\n", ggml_op_desc(ggml_graph_node(g, i)));
+            ++n_failed;
+            return;
+        }
+    }
+    if (ggml_backend_graph_compute(backend, g) != GGML_STATUS_SUCCESS) {
+        fprintf(stderr, "graph failed\n");
+        exit(2);
+    }
+}
+
+// Products over the two outer dimensions, src0 repeated as ggml_mul_mat does. x(i1, i2, i3) points to a column.
+static std::vector<double> product(const weights & w, const std::vector<int64_t> & nw, const std::vector<float> & x, const std::vector<int64_t> & nx) {
+    const int64_t k = nw[0], m = nw[1];
+    std::vector<double> out(m*nx[1]*nx[2]*nx[3]);
+    parallel(nx[1]*nx[2]*nx[3], [&](int64_t c) {
+        const int64_t i2 = c/nx[1]%nx[2], i3 = c/nx[1]/nx[2];
+        const float * a = w.values.data() + ((i3/(nx[3]/nw[3]))*nw[2] + i2/(nx[2]/nw[2]))*m*k;
+        const float * b = x.data() + c*k;
+        for (int64_t r = 0; r < m; ++r) {
+            double s = 0.0;
+            for (int64_t i = 0; i < k; ++i) {
+                s += (double) a[r*k + i]*b[i];
+            }
+            out[c*m + r] = s;
+        }
+    });
+    return out;
+}
+
+static double mean_square(const std::vector<float> & v) {
+    double s = 0.0;
+    for (float x : v) {
+        s += (double) x*x;
+    }
+    return s/v.size();
+}
+
+// Expected square of a dot product of k independent terms with weights of mean zero.
+static double expected(int64_t k, const weights & w, const std::vector<float> & x) {
+    return k*mean_square(w.values)*mean_square(x);
+}
+
+static void test_mul_mat(int64_t k, int64_t m, int64_t n, int64_t w2, int64_t w3, int64_t x2, int64_t x3, int layout, float lo, float hi) {
+    char name[160];
+    snprintf(name, sizeof name, "mul_mat k %d rows %d cols %d w[%d,%d] x[%d,%d] layout %d values %g..%g",
+        (int) k, (int) m, (int) n, (int) w2, (int) w3, (int) x2, (int) x3, layout, lo, hi);
+    bench_ctx W, X;
+    weights w;
+    w.tensor = ggml_new_tensor_4d(W.ctx, GGML_TYPE_MBQ3, k, m, w2, w3);
+    W.alloc(layout == 3 ? GGML_BACKEND_BUFFER_USAGE_COMPUTE : GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    set_weights(w, -1.0f, 1.0f);
+
+    // layout 0: contiguous; 1: columns are parts of longer rows; 2: dimensions 1 and 2 permuted;
+    // 3: the weights are a view in a compute buffer (cuBLAS path where rows are padded)
+    ggml_tensor * base, * x = nullptr;
+    if (layout == 1) {
+        base = ggml_new_tensor_4d(X.ctx, GGML_TYPE_F32, k + 64, n, x2, x3);
+        x = ggml_view_4d(X.ctx, base, k, n, x2, x3, base->nb[1], base->nb[2], base->nb[3], 32*sizeof(float));
+    } else if (layout == 2) {
+        base = ggml_new_tensor_4d(X.ctx, GGML_TYPE_F32, k, x2, n, x3);
+        x = ggml_permute(X.ctx, base, 0, 2, 1, 3);
+    } else {
+        x = base = ggml_new_tensor_4d(X.ctx, GGML_TYPE_F32, k, n, x2, x3);
+    }
+    ggml_tensor * a = layout == 3 ? ggml_view_tensor(X.ctx, w.tensor) : w.tensor;
+    ggml_tensor * y = ggml_mul_mat(X.ctx, a, x);
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    const std::vector<float> all = set_floats(base, lo, hi);
+    poison(y);
+
+    std::vector<float> cols(k*n*x2*x3);
+    for (int64_t i3 = 0; i3 < x3; ++i3) for (int64_t i2 = 0; i2 < x2; ++i2) for (int64_t i1 = 0; i1 < n; ++i1) {
+        const int64_t from = layout == 1 ? ((i3*x2 + i2)*n + i1)*(k + 64) + 32 : layout == 2 ? ((i3*n + i1)*x2 + i2)*k : ((i3*x2 + i2)*n + i1)*k;
+        std::copy_n(all.begin() + from, k, cols.begin() + ((i3*x2 + i2)*n + i1)*k);
+    }
+    compute(X.ctx, { y });
+    judge(name, get_floats(y), product(w, { k, m, w2, w3 }, cols, { k, n, x2, x3 }), m*n*x2*x3*expected(k, w, cols));
+}
+
+static void test_mul_mat_id(int64_t k, int64_t m, int experts, int used, int tokens, bool shared_x) {
+    char name[160];
+    snprintf(name, sizeof name, "mul_mat_id k %d rows %d experts %d of %d tokens %d %s", (int) k, (int) m, used, experts, tokens, shared_x ? "one x" : "x each");
+    bench_ctx W, X;
+    weights w;
+    w.tensor = ggml_new_tensor_3d(W.ctx, GGML_TYPE_MBQ3, k, m, experts);
+    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    set_weights(w, -1.0f, 1.0f);
+    const int nx = shared_x ? 1 : used;
+    ggml_tensor * x   = ggml_new_tensor_3d(X.ctx, GGML_TYPE_F32, k, nx, tokens);
+    ggml_tensor * ids = ggml_new_tensor_2d(X.ctx, GGML_TYPE_I32, used, tokens);
+    ggml_tensor * y   = ggml_mul_mat_id(X.ctx, w.tensor, x, ids);
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    const std::vector<float> xv = set_floats(x, -1.0f, 1.0f);
+    std::vector<int32_t> id(used*tokens);
+    for (int t = 0; t < tokens; ++t) {
+        std::vector<int32_t> order(experts);
+        for (int e = 0; e < experts; ++e) order[e] = e;
+        std::shuffle(order.begin(), order.end(), rng);
+        std::copy_n(order.begin(), used, id.begin() + t*used);
+    }
+    ggml_backend_tensor_set(ids, id.data(), 0, id.size()*sizeof(int32_t));
+    poison(y);
+    compute(X.ctx, { y });
+    std::vector<double> want(m*used*tokens);
+    parallel(used*tokens, [&](int64_t c) {
+        const float * a = w.values.data() + id[c]*m*k;
+        const float * b = xv.data() + (c/used*nx + (shared_x ? 0 : c%used))*k;
+        for (int64_t r = 0; r < m; ++r) {
+            double s = 0.0;
+            for (int64_t i = 0; i < k; ++i) s += (double) a[r*k + i]*b[i];
+            want[c*m + r] = s;
+        }
+    });
+    judge(name, get_floats(y), want, want.size()*expected(k, w, xv));
+}
+
+static void test_get_rows(int64_t k, int64_t m, int n) {
+    char name[96];
+    snprintf(name, sizeof name, "get_rows k %d rows %d n %d", (int) k, (int) m, n);
+    bench_ctx W, X;
+    weights w;
+    w.tensor = ggml_new_tensor_2d(W.ctx, GGML_TYPE_MBQ3, k, m);
+    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    set_weights(w, -1.0f, 1.0f);
+    ggml_tensor * ids = ggml_new_tensor_1d(X.ctx, GGML_TYPE_I32, n);
+    ggml_tensor * y   = ggml_get_rows(X.ctx, w.tensor, ids);
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    std::vector<int32_t> id(n);
+    for (int32_t & i : id) i = rng()%m;
+    ggml_backend_tensor_set(ids, id.data(), 0, n*sizeof(int32_t));
+    poison(y);
+    compute(X.ctx, { y });
+    std::vector<double> want(k*n);
+    for (int i = 0; i < n; ++i) for (int64_t j = 0; j < k; ++j) want[i*k + j] = w.values[id[i]*k + j];
+    judge(name, get_floats(y), want, 0.0, 1e-12); // the same fp32 operations: at most the rounding of a fused multiply-add
+}
+
+// gate and up with SwiGLU, and a product with bias: one column runs fused, two columns do not.
+static void test_fusion(int64_t k, int64_t m, int n, bool bias) {
+    char name[96];
+    snprintf(name, sizeof name, "swiglu(gate, up) k %d rows %d cols %d bias %d", (int) k, (int) m, n, bias);
+    bench_ctx W, X;
+    weights g, u;
+    g.tensor = ggml_new_tensor_2d(W.ctx, GGML_TYPE_MBQ3, k, m);
+    u.tensor = ggml_new_tensor_2d(W.ctx, GGML_TYPE_MBQ3, k, m);
+    ggml_tensor * gb = ggml_new_tensor_1d(W.ctx, GGML_TYPE_F32, m);
+    ggml_tensor * ub = ggml_new_tensor_1d(W.ctx, GGML_TYPE_F32, m);
+    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    set_weights(g, -0.1f, 0.1f);
+    set_weights(u, -0.1f, 0.1f);
+    const std::vector<float> gbv = set_floats(gb, -1.0f, 1.0f), ubv = set_floats(ub, -1.0f, 1.0f);
+    ggml_tensor * x  = ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, k, n);
+    ggml_tensor * yu = ggml_mul_mat(X.ctx, u.tensor, x);
+    if (bias) yu = ggml_add(X.ctx, yu, ub);
+    ggml_tensor * yg = ggml_mul_mat(X.ctx, g.tensor, x);
+    if (bias) yg = ggml_add(X.ctx, yg, gb);
+    ggml_tensor * y  = ggml_swiglu_split(X.ctx, yg, yu);
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    const std::vector<float> xv = set_floats(x, -1.0f, 1.0f);
+    poison(y);
+    compute(X.ctx, { y });
+    std::vector<double> a = product(g, { k, m, 1, 1 }, xv, { k, n, 1, 1 });
+    const std::vector<double> b = product(u, { k, m, 1, 1 }, xv, { k, n, 1, 1 });
+    for (size_t i = 0; i < a.size(); ++i) {
+        const double ga = a[i] + (bias ? gbv[i%m] : 0.0), up = b[i] + (bias ? ubv[i%m] : 0.0);
+        a[i] = ga/(1.0 + exp(-ga))*up;
+    }
+    judge(name, get_floats(y), a, 0.25*a.size()*expected(k, g, xv)*expected(k, u, xv)); // silu(g)^2 is about g^2/2 for half of all g
+}
+
+static void test_bias(int64_t k, int64_t m, int n) {
+    char name[96];
+    snprintf(name, sizeof name, "mul_mat + bias k %d rows %d cols %d", (int) k, (int) m, n);
+    bench_ctx W, X;
+    weights w;
+    w.tensor = ggml_new_tensor_2d(W.ctx, GGML_TYPE_MBQ3, k, m);
+    ggml_tensor * b = ggml_new_tensor_1d(W.ctx, GGML_TYPE_F32, m);
+    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    set_weights(w, -1.0f, 1.0f);
+    const std::vector<float> bv = set_floats(b, -100.0f, 100.0f);
+    ggml_tensor * x = ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, k, n);
+    ggml_tensor * y = ggml_add(X.ctx, ggml_mul_mat(X.ctx, w.tensor, x), b);
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    const std::vector<float> xv = set_floats(x, -1.0f, 1.0f);
+    poison(y);
+    compute(X.ctx, { y });
+    std::vector<double> want = product(w, { k, m, 1, 1 }, xv, { k, n, 1, 1 });
+    for (size_t i = 0; i < want.size(); ++i) want[i] += bv[i%m];
+    judge(name, get_floats(y), want, want.size()*expected(k, w, xv));
+}
+
+static int run_tests(bool small) {
+    const std::vector<int64_t> ks    = small ? std::vector<int64_t>{ 128, 896 } : std::vector<int64_t>{ 128, 256, 384, 512, 896, 1152, 3584, 4992, 18944 };
+    const std::vector<int64_t> rows  = small ? std::vector<int64_t>{ 1, 131 } : std::vector<int64_t>{ 1, 2, 3, 5, 31, 64, 127, 128, 257 };
+    const std::vector<int64_t> few   = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 16 };
+    for (int64_t k : ks) for (int64_t m : rows) for (int64_t n : few) {
+        test_mul_mat(k, m, n, 1, 1, 1, 1, 0, -1.0f, 1.0f);
+    }
+    for (int64_t k : small ? std::vector<int64_t>{ 384 } : std::vector<int64_t>{ 128, 896, 3584 }) {
+        for (int64_t n : { 64, 512, 2048 }) for (int64_t m : { 1, 127, 128, 384 }) {
+            if (!small || n == 64) {
+                test_mul_mat(k, m, n, 1, 1, 1, 1, 0, -1.0f, 1.0f);
+            }
+        }
+    }
+    for (int64_t n : { 1, 2, 7, 8, 9, 33 }) {
+        for (int layout : { 0, 1, 2, 3 }) {
+            test_mul_mat(384, 67, n, 1, 1, 1, 1, layout, -1.0f, 1.0f);
+            test_mul_mat(384, 67, n, 2, 1, 4, 3, layout, -1.0f, 1.0f); // repeated over dimensions 2 and 3
+            test_mul_mat(896, 128, n, 3, 2, 3, 2, layout, -1.0f, 1.0f);
+        }
+        test_mul_mat(896, 67, n, 1, 1, 1, 1, 0, 2.0e4f, 3.0e4f);  // the sum of 32 such values overflows fp16
+        test_mul_mat(896, 67, n, 1, 1, 1, 1, 0, -3.0e4f, 3.0e4f);
+        test_mul_mat(896, 67, n, 1, 1, 1, 1, 0, -1.0e-2f, 1.0e-2f);
+    }
+    for (int tokens : { 1, 2, 3, 8, 9, 32, 128 }) for (bool shared : { true, false }) {
+        test_mul_mat_id(384, 67, 8, 2, tokens, shared);
+        if (!small) {
+            test_mul_mat_id(896, 128, 16, 4, tokens, shared);
+            test_mul_mat_id(1152, 1, 4, 4, tokens, shared);
+        }
+    }
+    for (int64_t k : { 128, 896, 1152 }) for (int n : { 1, 5, 100 }) {
+        test_get_rows(k, 77, n);
+    }
+    for (int n : { 1, 2 }) for (int64_t m : { 1, 67, 512 }) for (int64_t k : { 128, 896, 3584, 18944 }) {
+        test_fusion(k, m, n, false);
+        test_fusion(k, m, n, true);
+        test_bias(k, m, n);
+    }
+    printf("%d tests, %d failed, worst normalised mean-square error %.3g\n", n_tests, n_failed, worst);
+    return n_failed != 0;
+}
+
+// ---- speed ---------------------------------------------------------------------------------------------------------
+
+static double seconds(const std::function<void()> & f, double budget) {
+    for (int i = 0; i < 4; ++i) f(); // warm up; the backend captures its CUDA graph meanwhile
+    ggml_backend_synchronize(backend);
+    cudaEvent_t e0, e1;
+    check_cuda(cudaEventCreate(&e0));
+    check_cuda(cudaEventCreate(&e1));
+    std::vector<double> t;
+    double total = 0.0;
+    while (total < budget || t.size() < 5) {
+        const int64_t t0 = ggml_time_us();
+        f();
+        ggml_backend_synchronize(backend);
+        t.push_back((ggml_time_us() - t0)*1e-6);
+        total += t.back();
+    }
+    check_cuda(cudaEventDestroy(e0));
+    check_cuda(cudaEventDestroy(e1));
+    std::sort(t.begin(), t.end());
+    return t[t.size()/2];
+}
+
+static double copy_bandwidth() {
+    const size_t n = 1ull << 30;
+    void * a, * b;
+    check_cuda(cudaMalloc(&a, n));
+    check_cuda(cudaMalloc(&b, n));
+    check_cuda(cudaMemset(a, 0x5a, n));
+    cudaEvent_t e0, e1;
+    check_cuda(cudaEventCreate(&e0));
+    check_cuda(cudaEventCreate(&e1));
+    std::vector<float> t;
+    for (int i = 0; i < 25; ++i) {
+        float ms;
+        check_cuda(cudaEventRecord(e0));
+        check_cuda(cudaMemcpyAsync(b, a, n, cudaMemcpyDeviceToDevice));
+        check_cuda(cudaEventRecord(e1));
+        check_cuda(cudaEventSynchronize(e1));
+        check_cuda(cudaEventElapsedTime(&ms, e0, e1));
+        t.push_back(ms);
+    }
+    check_cuda(cudaFree(a));
+    check_cuda(cudaFree(b));
+    std::sort(t.begin(), t.end());
+    return 2.0*n/(t[t.size()/2]*1e-3);
+}
+
+struct shape { int64_t k, m; };
+static const std::vector<shape> paper = { { 3584, 3584 }, { 3584, 10752 }, { 3584, 18944 }, { 18944, 3584 }, { 8192, 28672 }, { 28672, 8192 }, { 3584, 152064 } };
+
+// One valid pattern of a few rows per type and row length, repeated: no kernel's time depends on the values.
+static void fill_pattern(ggml_tensor * t) {
+    static ggml_type last_type = GGML_TYPE_COUNT;
+    static int64_t   last_k    = 0;
+    static std::vector<uint8_t> rows;
+    const int64_t k = t->ne[0], n = 4;
+    const size_t row = ggml_row_size(t->type, k);
+    if (t->type != last_type || k != last_k) {
+        const std::vector<float> x = random_floats(n*k, -1.0f, 1.0f);
+        rows.resize(n*row);
+        parallel(n, [&](int64_t i) {
+            ggml_quantize_chunk(t->type, x.data() + i*k, rows.data() + i*row, 0, 1, k, nullptr);
+        });
+        last_type = t->type;
+        last_k    = k;
+    }
+    std::vector<uint8_t> all(ggml_nbytes(t));
+    for (size_t i = 0; i < all.size(); i += rows.size()) {
+        memcpy(all.data() + i, rows.data(), std::min(rows.size(), all.size() - i));
+    }
+    ggml_backend_tensor_set(t, all.data(), 0, all.size());
+}
+
+// Seconds per product, over as many weight tensors as exceed the L2 cache several times.
+static double time_mul_mat(ggml_type type, shape s, int64_t n, double budget) {
+    const size_t bytes = ggml_row_size(type, s.k)*s.m;
+    const int copies = std::min<size_t>(200, std::max<size_t>(2, (400u << 20)/bytes + 1));
+    bench_ctx W, X;
+    std::vector<ggml_tensor *> w, y;
+    for (int i = 0; i < copies; ++i) {
+        w.push_back(ggml_new_tensor_2d(W.ctx, type, s.k, s.m));
+    }
+    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    for (ggml_tensor * t : w) {
+        fill_pattern(t);
+    }
+    ggml_tensor * x = ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, s.k, n);
+    for (ggml_tensor * t : w) {
+        y.push_back(ggml_mul_mat(X.ctx, t, x));
+    }
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    set_floats(x, -1.0f, 1.0f);
+    ggml_cgraph * g = ggml_new_graph_custom(X.ctx, 4096, false);
+    for (ggml_tensor * t : y) {
+        ggml_build_forward_expand(g, t);
+    }
+    return seconds([&] { ggml_backend_graph_compute(backend, g); }, budget)/copies;
+}
+
+static const std::vector<ggml_type> types = {
+    GGML_TYPE_MBQ3, GGML_TYPE_F16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ3_S, GGML_TYPE_IQ3_XXS, GGML_TYPE_Q2_K,
+};
+
+static int run_bench() {
+    cudaDeviceProp p;
+    int driver = 0;
+    check_cuda(cudaGetDeviceProperties(&p, 0));
+    check_cuda(cudaDriverGetVersion(&driver));
+    const double copy = copy_bandwidth();
+    printf("%s, CUDA driver API %d, device copy of 1 GiB %.0f GB/s (read + write)\n", p.name, driver, copy*1e-9);
+    printf("one column; each product includes the quantisation of its activations; 'overhead' is the same call with 16 rows\n\n");
+    printf("| K x rows | type | MB | us | overhead us | GB/s | of copy |\n|---|---|---:|---:|---:|---:|---:|\n");
+    for (shape s : paper) {
+        for (ggml_type t : types) {
+            const double us   = 1e6*time_mul_mat(t, s, 1, 0.05);
+            const double over = 1e6*time_mul_mat(t, { s.k, 16 }, 1, 0.02);
+            const double mb   = 1e-6*ggml_row_size(t, s.k)*s.m;
+            printf("| %d x %d | %s | %.1f | %.2f | %.2f | %.0f | %.3f |\n", (int) s.k, (int) s.m, ggml_type_name(t), mb, us, over, mb/us*1e3, mb/us*1e12/copy);
+            fflush(stdout);
+        }
+    }
+    printf("\nseveral columns, us\n\n| K x rows | type | 2 | 4 | 8 | 16 | 64 | 512 | 2048 |\n|---|---|---:|---:|---:|---:|---:|---:|---:|\n");
+    for (shape s : { paper[2], paper[3] }) {
+        for (ggml_type t : types) {
+            printf("| %d x %d | %s |", (int) s.k, (int) s.m, ggml_type_name(t));
+            for (int64_t n : { 2, 4, 8, 16, 64, 512, 2048 }) {
+                printf(" %.1f |", 1e6*time_mul_mat(t, s, n, 0.03));
+            }
+            printf("\n");
+            fflush(stdout);
+        }
+    }
+    return 0;
+}
+
+static int run_tune() {
+    const double copy = copy_bandwidth();
+    printf("steps prefetched: rows per warp and warps per row, fraction of the copy bandwidth (%.0f GB/s)\n", copy*1e-9);
+    for (shape s : paper) {
+        printf("%6d x %6d ", (int) s.k, (int) s.m);
+        for (const char * prefetch : { "0", "1", "3" }) {
+            setenv("MBQ3_PREFETCH", prefetch, 1);
+            printf(" | %s:", prefetch);
+            for (const char * v : { "22", "24", "28", "42", "44", "48" }) {
+                setenv("MBQ3_TUNE", v, 1);
+                printf(" %s %.3f", v, ggml_row_size(GGML_TYPE_MBQ3, s.k)*s.m/time_mul_mat(GGML_TYPE_MBQ3, s, 1, 0.03)/copy);
+                fflush(stdout);
+            }
+        }
+        printf("\n");
+    }
+    unsetenv("MBQ3_TUNE");
+    unsetenv("MBQ3_PREFETCH");
+    return 0;
+}
+
+static int run_profile() {
+    time_mul_mat(GGML_TYPE_MBQ3, { 8192, 28672 },   1, 0.0);
+    time_mul_mat(GGML_TYPE_MBQ3, { 3584, 18944 }, 512, 0.0);
+    return 0;
+}
+
+int main(int argc, char ** argv) {
+    const std::string mode = argc > 1 ? argv[1] : "";
+    ggml_time_init();
+    backend = ggml_backend_cuda_init(0);
+    if (!backend) {
+        fprintf(stderr, "no CUDA device\n");
+        return 2;
+    }
+    if (mode == "test")    return run_tests(argc > 2 && std::string(argv[2]) == "small");
+    if (mode == "bench")   return run_bench();
+    if (mode == "tune")    return run_tune();
+    if (mode == "profile") return run_profile();
+    fprintf(stderr, "usage: mbq3-cuda test [small] | bench | tune | profile\n");
+    return 2;
+}
