@@ -4,7 +4,8 @@
 //! that the folder may be moved. `source.zip`: the patched tree, which plain cmake builds.
 //!
 //! Environment: `MBQ_PORTABLE=1` makes the CPU code choose its instructions at run time instead of
-//! compiling for this machine; `CMAKE_<LANG>_COMPILER_LAUNCHER` and `CUDAARCHS` mean what they mean to cmake.
+//! compiling for this machine; `MBQ_EMPTY_RUNTIME` packs nothing, for checks that only compile this package;
+//! `CMAKE_<LANG>_COMPILER_LAUNCHER` and `CUDAARCHS` mean what they mean to cmake.
 
 use crate::Result;
 use crate::source::write_if_changed;
@@ -26,7 +27,8 @@ const TOOLS: [&str; 7] = [
 ];
 
 /// What changes the result without being an input file.
-const ENVIRONMENT: [&str; 14] = [
+const ENVIRONMENT: [&str; 15] = [
+    "MBQ_EMPTY_RUNTIME",
     "MBQ_PORTABLE",
     "CUDAARCHS",
     "CUDA_HOME",
@@ -52,6 +54,9 @@ pub fn build(manifest_dir: &Path, tree: &Path, out_dir: &Path) -> Result<()> {
     println!("cargo::rerun-if-changed={}", instructions.display());
     pack_source(tree, instructions, &out_dir.join("source.zip"))?;
 
+    if std::env::var_os("MBQ_EMPTY_RUNTIME").is_some() {
+        return pack(Vec::new(), &out_dir.join("runtime.zip"));
+    }
     let folder = out_dir.join("llama.cpp-build");
     let server = has_server(tree);
     let arguments = arguments(tree, &folder, server);
