@@ -40,6 +40,8 @@ pub fn run(args: Args) -> Result<()> {
 
     let mut command = Command::new(&tool);
     command.arg("-m").arg(&args.model).arg("--mmproj").arg(mmproj);
+    // The model's own chat template: llama-mtmd-cli would write ChatML of its own, with other tokens than the model's.
+    command.arg("--jinja");
     for image in &args.image {
         command.arg("--image").arg(image);
     }
