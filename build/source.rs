@@ -6,6 +6,7 @@
 
 use crate::Result;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,15 +41,21 @@ const LEFT_OUT: [&str; 16] = [
 
 /// Brings `tree` to the patched state of the source that this build uses.
 pub fn prepare(manifest_dir: &Path, tree: &Path) -> Result<()> {
-    let source = find(manifest_dir)?;
+    println!("cargo::rerun-if-env-changed=MBQ_LLAMA_CPP_DIR");
+    println!("cargo::rerun-if-changed=Cargo.lock");
+    let source = find(manifest_dir, std::env::var_os("MBQ_LLAMA_CPP_DIR"))?;
     let patches = manifest_dir.join("patches");
     println!("cargo::rerun-if-changed={}", patches.display());
+    patch(&source, &patches, tree)
+}
 
+/// Brings `tree` to the state of `source` with `patches` applied.
+pub fn patch(source: &Path, patches: &Path, tree: &Path) -> Result<()> {
     let mut files = BTreeSet::new();
     for name in TOP_LEVEL {
-        list(&source, Path::new(name), &mut files)?;
+        list(source, Path::new(name), &mut files)?;
     }
-    let patched = patched_files(&source, &patches)?;
+    let patched = patched_files(source, patches)?;
     for path in patched.keys() {
         files.insert(path.clone());
     }
@@ -73,11 +80,9 @@ pub fn prepare(manifest_dir: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folder of the unpatched source.
-fn find(manifest_dir: &Path) -> Result<PathBuf> {
-    println!("cargo::rerun-if-env-changed=MBQ_LLAMA_CPP_DIR");
-    println!("cargo::rerun-if-changed=Cargo.lock");
-    if let Some(dir) = std::env::var_os("MBQ_LLAMA_CPP_DIR").filter(|dir| !dir.is_empty()) {
+/// The folder of the unpatched source: `chosen`, if set, or the locked package's.
+pub fn find(manifest_dir: &Path, chosen: Option<OsString>) -> Result<PathBuf> {
+    if let Some(dir) = chosen.filter(|dir| !dir.is_empty()) {
         let dir = PathBuf::from(dir);
         if !dir.join("ggml/include/ggml.h").is_file() {
             return Err(format!(
