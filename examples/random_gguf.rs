@@ -22,7 +22,7 @@ struct Args {
     #[arg(long = "type")]
     kind: Kind,
     /// Type of the embeddings and of the output matrix
-    #[arg(long, default_value = "q6-k")]
+    #[arg(long, default_value = "q6k")]
     head: Kind,
     /// Number of decoder blocks, if not that of the shape
     #[arg(long)]

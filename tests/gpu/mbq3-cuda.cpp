@@ -1,7 +1,7 @@
 // MBQ3 on a GPU: is it right, and how fast is it?
 //
 //   mbq3-cuda test            every operation and shape against a float64 product of the dequantised weights
-//   mbq3-cuda bench           matrix-vector products of the paper's shapes beside the stock types
+//   mbq3-cuda bench [alone]   matrix-vector products of the paper's shapes beside the stock types
 //   mbq3-cuda profile         one call of each main kernel, for a profiler
 //   mbq3-cuda tune            the candidate shapes of the kernel (library built with -DMBQ3_TUNE)
 //
@@ -494,7 +494,8 @@ static const std::vector<ggml_type> types = {
     GGML_TYPE_MBQ3, GGML_TYPE_F16, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q3_K, GGML_TYPE_IQ3_S, GGML_TYPE_IQ3_XXS, GGML_TYPE_Q2_K,
 };
 
-static int run_bench() {
+// `alone`: the library is built with MBQ3_TUNE and can leave the quantisation of the activations out
+static int run_bench(bool alone) {
     cudaDeviceProp p;
     int driver = 0;
     check_cuda(cudaGetDeviceProperties(&p, 0));
@@ -509,6 +510,12 @@ static int run_bench() {
             const double over = 1e6*time_mul_mat(t, { s.k, 16 }, 1, 0.02);
             const double mb   = 1e-6*ggml_row_size(t, s.k)*s.m;
             printf("| %d x %d | %s | %.1f | %.2f | %.2f | %.0f | %.3f |\n", (int) s.k, (int) s.m, ggml_type_name(t), mb, us, over, mb/us*1e3, mb/us*1e12/copy);
+            if (t == GGML_TYPE_MBQ3 && alone) {
+                setenv("MBQ3_SKIP_QUANTIZE", "1", 1);
+                const double us1 = 1e6*time_mul_mat(t, s, 1, 0.05);
+                unsetenv("MBQ3_SKIP_QUANTIZE");
+                printf("| %d x %d | mbq3, product alone | %.1f | %.2f | | %.0f | %.3f |\n", (int) s.k, (int) s.m, mb, us1, mb/us1*1e3, mb/us1*1e12/copy);
+            }
             fflush(stdout);
         }
     }
@@ -528,27 +535,24 @@ static int run_bench() {
 
 static int run_tune() {
     const double copy = copy_bandwidth();
-    printf("steps prefetched: rows per warp and warps per row, fraction of the copy bandwidth (%.0f GB/s)\n", copy*1e-9);
+    printf("rows per warp and warps per row: fraction of the copy bandwidth (%.0f GB/s)\n", copy*1e-9);
     for (shape s : paper) {
         printf("%6d x %6d ", (int) s.k, (int) s.m);
-        for (const char * prefetch : { "0", "1", "3" }) {
-            setenv("MBQ3_PREFETCH", prefetch, 1);
-            printf(" | %s:", prefetch);
-            for (const char * v : { "22", "24", "28", "42", "44", "48" }) {
-                setenv("MBQ3_TUNE", v, 1);
-                printf(" %s %.3f", v, ggml_row_size(GGML_TYPE_MBQ3, s.k)*s.m/time_mul_mat(GGML_TYPE_MBQ3, s, 1, 0.03)/copy);
-                fflush(stdout);
-            }
+        for (const char * v : { "11", "12", "14", "18", "21", "22", "24", "28", "41", "42", "44", "48" }) {
+            setenv("MBQ3_TUNE", v, 1);
+            printf(" %s %.3f", v, ggml_row_size(GGML_TYPE_MBQ3, s.k)*s.m/time_mul_mat(GGML_TYPE_MBQ3, s, 1, 0.04)/copy);
+            fflush(stdout);
         }
         printf("\n");
     }
     unsetenv("MBQ3_TUNE");
-    unsetenv("MBQ3_PREFETCH");
     return 0;
 }
 
 static int run_profile() {
-    time_mul_mat(GGML_TYPE_MBQ3, { 8192, 28672 },   1, 0.0);
+    for (shape s : { paper[4], paper[5], paper[3] }) {
+        time_mul_mat(GGML_TYPE_MBQ3, s, 1, 0.0);
+    }
     time_mul_mat(GGML_TYPE_MBQ3, { 3584, 18944 }, 512, 0.0);
     return 0;
 }
@@ -562,9 +566,9 @@ int main(int argc, char ** argv) {
         return 2;
     }
     if (mode == "test")    return run_tests(argc > 2 && std::string(argv[2]) == "small");
-    if (mode == "bench")   return run_bench();
+    if (mode == "bench")   return run_bench(argc > 2 && std::string(argv[2]) == "alone");
     if (mode == "tune")    return run_tune();
     if (mode == "profile") return run_profile();
-    fprintf(stderr, "usage: mbq3-cuda test [small] | bench | tune | profile\n");
+    fprintf(stderr, "usage: mbq3-cuda test [small] | bench [alone] | tune | profile\n");
     return 2;
 }

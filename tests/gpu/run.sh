@@ -33,14 +33,14 @@ if wants tune; then
     "$build/bin/mbq3-cuda" tune
 fi
 if wants bench; then
-    "$build/bin/mbq3-cuda" bench
+    "$build/bin/mbq3-cuda" bench ${MBQ3_TUNE:+alone}
 fi
 if wants sanitizer; then
     compute-sanitizer --tool memcheck  --error-exitcode 3 "$build/bin/mbq3-cuda" test small
-    compute-sanitizer --tool racecheck --error-exitcode 3 --kernel-name regex:mbq3 "$build/bin/mbq3-cuda" test small
+    compute-sanitizer --tool racecheck --error-exitcode 3 --kernel-regex kns=mbq3 "$build/bin/mbq3-cuda" test small
 fi
 if wants profile; then
-    for kernel in mbq3_mul_mat_vec mul_mat_q; do
+    for kernel in mbq3_mul_mat_vec mbq3_quantize_columns mul_mat_q; do
         GGML_CUDA_DISABLE_GRAPHS=1 ncu --clock-control none --kernel-name "$kernel" --launch-skip 3 --launch-count 1 \
             --section SpeedOfLight --section LaunchStats --section Occupancy --section MemoryWorkloadAnalysis --section WarpStateStats \
             --section SchedulerStats --metrics dram__bytes_read.sum "$build/bin/mbq3-cuda" profile
@@ -49,9 +49,9 @@ fi
 if wants models; then
     ninja -C "$build" -j "$jobs" llama-bench > "$build.ninja2.log"
     models=${MODELS:-/dev/shm}
-    for t in ${TYPES:-mbq3 q3-k iq3-s q4-0 f16}; do
+    for t in ${TYPES:-mbq3 q3k iq3-s q4-0 f16}; do
         file=$models/random-$t.gguf
-        "${RANDOM_GGUF:?}" --shape "${SHAPE:-7b}" --type "$t" -o "$file"
+        "${RANDOM_GGUF:?}" --shape "${SHAPE:-7b}" --type "$t" --head q6k -o "$file"
         "$build/bin/llama-bench" -m "$file" -ngl 99 -p 512,2048,7290 -ub 2048 -n 128 -r "${REPEATS:-5}" -o md
         rm "$file"
     done

@@ -147,9 +147,41 @@ static __device__ __forceinline__ void mbq3_dot(
     }
 }
 
+// Sums n values over the lanes of a warp, n a power of two: while several are left, each half of the lanes hands the
+// other half's values over and keeps its own, 6 shuffles for n = 4 instead of 20. Value i ends in lanes i*32/n...
+template <int n>
+static __device__ __forceinline__ float mbq3_warp_sums(float (&v)[n], const int lane) {
+    static_assert(n >= 1 && n <= WARP_SIZE && (n & (n - 1)) == 0, "a power of two");
+#pragma unroll
+    for (int half = n/2, o = WARP_SIZE/2; half > 0; half /= 2, o /= 2) {
+        const bool upper = lane & o;
+#pragma unroll
+        for (int i = 0; i < half; ++i) {
+            const float keep = upper ? v[i + half] : v[i];
+            const float give = upper ? v[i] : v[i + half];
+            v[i] = keep + __shfl_xor_sync(0xFFFFFFFF, give, o, WARP_SIZE);
+        }
+    }
+#pragma unroll
+    for (int o = WARP_SIZE/n/2; o > 0; o /= 2) {
+        v[0] += __shfl_xor_sync(0xFFFFFFFF, v[0], o, WARP_SIZE);
+    }
+    return v[0];
+}
+
+static constexpr __host__ __device__ int mbq3_next_power_of_two(const int n) {
+    return n <= 1 ? 1 : 2*mbq3_next_power_of_two((n + 1)/2);
+}
+
+// Warps to fit on a multiprocessor: bounds the registers so that what is in flight covers the latency of memory.
+static constexpr __host__ __device__ int mbq3_resident_warps(const int ncols, const int rows, const bool has_gate) {
+    return ncols > 4 ? 28 : ncols > 1 ? 24 : rows*(has_gate ? 2 : 1) <= 2 ? 48 : 32;
+}
+
 // A block is four warps, or `warps` if that is more: four/warps groups, each `rows` rows.
 template <int ncols, int rows, int warps, bool has_gate>
-static __global__ void __launch_bounds__(32*(warps > 4 ? warps : 4)) mbq3_mul_mat_vec(const mbq3_mmv_args args) {
+static __global__ void __launch_bounds__(32*(warps > 4 ? warps : 4), mbq3_resident_warps(ncols, rows, has_gate)/(warps > 4 ? warps : 4))
+mbq3_mul_mat_vec(const mbq3_mmv_args args) {
     constexpr int nwarps = warps > 4 ? warps : 4;
     constexpr int groups = nwarps/warps;
     constexpr int nout   = ncols*rows;
@@ -246,48 +278,54 @@ static __global__ void __launch_bounds__(32*(warps > 4 ? warps : 4)) mbq3_mul_ma
         c = cn;
     }
 
-    // lane i of each warp keeps output i = rows*column + row
-    float result      = 0.0f;
-    float result_gate = 0.0f;
+    // lanes lanes_per_out*i... of each warp get output i = rows*column + row
+    constexpr int nsums         = mbq3_next_power_of_two(nout);
+    constexpr int lanes_per_out = WARP_SIZE/nsums;
+    float sums     [nsums] = {0.0f};
+    float sums_gate[nsums] = {0.0f};
 #pragma unroll
     for (int j = 0; j < ncols; ++j) {
 #pragma unroll
         for (int r = 0; r < rows; ++r) {
-            const float s = warp_reduce_sum<WARP_SIZE>(acc[j][r]);
-            result = lane == j*rows + r ? s : result;
+            sums[j*rows + r] = acc[j][r];
             if constexpr (has_gate) {
-                const float sg = warp_reduce_sum<WARP_SIZE>(acc_gate[j][r]);
-                result_gate = lane == j*rows + r ? sg : result_gate;
+                sums_gate[j*rows + r] = acc_gate[j][r];
             }
         }
+    }
+    int   out         = lane%lanes_per_out == 0 ? lane/lanes_per_out : nout;
+    float result      = mbq3_warp_sums(sums, lane);
+    float result_gate = 0.0f;
+    if constexpr (has_gate) {
+        result_gate = mbq3_warp_sums(sums_gate, lane);
     }
 
     if constexpr (warps > 1) {
         __shared__ float partial[has_gate ? 2 : 1][nwarps][nout];
-        if (lane < nout) {
-            partial[0][threadIdx.y][lane] = result;
+        if (out < nout) {
+            partial[0][threadIdx.y][out] = result;
             if constexpr (has_gate) {
-                partial[1][threadIdx.y][lane] = result_gate;
+                partial[1][threadIdx.y][out] = result_gate;
             }
         }
         __syncthreads();
         if (threadIdx.y%warps != 0) {
             return;
         }
-        if (lane < nout) {
+        if (out < nout) {
 #pragma unroll
             for (int k = 1; k < warps; ++k) {
-                result += partial[0][threadIdx.y + k][lane];
+                result += partial[0][threadIdx.y + k][out];
                 if constexpr (has_gate) {
-                    result_gate += partial[1][threadIdx.y + k][lane];
+                    result_gate += partial[1][threadIdx.y + k][out];
                 }
             }
         }
     }
 
-    const int row = row0 + lane%rows;
-    const int col = lane/rows;
-    if (lane >= nout || row >= args.nrows) {
+    const int row = row0 + out%rows;
+    const int col = out/rows;
+    if (out >= nout || row >= args.nrows) {
         return;
     }
 
@@ -348,14 +386,16 @@ static void mbq3_choose(const mbq3_mmv_args & args, const int nchannels, const i
     }
 #endif // MBQ3_TUNE
     if constexpr (ncols == 1) {
-        // Measured on an H100 (docs/kernels.md). Few rows: all of them at once in flight, four per block. Many rows of
-        // moderate length: less to add up at the end of each.
+        // Measured on an H100, see docs/kernels.md. With a gate a lane works on twice the rows it is given.
+        constexpr int r = has_gate ? 2 : 4;
         if (args.nchunks <= 32) {
             mbq3_launch<ncols, 2, 1, has_gate>(args, nchannels, nsamples, stream);
-        } else if (args.nchunks <= 128 && args.nrows > 4096 && args.nrows <= 32768) {
-            mbq3_launch<ncols, 2, 2, has_gate>(args, nchannels, nsamples, stream);
-        } else if (args.nchunks <= 128 || args.nrows <= 4096) {
-            mbq3_launch<ncols, has_gate ? 2 : 4, 4, has_gate>(args, nchannels, nsamples, stream);
+        } else if (args.nchunks <= 128 && args.nrows > 4096) {
+            mbq3_launch<ncols, r, 2, has_gate>(args, nchannels, nsamples, stream);
+        } else if (args.nchunks <= 256) {
+            mbq3_launch<ncols, r, 4, has_gate>(args, nchannels, nsamples, stream);
+        } else if (args.nrows <= 4096) {
+            mbq3_launch<ncols, r, 8, has_gate>(args, nchannels, nsamples, stream);
         } else {
             mbq3_launch<ncols, 2, 4, has_gate>(args, nchannels, nsamples, stream);
         }
@@ -392,6 +432,9 @@ bool ggml_cuda_mbq3_mul_mat_vec(
 
     const int64_t ny = ne10/QK_MBQ3;
     ggml_cuda_pool_alloc<mbq3_y_block> y(ctx.pool(), ne13*ne12*ne11*ny);
+#ifdef MBQ3_TUNE
+    if (!getenv("MBQ3_SKIP_QUANTIZE")) // the product alone, of whatever the buffer holds
+#endif // MBQ3_TUNE
     {
         const int nblocks = (ne10 + 4*MBQ3_QUANTIZE_THREADS - 1)/(4*MBQ3_QUANTIZE_THREADS);
         const ggml_cuda_kernel_launch_params params(dim3(nblocks, ne11, ne12*ne13), dim3(MBQ3_QUANTIZE_THREADS, 1, 1), 0, stream);
