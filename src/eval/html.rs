@@ -23,11 +23,11 @@ pub fn page(report: &Report) -> String {
 
 fn write_page(r: &Report, out: &mut String) -> std::fmt::Result {
     let names = short_names(r);
-    write!(
+    writeln!(
         out,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{} quantised: what it cost</title>\n<style>{STYLE}</style>\n</head>\n<body>\n",
+         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{} quantised: what it cost</title>\n<style>{STYLE}</style>\n</head>\n<body>",
         text(&stem(&r.reference.name))
     )?;
     header(r, out)?;
@@ -47,9 +47,9 @@ fn write_page(r: &Report, out: &mut String) -> std::fmt::Result {
 
 fn header(r: &Report, out: &mut String) -> std::fmt::Result {
     let d = &r.data;
-    write!(
+    writeln!(
         out,
-        "<header>\n<p class=\"eyebrow\">mbq-convert eval</p>\n<h1>{} quantised: what it cost</h1>\n",
+        "<header>\n<p class=\"eyebrow\">mbq-convert eval</p>\n<h1>{} quantised: what it cost</h1>",
         text(&stem(&r.reference.name))
     )?;
     let subject = match (d.with_picture, d.text_only) {
@@ -61,10 +61,10 @@ fn header(r: &Report, out: &mut String) -> std::fmt::Result {
         1 => "One model".into(),
         n => format!("{n} models"),
     };
-    write!(
+    writeln!(
         out,
         "<p class=\"lead\">{models} against <b>{}</b> on {subject}, every token of every answer compared over the \
-         whole vocabulary.</p>\n",
+         whole vocabulary.</p>",
         text(&r.reference.name)
     )?;
     out.push_str("<dl class=\"facts\">\n");
@@ -265,7 +265,7 @@ fn pairs(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     if r.pairs.is_empty() {
         return Ok(());
     }
-    write!(
+    writeln!(
         out,
         "<section aria-labelledby=\"h-pair\">\n<h2 id=\"h-pair\">Which differences are real</h2>\n<p>Both models of a pair answered \
          the same questions. Divergence: paired sign-flip test of the mean difference by question. Accuracy: McNemar’s \
@@ -273,7 +273,7 @@ fn pairs(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
          <details{}><summary>All {0} pairs</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" \
          aria-label=\"Paired tests\"><table>\n<thead><tr><th scope=\"col\">Model A</th><th scope=\"col\">Model B</th>\
          <th scope=\"col\" class=\"n\">KL of A less B</th><th scope=\"col\" class=\"n\">95 %</th><th scope=\"col\" class=\"n\">p</th>\
-         <th scope=\"col\" class=\"n\">right only A</th><th scope=\"col\" class=\"n\">only B</th><th scope=\"col\" class=\"n\">p</th></tr></thead>\n<tbody>\n",
+         <th scope=\"col\" class=\"n\">right only A</th><th scope=\"col\" class=\"n\">only B</th><th scope=\"col\" class=\"n\">p</th></tr></thead>\n<tbody>",
         r.pairs.len(),
         if r.pairs.len() <= 10 { " open" } else { "" }
     )?;
@@ -325,7 +325,7 @@ fn examples(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result 
         if let Some(url) = q.image.as_deref().and_then(|p| thumbnail(Path::new(p))) {
             writeln!(out, "<img src=\"{url}\" alt=\"The picture of this question\" loading=\"lazy\">")?;
         }
-        write!(out, "<div><h3>{}</h3>\n<p>Expected <b>{}</b></p>\n<ul>\n", text(&q.question), text(&q.expected))?;
+        writeln!(out, "<div><h3>{}</h3>\n<p>Expected <b>{}</b></p>\n<ul>", text(&q.question), text(&q.expected))?;
         for (answer, name) in q.candidates.iter().zip(names) {
             let (class, mark, word) =
                 if answer.correct == Some(true) { ("ok", "✓", "right") } else { ("no", "✗", "wrong") };
@@ -345,13 +345,13 @@ fn examples(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result 
 
 fn method(r: &Report, out: &mut String) -> std::fmt::Result {
     let (d, c) = (&r.data, &r.cost);
-    write!(
+    writeln!(
         out,
         "<section aria-labelledby=\"h-how\">\n<h2 id=\"h-how\">How it was measured</h2>\n<p>Each picture is embedded once and shared \
          by all models. The reference answers greedily (at most {} tokens); then all models run teacher-forced on the \
          same tokens through the same runtime. The reference’s log-probabilities are kept in 16 bits, each within \
          {:.1e} nats, which adds at most {:.1e} to the divergence of equal models. Intervals: {} bootstrap draws of whole \
-         questions, seed {}.</p>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Files and settings\"><table class=\"plain\">\n<tbody>\n",
+         questions, seed {}.</p>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Files and settings\"><table class=\"plain\">\n<tbody>",
         d.max_tokens, c.cache_log_prob_error, c.cache_kl_bound, d.bootstrap_resamples, d.seed
     )?;
     let mut row =

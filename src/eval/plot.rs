@@ -43,10 +43,10 @@ impl Frame {
 /// Writes the plot with the given size in pixels; `class` picks it by the width of the page.
 pub fn scatter(out: &mut String, points: &[Point], width: f64, height: f64, class: &str) -> std::fmt::Result {
     let frame = frame(points, width, height);
-    write!(
+    writeln!(
         out,
         "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"Scatter plot of mean KL divergence \
-         against file size; the table below has its numbers\">\n"
+         against file size; the table below has its numbers\">"
     )?;
     axes(out, &frame, height)?;
     frontier(out, &frame, points)?;

@@ -532,7 +532,7 @@ impl Report {
 /// A divergence with the digits it deserves.
 pub fn kl(value: f64) -> String {
     match value {
-        v if v == 0.0 => "0".into(),
+        0.0 => "0".into(),
         v if v < 1e-4 => format!("{v:.1e}"),
         v if v < 0.1 => format!("{v:.5}"),
         v => format!("{v:.4}"),
