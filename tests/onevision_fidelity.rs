@@ -98,7 +98,7 @@ fn with_pinpoints(source: &Path, target: &Path, rows: u64) {
     }
 }
 
-const CPU: Compute = Compute { threads: 2, gpu_layers: 0, batch: 512 };
+const CPU: Compute = Compute { threads: 2, gpu_layers: 0, batch: 512, exact: true };
 
 fn vision(model: &Path, mmproj: &Path) -> Vision {
     let model = Model::load(&runtime(), model, CPU, false).unwrap();

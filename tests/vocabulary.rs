@@ -18,7 +18,8 @@ fn compare(name: &str, checkpoint: &Path) {
     let folder = tempfile::tempdir().unwrap();
     let path = convert(checkpoint, "q4_0", folder.path());
     let runtime = Runtime::open(&runtime_dir).unwrap();
-    let model = Model::load(&runtime, &path, Compute { threads: 1, gpu_layers: 0, batch: 512 }, false).unwrap();
+    let model =
+        Model::load(&runtime, &path, Compute { threads: 1, gpu_layers: 0, batch: 512, exact: false }, false).unwrap();
     for (string, ids) in strings.iter().zip(expected) {
         let text = string.as_str().unwrap();
         let got = model.tokenize(text, false, true).unwrap();

@@ -83,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         limit: args.limit,
         runtime: mbq_convert::runtime::directory(args.runtime.as_deref())?,
         cache: args.cache.map_or_else(default_cache, Ok)?,
-        compute: Compute { threads, gpu_layers: args.gpu_layers, batch: 512 },
+        compute: Compute { threads, gpu_layers: args.gpu_layers, batch: 512, exact: false },
         max_tokens: args.max_tokens.max(1),
         resamples: args.resamples,
         seed: args.seed,

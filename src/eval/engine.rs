@@ -71,6 +71,8 @@ pub struct Compute {
     pub gpu_layers: i32,
     /// Tokens computed at once.
     pub batch: u32,
+    /// No flash attention and a cache in f32: closest to the exact result; otherwise what llama.cpp's tools do.
+    pub exact: bool,
 }
 
 impl Runtime {
@@ -317,6 +319,9 @@ impl Vision {
             let mut params = lib.mtmd_context_params_default();
             params.use_gpu = compute.gpu_layers != 0;
             params.n_threads = compute.threads;
+            if compute.exact {
+                params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
+            }
             params.print_timings = false;
             params.warmup = false;
             lib.mtmd_init_from_file(c.as_ptr(), model.ptr.as_ptr(), params)
@@ -496,6 +501,11 @@ impl<'v> Decoder<'v> {
             params.n_threads = compute.threads;
             params.n_threads_batch = compute.threads;
             params.no_perf = true;
+            if compute.exact {
+                params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
+                params.type_k = sys::GGML_TYPE_F32;
+                params.type_v = sys::GGML_TYPE_F32;
+            }
             lib.llama_init_from_model(model.ptr.as_ptr(), params)
         };
         let ptr = NonNull::new(ptr).ok_or_else(|| EngineError::Model { path: path.into(), log: take_log() })?;
