@@ -741,7 +741,7 @@ impl<'v> Decoder<'v> {
             let mut positions: Vec<_> = part.iter().map(|e| e.position).collect();
             let mut counts = vec![1i32; part.len()];
             let mut sequences: Vec<_> = part.iter().map(|e| e.sequence).collect();
-            let mut pointers: Vec<*mut i32> = sequences.iter_mut().map(|s| ptr::from_mut(s)).collect();
+            let mut pointers: Vec<*mut i32> = sequences.iter_mut().map(ptr::from_mut).collect();
             let mut outputs: Vec<_> = part.iter().map(|e| i8::from(e.output)).collect();
             let batch = sys::llama_batch {
                 n_tokens: part.len() as i32,
