@@ -11,6 +11,8 @@ pub enum Error {
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
     #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
+    #[error(transparent)]
     Fold(#[from] crate::quant::fold::FoldError),
     #[error(transparent)]
     Mbq3(#[from] crate::quant::mbq3::Mbq3Error),

@@ -6,6 +6,7 @@ pub mod eval;
 pub mod events;
 pub mod ggml;
 pub mod gguf;
+pub mod hub;
 pub mod image;
 pub mod model;
 pub mod quant;

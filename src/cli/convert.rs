@@ -6,6 +6,7 @@ use mbq_convert::convert::{Calibration, Options, Summary, Written, convert};
 use mbq_convert::events::Observer;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
+use mbq_convert::hub::{Hub, HubId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -94,12 +95,14 @@ struct Source {
 }
 
 /// Finds the directory that MODEL names, downloading it if it is a hub id.
-fn locate(model: &str, _offline: bool, _observer: &dyn Observer) -> Result<Source> {
+fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
     let dir = Path::new(model);
     if dir.is_dir() {
         return Ok(Source { dir: dir.into(), repository: None });
     }
-    bail!("{model}: no such directory");
+    let id: HubId = model.parse()?;
+    let dir = Hub::from_env(offline).fetch(&id, observer)?;
+    Ok(Source { dir, repository: Some(id.name) })
 }
 
 fn print_summary(s: &Summary) {

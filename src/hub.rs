@@ -1,0 +1,218 @@
+//! Downloads from the Hugging Face hub into its shared cache.
+//!
+//! hf-hub 0.5, not 1.0: its blocking client needs 67 crates where 1.0 brings tokio, reqwest and 297, and it knows the
+//! same cache layout, resumes, and reports progress.
+use crate::events::{Event, Observer};
+use hf_hub::api::Progress;
+use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::{Cache, Repo, RepoType};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// `org/name[@revision]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubId {
+    pub name: String,
+    pub revision: String,
+}
+
+impl FromStr for HubId {
+    type Err = HubError;
+
+    fn from_str(id: &str) -> Result<Self, HubError> {
+        let (name, revision) = id.split_once('@').unwrap_or((id, "main"));
+        let part_ok = |p: &str| {
+            !p.is_empty()
+                && !p.starts_with('.')
+                && p.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        };
+        let parts: Vec<&str> = name.split('/').collect();
+        let revision_ok = revision.split('/').all(part_ok);
+        if parts.len() != 2 || !parts.into_iter().all(part_ok) || !revision_ok {
+            return Err(HubError::Id { id: id.into() });
+        }
+        Ok(HubId { name: name.into(), revision: revision.into() })
+    }
+}
+
+impl std::fmt::Display for HubId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.revision.as_str() {
+            "main" => f.write_str(&self.name),
+            revision => write!(f, "{}@{revision}", self.name),
+        }
+    }
+}
+
+/// Where the hub is and where its files are kept.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    /// `https://huggingface.co`, or a mirror.
+    pub endpoint: String,
+    /// The cache directory itself (`…/huggingface/hub`).
+    pub cache: PathBuf,
+    pub token: Option<String>,
+    /// Never ask the network.
+    pub offline: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    #[error("{id}: neither a directory nor a hub id (org/name or org/name@revision)")]
+    Id { id: String },
+    #[error("{id}: not in the cache {cache}, and --offline forbids a download")]
+    Offline { id: String, cache: PathBuf },
+    #[error("{id}: {endpoint} has no such model or revision, or it is private (set HF_TOKEN)")]
+    NotFound { id: String, endpoint: String },
+    #[error("{id}: asking {endpoint}: {source}")]
+    Request { id: String, endpoint: String, source: ApiError },
+    #[error("{id}: no safetensors weights in the repository")]
+    NoWeights { id: String },
+    #[error("{id}: downloading {file}: {source}; run again to go on where it stopped")]
+    Download { id: String, file: String, source: ApiError },
+    #[error("{file}: {found} of {expected} bytes came; run again to go on where it stopped")]
+    Short { file: PathBuf, found: u64, expected: u64 },
+}
+
+impl Hub {
+    /// Takes HF_ENDPOINT, HF_TOKEN (else the token that `hf auth login` stored), HF_HUB_CACHE, HF_HOME and
+    /// HF_HUB_OFFLINE from the environment, as the Python library does.
+    pub fn from_env(offline: bool) -> Self {
+        let var = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
+        let cache = Cache::from_env();
+        let path = var("HF_HUB_CACHE").map_or_else(|| cache.path().clone(), PathBuf::from);
+        Hub {
+            endpoint: var("HF_ENDPOINT")
+                .map_or_else(|| "https://huggingface.co".into(), |e| e.trim_end_matches('/').into()),
+            // hf-hub's links need an absolute path.
+            cache: std::path::absolute(&path).unwrap_or(path),
+            token: var("HF_TOKEN").map(|t| t.trim().to_string()).or_else(|| cache.token()),
+            offline: offline || var("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.as_str(), "1" | "true" | "TRUE" | "ON")),
+        }
+    }
+
+    /// The snapshot directory of a model, after downloading what is not cached yet. Interrupted downloads go on
+    /// where they stopped.
+    ///
+    /// # Errors
+    /// The model is unknown, private or without safetensors; the network fails; `offline` and it is not cached.
+    pub fn fetch(&self, id: &HubId, observer: &dyn Observer) -> Result<PathBuf, HubError> {
+        let repo = Repo::with_revision(id.name.clone(), RepoType::Model, id.revision.clone());
+        let cached = Cache::new(self.cache.clone()).repo(repo.clone());
+        if self.offline {
+            let config = cached.get("config.json");
+            let dir = config.and_then(|c| c.parent().map(PathBuf::from));
+            return dir.ok_or_else(|| HubError::Offline { id: id.to_string(), cache: self.cache.clone() });
+        }
+        let request = |source| HubError::Request { id: id.to_string(), endpoint: self.endpoint.clone(), source };
+        let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
+            .with_endpoint(self.endpoint.clone())
+            .with_token(self.token.clone())
+            .with_progress(false)
+            .with_user_agent("mbq-convert", env!("CARGO_PKG_VERSION"))
+            .build()
+            .map_err(request)?
+            .repo(repo);
+        let info = api.info().map_err(|source| match status(&source) {
+            // The hub answers 401 for what does not exist, too.
+            Some(401 | 403 | 404) => HubError::NotFound { id: id.to_string(), endpoint: self.endpoint.clone() },
+            _ => request(source),
+        })?;
+        let snapshot = cached.pointer_path(&info.sha);
+        let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).filter(|f| wanted(f)).collect();
+        if !files.iter().any(|f| f.ends_with(".safetensors")) {
+            return Err(HubError::NoWeights { id: id.to_string() });
+        }
+        for file in files {
+            let path = snapshot.join(&file);
+            if path.exists() {
+                continue;
+            }
+            let mut expected = 0;
+            let progress = Reporter { observer, expected: &mut expected, done: 0 };
+            let download = api.download_with_progress(&file, progress);
+            download.map_err(|source| HubError::Download { id: id.to_string(), file, source })?;
+            let found = path.metadata().map(|m| m.len()).unwrap_or(0);
+            if found != expected {
+                // A server that sends less than it promised must not leave a file that looks complete.
+                let blob = path.canonicalize();
+                let _ = std::fs::remove_file(&path);
+                let _ = blob.map(std::fs::remove_file);
+                return Err(HubError::Short { file: path, found, expected });
+            }
+        }
+        Ok(snapshot)
+    }
+}
+
+/// Files that a conversion reads: those of the top directory, weights as safetensors only.
+fn wanted(file: &str) -> bool {
+    let known = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end)) || file == "README.md";
+    known && !file.contains('/') && !file.contains('\\') && !file.starts_with('.')
+}
+
+/// The HTTP status that an error is about.
+fn status(error: &ApiError) -> Option<u16> {
+    match error {
+        ApiError::RequestError(e) => match **e {
+            ureq::Error::StatusCode(code) => Some(code),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Turns hf-hub's progress into events, one phase a file.
+struct Reporter<'a> {
+    observer: &'a dyn Observer,
+    expected: &'a mut u64,
+    /// Bytes that have been reported.
+    done: u64,
+}
+
+impl Progress for Reporter<'_> {
+    fn init(&mut self, size: usize, filename: &str) {
+        // Called once before and once when bytes begin to come.
+        if *self.expected == 0 || self.done > 0 {
+            let total = size as u64;
+            self.observer.event(Event::PhaseStart { name: filename.into(), total, unit: "B" });
+        }
+        *self.expected = size as u64;
+        self.done = 0;
+    }
+
+    fn update(&mut self, size: usize) {
+        self.done += size as u64;
+        self.observer.event(Event::Advance { n: size as u64, detail: String::new() });
+    }
+
+    fn finish(&mut self) {
+        self.observer.event(Event::PhaseEnd);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids() {
+        let id: HubId = "org/name-0.5b_hf@v1.0".parse().unwrap();
+        assert_eq!((id.name.as_str(), id.revision.as_str()), ("org/name-0.5b_hf", "v1.0"));
+        assert_eq!("org/name".parse::<HubId>().unwrap().revision, "main");
+        for bad in ["name", "a/b/c", "org/", "../x", "org/na me", "org/name@", "./dir", "org/name@../x"] {
+            assert!(bad.parse::<HubId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_files_that_are_read() {
+        for file in ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "README.md"] {
+            assert!(wanted(file), "{file}");
+        }
+        for file in ["pytorch_model.bin", "onnx/model.json", ".gitattributes", "a.gguf", "../config.json"] {
+            assert!(!wanted(file), "{file}");
+        }
+    }
+}
