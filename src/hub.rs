@@ -88,7 +88,8 @@ impl Hub {
             // hf-hub's links need an absolute path.
             cache: std::path::absolute(&path).unwrap_or(path),
             token: var("HF_TOKEN").map(|t| t.trim().to_string()).or_else(|| cache.token()),
-            offline: offline || var("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.as_str(), "1" | "true" | "TRUE" | "ON")),
+            offline: offline
+                || var("HF_HUB_OFFLINE").is_some_and(|v| matches!(v.as_str(), "1" | "true" | "TRUE" | "ON")),
         }
     }
 

@@ -1,0 +1,186 @@
+//! Hub ids, against a server on the loopback that speaks as much of the hub's protocol as a download needs.
+mod tiny;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use tiny::{Naming, checkpoint, listing, program, text};
+
+const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What the server has seen and how it behaves.
+#[derive(Default)]
+struct State {
+    /// "path range authorization" of every request.
+    requests: Vec<String>,
+    /// While set, the weights stop after half of their bytes, and then are not served.
+    cut: bool,
+    cut_once: bool,
+}
+
+struct Server {
+    endpoint: String,
+    state: Arc<Mutex<State>>,
+}
+
+impl Server {
+    /// Serves the files of `dir` as `org/tiny` at revision `main`.
+    fn start(dir: &Path) -> Self {
+        let files: BTreeMap<String, Vec<u8>> =
+            listing(dir).into_iter().map(|f| (f.clone(), std::fs::read(dir.join(f)).unwrap())).collect();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = state.clone();
+        // Ends with the test process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = answer(stream, &files, &shared);
+            }
+        });
+        Server { endpoint, state }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().unwrap().requests)
+    }
+}
+
+fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, state: &Mutex<State>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    let path = request.split(' ').nth(1).unwrap_or_default().to_string();
+    let mut headers = BTreeMap::new();
+    for line in lines {
+        let line = line?;
+        let Some((name, value)) = line.split_once(':') else { break };
+        headers.insert(name.to_lowercase(), value.trim().to_string());
+    }
+    let header = |name: &str| headers.get(name).cloned().unwrap_or_default();
+    let mut state = state.lock().unwrap();
+    state.requests.push(format!("{path} {} {}", header("range"), header("authorization")));
+    let reply = |stream: &mut TcpStream, status: &str, extra: &str, length: usize, body: &[u8]| {
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{extra}\r\n");
+        stream.write_all(head.as_bytes())?;
+        stream.write_all(body)
+    };
+    if path == "/api/models/org/tiny/revision/main" {
+        let siblings: Vec<_> = files.keys().map(|f| serde_json::json!({"rfilename": f})).collect();
+        let body = serde_json::json!({"sha": SHA, "siblings": siblings}).to_string();
+        return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
+    }
+    let Some((name, bytes)) = path.strip_prefix("/org/tiny/resolve/main/").and_then(|f| files.get_key_value(f)) else {
+        return reply(&mut stream, "404 Not Found", "", 0, b"");
+    };
+    let range = header("range");
+    let (from, to) = range.strip_prefix("bytes=").and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
+    let from: usize = from.parse().unwrap();
+    let to = to.parse().map_or(bytes.len(), |to: usize| (to + 1).min(bytes.len()));
+    let extra = format!(
+        "ETag: \"{name}-etag\"\r\nX-Repo-Commit: {SHA}\r\nContent-Range: bytes {from}-{}/{}\r\n",
+        to - 1,
+        bytes.len()
+    );
+    let mut body = &bytes[from..to];
+    if state.cut && name.ends_with(".safetensors") && body.len() > 1 {
+        if std::mem::replace(&mut state.cut_once, true) {
+            return reply(&mut stream, "503 Service Unavailable", "", 0, b"");
+        }
+        body = &body[..body.len() / 2];
+    }
+    reply(&mut stream, "206 Partial Content", &extra, to - from, body)
+}
+
+fn hub(server: &Server, home: &Path) -> Command {
+    let mut command = program();
+    command.env("HF_ENDPOINT", &server.endpoint).env("HF_HOME", home).args(["--type", "q4_0"]);
+    command
+}
+
+fn fetch(server: &Server, home: &Path, out: &Path, args: &[&str]) -> Output {
+    hub(server, home).args(args).arg("-o").arg(out).output().unwrap()
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_converted() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), Naming::Published, 2);
+    std::fs::write(model.join("pytorch_model.bin"), "not wanted").unwrap();
+    std::fs::write(model.join("README.md"), "---\nlicense: mit\n---\n").unwrap();
+    let server = Server::start(&model);
+    let (home, out) = (parent.path().join("home"), parent.path().join("o.gguf"));
+    let done = hub(&server, &home).env("HF_TOKEN", "secret").arg("org/tiny").arg("-o").arg(&out).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let requests = server.requests();
+    assert!(requests.iter().all(|r| r.ends_with("Bearer secret")), "{requests:?}");
+    assert!(requests.iter().any(|r| r.contains("model-00002-of-00002.safetensors")));
+    assert!(!requests.iter().any(|r| r.contains("pytorch_model")), "only what is read is downloaded");
+    // The Python library's layout, so that both share one cache.
+    let snapshot = home.join("hub/models--org--tiny/snapshots").join(SHA);
+    assert_eq!(std::fs::read(snapshot.join("config.json")).unwrap(), std::fs::read(model.join("config.json")).unwrap());
+    assert_eq!(std::fs::read_to_string(home.join("hub/models--org--tiny/refs/main")).unwrap(), SHA);
+
+    let file = mbq_convert::ggml::GgufFile::open(&out).unwrap();
+    let string = |key: &str| file.metadata[key].as_str().unwrap().to_string();
+    assert_eq!(string("general.name"), "tiny");
+    assert_eq!(string("general.source.huggingface.repository"), "org/tiny");
+    assert_eq!(string("general.license"), "mit");
+
+    // Again: nothing but the question which commit `main` is. Offline: not even that.
+    std::fs::remove_file(&out).unwrap();
+    assert!(fetch(&server, &home, &out, &["org/tiny@main"]).status.success());
+    assert_eq!(server.requests().len(), 1);
+    std::fs::remove_file(&out).unwrap();
+    assert!(fetch(&server, &home, &out, &["org/tiny", "--offline"]).status.success());
+    assert_eq!(server.requests().len(), 0);
+    assert!(out.exists());
+}
+
+#[test]
+fn a_broken_download_goes_on_where_it_stopped() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), Naming::Published, 1);
+    let half = std::fs::metadata(model.join("model.safetensors")).unwrap().len() / 2;
+    let server = Server::start(&model);
+    let (home, out) = (parent.path().join("home"), parent.path().join("o.gguf"));
+    server.state.lock().unwrap().cut = true;
+    let done = fetch(&server, &home, &out, &["org/tiny"]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(text(&done.stderr).contains("model.safetensors"), "{}", text(&done.stderr));
+    assert!(!out.exists());
+    server.requests();
+    server.state.lock().unwrap().cut = false;
+    let done = fetch(&server, &home, &out, &["org/tiny"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let requests = server.requests();
+    assert!(requests.iter().any(|r| r.contains(&format!("model.safetensors bytes={half}-"))), "{requests:?}");
+    let cached = home.join("hub/models--org--tiny/snapshots").join(SHA).join("model.safetensors");
+    assert!(std::fs::read(cached).unwrap() == std::fs::read(model.join("model.safetensors")).unwrap());
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), Naming::Published, 1);
+    let server = Server::start(&model);
+    let (home, out) = (parent.path().join("home"), parent.path().join("o.gguf"));
+    for (id, args, words) in [
+        ("org/nothing", &[][..], &["org/nothing", "no such model"][..]),
+        ("org/tiny@v9", &[], &["org/tiny@v9", "revision"]),
+        ("org/tiny", &["--offline"], &["org/tiny", "cache", "--offline"]),
+        ("just-a-name", &[], &["just-a-name", "org/name"]),
+    ] {
+        let done = fetch(&server, &home, &out, &[args, &[id]].concat());
+        assert_eq!(done.status.code(), Some(1), "{id}");
+        words.iter().for_each(|w| assert!(text(&done.stderr).contains(w), "{}", text(&done.stderr)));
+        assert!(!out.exists());
+    }
+    // Nobody listens.
+    let dead = Server { endpoint: "http://127.0.0.1:1".into(), state: server.state.clone() };
+    let done = fetch(&dead, &home, &out, &["org/tiny"]);
+    assert!(text(&done.stderr).contains("http://127.0.0.1:1"), "{}", text(&done.stderr));
+    assert_eq!(done.status.code(), Some(1));
+}
