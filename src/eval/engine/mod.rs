@@ -1,0 +1,135 @@
+//! The installed runtime as an evaluation sees it: pictures to embeddings, prompts to logits.
+//!
+//! [`Runtime`] is the loaded library, [`Vision`] tokenises prompts and embeds pictures with the
+//! projector, [`Decoder`] runs one text model. All unsafe calls of the evaluation are here. Each
+//! safe type owns its pointers, which are non-null once it exists and freed when it is dropped.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::{Arc, Mutex};
+
+use crate::runtime::sys;
+
+mod decoder;
+mod model;
+mod vision;
+
+pub use decoder::{Decoder, Times};
+pub use model::Model;
+pub use vision::{Media, Piece, Vision};
+
+/// A token id.
+pub type Token = i32;
+
+/// What the runtime refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    #[error("cannot load the runtime from {path}: {what}; install one with `mbq-convert runtime install`")]
+    Runtime { path: PathBuf, what: String },
+    #[error("the runtime cannot load {path}: {log}")]
+    Model { path: PathBuf, log: String },
+    #[error("the runtime cannot use {path} with {model}: {log}")]
+    Projector { path: PathBuf, model: PathBuf, log: String },
+    #[error("the runtime cannot read picture {path}: {log}")]
+    Picture { path: PathBuf, log: String },
+    #[error("{what}: {log}")]
+    Call { what: &'static str, log: String },
+    #[error("{0} is not a path the runtime can take: it holds a zero byte or is not UTF-8")]
+    Path(PathBuf),
+}
+
+/// What llama.cpp said last at warning level and above; it says why a call failed only there.
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+unsafe extern "C" fn keep_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if text.is_null() || (level != sys::GGML_LOG_LEVEL_ERROR && level != sys::GGML_LOG_LEVEL_WARN) {
+        return;
+    }
+    // SAFETY: llama.cpp hands over a C string that lives for the call.
+    let text = unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned();
+    if let Ok(mut log) = LOG.lock() {
+        if log.len() >= 8 {
+            log.remove(0);
+        }
+        log.push(text);
+    }
+}
+
+fn take_log() -> String {
+    let lines = LOG.lock().map(|mut l| std::mem::take(&mut *l)).unwrap_or_default();
+    if lines.is_empty() { "no reason given".into() } else { lines.join("; ") }
+}
+
+/// The loaded library.
+pub struct Runtime {
+    lib: sys::Mtmd,
+    dir: PathBuf,
+}
+
+/// How models are run.
+#[derive(Debug, Clone, Copy)]
+pub struct Compute {
+    /// CPU threads.
+    pub threads: i32,
+    /// Layers on the GPU; negative for all.
+    pub gpu_layers: i32,
+    /// Tokens computed at once.
+    pub batch: u32,
+    /// No flash attention and a cache in f32: closest to the exact result; otherwise what llama.cpp's tools do.
+    pub exact: bool,
+}
+
+impl Runtime {
+    /// Loads the libraries of the installed runtime in `dir`.
+    ///
+    /// # Errors
+    /// No library there, or one that lacks a function this version calls.
+    pub fn open(dir: &Path) -> Result<Arc<Self>, EngineError> {
+        let name = if cfg!(target_os = "macos") {
+            "libmtmd.dylib"
+        } else if cfg!(windows) {
+            "mtmd.dll"
+        } else {
+            "libmtmd.so"
+        };
+        let path = [dir.join(name), dir.join("bin").join(name), dir.join("lib").join(name)]
+            .into_iter()
+            .find(|p| p.is_file())
+            .ok_or_else(|| EngineError::Runtime { path: dir.into(), what: format!("there is no {name}") })?;
+        let fail = |e: libloading::Error| EngineError::Runtime { path: path.clone(), what: e.to_string() };
+        // SAFETY: the file is llama.cpp's own library, whose initialisers only register things; the bindings are
+        // generated from the headers of the pinned version.
+        let lib = unsafe { sys::Mtmd::new(&path) }.map_err(fail)?;
+        let dir = path.parent().unwrap_or(dir).to_owned();
+        let c_dir = c_path(&dir)?;
+        // SAFETY: the callback is a plain function without user data; the path outlives the call.
+        unsafe {
+            lib.llama_log_set(Some(keep_log), ptr::null_mut());
+            lib.mtmd_helper_log_set(Some(keep_log), ptr::null_mut());
+            lib.ggml_backend_load_all_from_path(c_dir.as_ptr());
+            lib.llama_backend_init();
+        }
+        take_log();
+        Ok(Arc::new(Self { lib, dir }))
+    }
+
+    /// Where it lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Version of llama.cpp, and the features of the processor it uses.
+    pub fn describe(&self) -> String {
+        // SAFETY: both return static strings.
+        unsafe {
+            let text = |p: *const c_char| CStr::from_ptr(p).to_string_lossy().trim().to_owned();
+            format!("llama.cpp {}; {}", text(self.lib.llama_version()), text(self.lib.llama_print_system_info()))
+        }
+    }
+}
+
+fn c_path(path: &Path) -> Result<CString, EngineError> {
+    path.to_str().and_then(|p| CString::new(p).ok()).ok_or_else(|| EngineError::Path(path.into()))
+}
