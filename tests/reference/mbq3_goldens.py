@@ -84,8 +84,13 @@ def answers(shared, out, grid="paper"):
         for name, p in model.named_parameters():
             if is_linear(name):
                 p.copy_(quantize(p.float(), grid)[3])
-    given, right = [], 0
-    for line in (testbed / "eval.jsonl").read_text().splitlines():
+    # one line per answer as it comes; a second call goes on where the first stopped
+    out = Path(out)
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    right = sum(d["right"] for d in done)
+    for n, line in enumerate((testbed / "eval.jsonl").read_text().splitlines()):
+        if n < len(done):
+            continue
         q = json.loads(line)
         text = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q["question"]}]}], add_generation_prompt=True
@@ -93,11 +98,11 @@ def answers(shared, out, grid="paper"):
         inputs = processor(images=Image.open(testbed / q["image"]), text=text, return_tensors="pt")
         with torch.no_grad():
             ids = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=64, eos_token_id=2, pad_token_id=0)
-        given.append(processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip())
-        right += given[-1] == q["answer"].strip()
-        if len(given) % 20 == 0:
-            print(len(given), right, flush=True)
-    Path(out).write_text(json.dumps({"grid": grid, "questions": len(given), "right": right, "answers": given}) + "\n")
+        answer = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+        right += answer == q["answer"].strip()
+        with out.open("a") as f:
+            f.write(json.dumps({"grid": grid, "question": n, "answer": answer, "right": answer == q["answer"].strip()}) + "\n")
+        print(n + 1, right, flush=True)
 
 
 if __name__ == "__main__":
