@@ -36,7 +36,7 @@ fn names_ids_and_sizes() {
     ];
     for (name, id, block, bytes) in known {
         let ty: GgmlType = name.parse().unwrap();
-        assert_eq!((ty.id() as u32, ty.block_size(), ty.type_size()), (id, block, bytes), "{name}");
+        assert_eq!((ty.id(), ty.block_size(), ty.type_size()), (id, block, bytes), "{name}");
         assert_eq!(GgmlType::from_id(id), Some(ty));
     }
     for &ty in GgmlType::ALL {

@@ -43,7 +43,7 @@ impl Name {
         Name {
             full: full.to_string(),
             base: if base.is_empty() { full.to_string() } else { base },
-            size: Some(at.map_or_else(|| size_label(parameters), |at| parts[at].to_uppercase())),
+            size: Some(at.map_or_else(|| size_label(parameters), |at| size_case(parts[at]))),
             finetune,
             version,
         }
@@ -57,6 +57,11 @@ impl Name {
         name.retain(|c| !c.is_control() && !"/\\:".contains(c));
         format!("{name}-{encoding}.gguf")
     }
+}
+
+/// `0.5b` -> `0.5B`; the `x` of `8x7B` stays small, as the naming convention writes it.
+fn size_case(size: &str) -> String {
+    size.to_uppercase().replace('X', "x")
 }
 
 /// `89M`, `7.6B`.

@@ -129,8 +129,11 @@ impl Vocabulary {
     }
 }
 
+/// What [`bpe`] returns.
+type Bpe = (bool, HashMap<String, usize>, Vec<String>);
+
 /// The BPE model: (ignore_merges, token -> id, merges).
-fn bpe(s: &Source) -> Result<(bool, HashMap<String, usize>, Vec<String>), GgufError> {
+fn bpe(s: &Source) -> Result<Bpe, GgufError> {
     let model = s.json.get("model").filter(|m| m.is_object()).ok_or_else(|| s.field("model", "missing"))?;
     let kind = model.get("type").and_then(Value::as_str).unwrap_or("absent");
     if kind != "BPE" {
