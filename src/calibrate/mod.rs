@@ -2,6 +2,7 @@
 pub mod batch;
 pub mod grid;
 pub mod mbq;
+pub mod pairs;
 pub mod race;
 mod run;
 pub mod sensitivity;

@@ -3,5 +3,6 @@ pub(crate) mod config;
 pub mod decoder;
 pub mod llava_onevision;
 pub mod ops;
+pub mod vision;
 
 pub use config::{ConfigError, TextArch, TextConfig, VisionArch, VisionConfig};
