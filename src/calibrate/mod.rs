@@ -1,5 +1,6 @@
 //! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
 pub mod batch;
+pub mod builtin;
 pub mod grid;
 pub mod mbq;
 pub mod pairs;

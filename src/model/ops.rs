@@ -68,8 +68,8 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     let out = x.copy()?.contiguous()?;
     out.inplace_op1(&Update(|data: &mut [f32]| {
         data.par_chunks_mut(cols).for_each(|row| {
-            let sum: f32 = row.iter().map(|v| v * v).sum();
-            let scale = 1.0 / (sum / cols as f32 + eps as f32).sqrt();
+            let sum: f64 = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+            let scale = 1.0 / ((sum / cols as f64) as f32 + eps as f32).sqrt();
             row.iter_mut().zip(&w).for_each(|(v, w)| *v = *v * scale * w);
         });
     }))?;
