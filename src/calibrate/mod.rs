@@ -23,7 +23,9 @@ pub enum CalibrateError {
     NoSamples,
     #[error("calibration sample {index} has not {what}: it cannot weigh errors; check its answer and picture")]
     SampleWithout { index: usize, what: &'static str },
-    #[error("block {layer}: mean gradient {vision} at vision tokens, {answer} at answer tokens; expected positive numbers: check the checkpoint's weights")]
+    #[error(
+        "block {layer}: mean gradient {vision} at vision tokens, {answer} at answer tokens; expected positive numbers: check the checkpoint's weights"
+    )]
     NoGradient { layer: usize, vision: f64, answer: f64 },
     #[error("{path}: {problem}")]
     File { path: PathBuf, problem: String },

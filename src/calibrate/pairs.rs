@@ -73,8 +73,11 @@ fn file(path: &Path, image_root: Option<&Path>) -> Result<Vec<Pair>, Error> {
         lines.map(parse).collect::<Result<_, _>>()?
     };
     // A text-only conversation is no error in LLaVA's files: it is passed over.
-    let with_picture = entries.into_iter().filter(|(_, e)| e.get("image").is_some() || e.get("conversations").is_none());
-    with_picture.map(|(at, entry)| pair(&entry, root).map_err(|what| fail(path, format!("entry {at}: {what}")))).collect()
+    let with_picture =
+        entries.into_iter().filter(|(_, e)| e.get("image").is_some() || e.get("conversations").is_none());
+    with_picture
+        .map(|(at, entry)| pair(&entry, root).map_err(|what| fail(path, format!("entry {at}: {what}"))))
+        .collect()
 }
 
 fn pair(entry: &Value, root: &Path) -> Result<Pair, String> {
@@ -140,7 +143,8 @@ mod tests {
         let llava = r#"[{"image":"a.png","conversations":[{"from":"human","value":"<image>\nWhat?"},{"from":"gpt","value":" A cat. "}]}]"#;
         let pairs = try_read("a.json", llava).unwrap();
         assert_eq!((pairs[0].question.as_str(), pairs[0].answer.as_str()), ("What?", "A cat."));
-        let lines = "{\"image\":\"a.png\",\"question\":\"Q\",\"answer\":\"A\"}\n\n{\"image\":\"a.png\",\"caption\":\"C\"}\n";
+        let lines =
+            "{\"image\":\"a.png\",\"question\":\"Q\",\"answer\":\"A\"}\n\n{\"image\":\"a.png\",\"caption\":\"C\"}\n";
         let pairs = try_read("a.jsonl", lines).unwrap();
         assert_eq!((pairs.len(), pairs[1].answer.as_str(), pairs[1].question.as_str()), (2, "C", CAPTION_QUESTION));
     }

@@ -105,9 +105,11 @@ impl Progress {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Progress::default()),
             Err(e) => return Err(fail(e.to_string()).into()),
         };
-        let progress: Progress = serde_json::from_slice(&bytes).map_err(|e| fail(format!("not a progress file: {e}")))?;
+        let progress: Progress =
+            serde_json::from_slice(&bytes).map_err(|e| fail(format!("not a progress file: {e}")))?;
         if progress.job != job {
-            let problem = "belongs to another calibration (model, data or settings differ): remove it or name another --work-dir";
+            let problem =
+                "belongs to another calibration (model, data or settings differ): remove it or name another --work-dir";
             return Err(fail(problem.into()).into());
         }
         Ok(progress)

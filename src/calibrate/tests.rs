@@ -313,7 +313,10 @@ fn testbed_points() {
                 }
             }
         }
-        println!("{name}: {same} same, {close} differ below margin 5e-3, {:.1} s; {wrong:?}", start.elapsed().as_secs_f64());
+        println!(
+            "{name}: {same} same, {close} differ below margin 5e-3, {:.1} s; {wrong:?}",
+            start.elapsed().as_secs_f64()
+        );
         assert!(wrong.is_empty(), "{wrong:?}");
     }
 }

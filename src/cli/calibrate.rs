@@ -164,7 +164,7 @@ pub fn run(
         "share_heads": args.share_heads, "samples": samples.len(), "source": source,
     });
     let data = digest(&samples)?;
-    let job = format!("{:x}", Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
+    let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
     let progress = match &args.work_dir {
         Some(dir) => {
             std::fs::create_dir_all(dir).with_context(|| format!("--work-dir {}", dir.display()))?;
@@ -228,7 +228,8 @@ fn samples(
     let context = config.text.max_position_embeddings;
     let max_tokens = args.max_tokens.unwrap_or(context).min(context);
     let embedder = Embedder::load(config, checkpoint, device)?;
-    let begin = |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pictures" });
+    let begin =
+        |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pictures" });
     let mut out = Vec::new();
     let source = match &args.calib {
         Some(path) => {
@@ -267,7 +268,11 @@ fn digest(samples: &[Sample]) -> Result<String> {
         }
         s.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
     }
-    Ok(format!("{:x}", hash.finalize()))
+    Ok(hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Says how long the calibration will take, from the model's shape and a short product.

@@ -3,7 +3,7 @@ use super::progress::Bars;
 use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate;
 use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::convert::{Calibration, Options, Summary, Written, convert};
+use mbq_convert::convert::{Options, Summary, Written, convert};
 use mbq_convert::events::Observer;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};

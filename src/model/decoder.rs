@@ -455,9 +455,8 @@ mod tests {
         let (golden, block, spans) = golden();
         let of = |key: &str| tensor(&golden[key], &[8, 12]);
         let x = Var::from_tensor(&of("x")).unwrap();
-        let rms = |x: &Tensor, w: &Tensor| {
-            x.broadcast_mul(&rms_scale(x, 1e-6).unwrap()).unwrap().broadcast_mul(w).unwrap()
-        };
+        let rms =
+            |x: &Tensor, w: &Tensor| x.broadcast_mul(&rms_scale(x, 1e-6).unwrap()).unwrap().broadcast_mul(w).unwrap();
         let mut parts = Vec::new();
         for span in &spans {
             let n = span.len;

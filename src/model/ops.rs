@@ -98,9 +98,8 @@ pub(crate) fn causal_softmax(scores: Tensor, n: usize, keys: usize) -> Result<Te
         }))?;
         return Ok(scores);
     }
-    let mask: Vec<f32> = (0..n * n)
-        .map(|at| if at % n <= at / n && at % n < keys { 0.0 } else { f32::NEG_INFINITY })
-        .collect();
+    let mask: Vec<f32> =
+        (0..n * n).map(|at| if at % n <= at / n && at % n < keys { 0.0 } else { f32::NEG_INFINITY }).collect();
     let (batch, rows, _) = scores.dims3()?;
     let mask = Tensor::from_vec(mask, (1, 1, n, n), scores.device())?;
     let scores = scores.reshape((batch, rows / n, n, n))?.broadcast_add(&mask)?.reshape((batch, rows, n))?;

@@ -170,7 +170,8 @@ impl<'a> Embedder<'a> {
         let vision = picture.dim(0)?;
         let tokens = prompt.len() - 1 + vision + reply.len();
         if tokens > max_tokens {
-            let why = format!("{tokens} tokens, {vision} of them the picture's; at most {max_tokens} fit (--max-tokens)");
+            let why =
+                format!("{tokens} tokens, {vision} of them the picture's; at most {max_tokens} fit (--max-tokens)");
             return Err(problem(what, why));
         }
         let text: Vec<u32> = prompt[place + 1..].iter().chain(&reply).copied().collect();
@@ -194,7 +195,10 @@ impl<'a> Embedder<'a> {
         for &id in ids {
             let at = id as usize * hidden;
             if id as usize >= text.vocab_size {
-                return Err(problem(&self.checkpoint.dir().join("tokenizer.json"), format!("token {id} has no row in {name}")));
+                return Err(problem(
+                    &self.checkpoint.dir().join("tokenizer.json"),
+                    format!("token {id} has no row in {name}"),
+                ));
             }
             data.extend(self.checkpoint.f32_range(name, &[text.vocab_size, hidden], at..at + hidden)?);
         }
