@@ -290,7 +290,7 @@ fn estimate(model: &Model, tokens: usize, method: Method, observer: &dyn Observe
     let rate = (n * 2 * 512 * c.hidden_size * 1024) as f64 / start.elapsed().as_secs_f64();
     let attention = 2 * c.hidden_size * (c.num_heads + c.num_kv_heads) * c.head_dim;
     let weights = (c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)) as f64;
-    // Passes: 1 forward, 3 forward and back for the sensitivities, about 6 for the pruned search (measured).
+    // Passes: 1 forward, 3 forward and back for the sensitivities, about 6 for the pruned search (a guess until it is measured).
     let passes = match method {
         Method::Mbq => 10.0,
         Method::Awq => 7.0,
