@@ -1,5 +1,6 @@
 //! The command line: arguments, progress bars, messages. `mbq-convert MODEL -o model.gguf` is the main job; the
 //! subcommands beside it are one file each.
+mod calibrate;
 mod chat;
 mod convert;
 mod eval;
