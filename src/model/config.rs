@@ -258,7 +258,7 @@ impl VisionConfig {
                 VisionArch::Clip => 1e-5,
             }),
         };
-        if this.hidden_size % this.num_heads != 0 {
+        if !this.hidden_size.is_multiple_of(this.num_heads) {
             return Err(s.invalid("num_attention_heads", "a divisor of hidden_size"));
         }
         // 384 / 14 leaves a rest: SigLIP's convolution drops it.
