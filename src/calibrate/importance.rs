@@ -130,3 +130,55 @@ impl Importance {
         Ok(Output::publish(vec![output])?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Model;
+    use super::super::batch::pack;
+    use super::super::tests::{batch, oracle, text_config};
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use candle_core::Device;
+
+    /// Against hooks on transformers' linears (tests/reference/importance_goldens.py), vision tokens at 1 and at 0.25.
+    #[test]
+    fn means_are_those_of_transformers() {
+        let Some(oracle) = oracle() else { return };
+        let dir = oracle.join("tiny-onevision");
+        let golden: BTreeMap<String, BTreeMap<String, Vec<f64>>> =
+            serde_json::from_str(include_str!("../../tests/golden/importance.json")).unwrap();
+        let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
+        let config = text_config(&checkpoint);
+        let model = Model::new(&checkpoint, &config, 512, Device::Cpu).unwrap();
+        let (batch, first) = pack(&batch(&dir.join("runs"), false), 300, &Device::Cpu).unwrap();
+        for (key, ratio) in [("image", None), ("quarter", Some(Ratios { attn: 0.25, mlp: 0.25 }))] {
+            let (mut x, mut importance) = (first.clone(), Importance::new(&batch));
+            for layer in 0..config.num_layers {
+                let block = model.block(layer).unwrap();
+                let traces = batch.chunks.iter().zip(&x).map(|(c, x)| block.trace(x, &c.spans, &|x| Ok(x.clone())));
+                let traces: Vec<Trace> = traces.collect::<Result<_>>().unwrap();
+                importance.add(layer, &batch, &traces, ratio).unwrap();
+                x = traces.iter().map(Trace::output).collect::<Result<_>>().unwrap();
+            }
+            let means = importance.means();
+            assert_eq!(means.len(), golden.len());
+            for (name, want) in &golden {
+                for (got, want) in means[name].iter().step_by(16).zip(&want[key]) {
+                    // f32 here and f32 there through four blocks: 1e-5 of each other were seen, 1e-4 is allowed.
+                    let off = (f64::from(*got) - want).abs() / want;
+                    assert!(off < 1e-4, "{name} {key}: {got}, transformers {want}");
+                }
+            }
+        }
+    }
+
+    /// Columns multiplied by s see inputs divided by s.
+    #[test]
+    fn folded_scales_divide_twice() {
+        let sums = Sums { squares: vec![8.0, 18.0], weight: 2.0 };
+        let importance = Importance { sums: [("w".to_owned(), sums)].into(), ..Importance::default() };
+        let mut folds = Folds::new();
+        folds.entry("w".into()).or_default().multiply_cols = Some(vec![2.0, 0.5]);
+        assert_eq!(importance.folded(&folds)["w"], [1.0, 36.0]);
+    }
+}
