@@ -2,6 +2,7 @@
 pub mod batch;
 pub mod builtin;
 pub mod grid;
+pub mod importance;
 pub mod mbq;
 pub mod pairs;
 pub mod race;

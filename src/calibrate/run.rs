@@ -1,6 +1,7 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
 use super::batch::{Batch, Sample, pack};
 use super::grid::{Activations, WeightGrid};
+use super::importance::{Importance, Weighting};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
 use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
 use super::{CalibrateError, smoothquant};
@@ -67,6 +68,8 @@ pub struct Options<'a> {
     pub balance: bool,
     pub exhaustive: bool,
     pub share_heads: bool,
+    /// Gather the importance matrix too, tokens counted so.
+    pub importance: Option<Weighting>,
     /// SmoothQuant's exponent.
     pub alpha: f32,
     /// Tokens that are multiplied at once, at least.
@@ -86,6 +89,7 @@ pub struct Outcome {
     pub blocks: Vec<Vec<Found>>,
     /// The calibration loss, nats per answer token.
     pub loss: Option<f64>,
+    pub importance: Option<Importance>,
 }
 
 /// The part of a calibration that is done, as `--resume` reads it.
@@ -131,7 +135,7 @@ impl Progress {
 /// # Errors
 /// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job.
 pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn Observer) -> Result<Outcome, Error> {
-    if options.method == Method::Rtn {
+    if options.method == Method::Rtn && options.importance.is_none() {
         return Ok(Outcome::default());
     }
     let (batch, mut x) = pack(samples, options.chunk_tokens, &model.device)?;
@@ -144,7 +148,8 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         None => Ok(()),
     };
     let balance = options.method == Method::Mbq && options.balance;
-    if balance && progress.sensitivities.is_empty() {
+    let weighted = options.importance == Some(Weighting::Balanced);
+    if (balance || weighted) && progress.sensitivities.is_empty() {
         let (sums, loss) = sensitivities(model, &batch, &x, options.memory, observer)?;
         (progress.sensitivities, progress.loss) = (sums, Some(loss));
         save(&progress)?;
@@ -159,6 +164,7 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         share_heads: options.share_heads,
     };
     let mut folds = Folds::new();
+    let mut importance = options.importance.map(|_| Importance::new(&batch));
     let mut x_q = options.distort.then(|| x.clone());
     let layers = model.config.num_layers;
     observer.event(Event::PhaseStart { name: "search".into(), total: layers as u64, unit: "blocks" });
@@ -166,11 +172,23 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         let block = model.block(layer)?;
         let traces = batch.chunks.iter().zip(&x).map(|(c, x)| block.trace(x, &c.spans, &|x| Ok(x.clone())));
         let traces: Vec<Trace> = traces.collect::<Result<_, _>>()?;
-        let scales: Vec<(Group, Vec<f32>)> = if options.method == Method::SmoothQuant {
+        if let Some(importance) = &mut importance {
+            let ratios = ratios.get(layer).copied().filter(|_| weighted);
+            importance.add(layer, &batch, &traces, ratios)?;
+        }
+        let scales: Vec<(Group, Vec<f32>)> = if options.method == Method::Rtn {
+            Vec::new()
+        } else if options.method == Method::SmoothQuant {
             smoothquant::block(&block, &traces, options.alpha)?
         } else {
             if progress.blocks.len() == layer {
-                let found = search.block(&block, &batch, &traces, x_q.as_deref(), ratios.get(layer).copied())?;
+                let found = search.block(
+                    &block,
+                    &batch,
+                    &traces,
+                    x_q.as_deref(),
+                    ratios.get(layer).copied().filter(|_| balance),
+                )?;
                 progress.blocks.push(found);
                 save(&progress)?;
             }
@@ -186,7 +204,14 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
     observer.event(Event::PhaseEnd);
-    Ok(Outcome { folds, sensitivities: progress.sensitivities, ratios, blocks: progress.blocks, loss: progress.loss })
+    Ok(Outcome {
+        folds,
+        sensitivities: progress.sensitivities,
+        ratios,
+        blocks: progress.blocks,
+        loss: progress.loss,
+        importance,
+    })
 }
 
 /// The second stream through the finished quantised block.
