@@ -161,6 +161,7 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         loss: options.loss,
         distort: options.distort,
         exhaustive: options.exhaustive,
+        memory: options.memory / 4,
         share_heads: options.share_heads,
     };
     let mut folds = Folds::new();

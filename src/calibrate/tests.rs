@@ -142,13 +142,31 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
             differences.extend(ours.losses.iter().zip(&losses).map(|(a, &b)| relative(a.unwrap(), b)));
         }
     }
+    if !wa && !distort {
+        race_agrees(&dir, method, &found);
+    }
     differences.sort_by(f64::total_cmp);
     let (median, max) = (differences[differences.len() / 2], differences[differences.len() - 1]);
     println!("{model} {name}: {} losses, median difference {median:.1e}, max {max:.1e}", differences.len());
-    // One activation in about 10^5 rounds to the other int8 neighbour when the last bit of a norm or a sum differs;
-    // the losses of 16 short samples feel that. Weight-only losses hold the closer bound.
-    let (median_bound, max_bound) = if wa { (5e-6, if distort { 2e-2 } else { 5e-3 }) } else { (1e-6, 1e-3) };
+    let (median_bound, max_bound) = (1e-6, 1e-3);
     assert!(median <= median_bound && max <= max_bound, "median {median}, max {max}");
+}
+
+/// The race finds the exhaustive search's points wherever the margin is 1e-3 or more, and the same loss there.
+fn race_agrees(dir: &Path, method: Method, all: &Outcome) {
+    let pruned = calibrate(dir, method, false, false, false, true);
+    let (mut scored, mut groups) = (0, 0);
+    for (a, b) in all.blocks.iter().flatten().zip(pruned.blocks.iter().flatten()) {
+        (scored, groups) = (scored + b.losses.iter().flatten().count(), groups + 1);
+        if a.margin >= 1e-3 {
+            assert_eq!(a.best, b.best, "{} {method:?} {:?}: margin {}", dir.display(), a.group, a.margin);
+            // Rows are multiplied in other company: another order of summation.
+            let d = relative(a.best_loss, b.best_loss);
+            assert!(d < 1e-6, "{} {method:?} {:?}: losses differ by {d}", dir.display(), a.group);
+        }
+    }
+    println!("{} {method:?}: {scored} of {} candidates finished", dir.display(), 20 * groups);
+    assert!(scored < 10 * groups, "the race dropped too few");
 }
 
 macro_rules! oracle_tests {
@@ -172,32 +190,14 @@ oracle_tests! {
     llava_mbq_distort_w4a8: "tiny-llava" "mbq-distort-w4a8" Mbq true true;
 }
 
-/// The race finds the exhaustive search's points wherever the margin is 1e-3 or more.
-#[test]
-fn race_finds_the_exhaustive_points() {
-    let Some(oracle) = oracle() else { return };
-    for model in ["tiny-onevision", "tiny-llava"] {
-        for method in [Method::Mbq, Method::Awq] {
-            let all = calibrate(&oracle.join(model), method, false, false, true, false);
-            let pruned = calibrate(&oracle.join(model), method, false, false, false, false);
-            for (a, b) in all.blocks.iter().flatten().zip(pruned.blocks.iter().flatten()) {
-                if a.margin >= 1e-3 {
-                    assert_eq!(a.best, b.best, "{model} {method:?} {:?}: margin {}", a.group, a.margin);
-                    assert!(relative(a.best_loss, b.best_loss) < 1e-9);
-                }
-            }
-        }
-    }
-}
-
 /// SmoothQuant's statistics are the authors' ones: absmax of what enters each linear, and s from them.
 #[test]
-#[ignore = "fails: on tiny-onevision the scales of block 0 gate and up differ by 9 % from the authors' statistics; cause not found yet"]
 fn smoothquant_statistics() {
     let Some(oracle) = oracle() else { return };
     for model in ["tiny-onevision", "tiny-llava"] {
         let dir = oracle.join(model);
-        let found = calibrate(&dir, Method::SmoothQuant, true, false, true, true);
+        // The authors take them sample by sample, without padding, unlike everything else.
+        let found = calibrate(&dir, Method::SmoothQuant, true, false, true, false);
         let path = dir.join("runs/sq-w4a8/act_absmax.safetensors");
         let act = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
         let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
@@ -236,7 +236,7 @@ fn embeddings_are_the_processors() {
     let config = LlavaOnevision::read(&checkpoint).unwrap();
     let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("runs/batch.json")).unwrap()).unwrap();
-    let (mut checked, mut worst) = (0, 0f64);
+    let mut differences = Vec::new();
     for (want, entry) in batch(&dir.join("runs"), false).iter().zip(list["samples"].as_array().unwrap()) {
         let text = |key: &str| entry[key].as_str().unwrap();
         let path = oracle.join("data").join(text("image"));
@@ -248,20 +248,25 @@ fn embeddings_are_the_processors() {
         };
         assert_eq!(answers(&got), answers(want), "{}", path.display());
         let norm = |t: Tensor| f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
-        worst = worst.max(norm((&got.embeds - &want.embeds).unwrap()) / norm(want.embeds.clone()));
-        checked += 1;
+        differences.push(norm((&got.embeds - &want.embeds).unwrap()) / norm(want.embeds.clone()));
     }
-    println!("{checked} samples, largest relative difference {worst:.1e}");
-    assert!(checked == 16 && worst < 1e-5, "{worst}");
+    println!("relative differences {differences:.1e?}");
+    // The dump was made with a Pillow that resizes some pictures' columns before their rows, which moves single bytes
+    // by one level; transformers with Pillow 11 differs from it by the same 3e-4 on the second picture. The others are
+    // equal but for the order of sums.
+    assert!(differences.len() == 16 && differences.iter().all(|&d| d < 1e-3), "{differences:?}");
+    assert!(differences.iter().filter(|&&d| d < 1e-6).count() >= 8, "{differences:?}");
 }
 
-/// The testbed's first 32 pairs from pictures to grid points. Minutes long: run it with `--ignored`.
+/// The testbed's first 32 pairs from pictures to grid points. Minutes long: it runs when MBQ_TESTBED is set
+/// (MBQ_EXHAUSTIVE: without the race).
 #[test]
-#[ignore]
 fn testbed_points() {
     use super::pairs;
     use crate::model::llava_onevision::{Embedder, LlavaOnevision};
-    let Some(oracle) = oracle() else { return };
+    let Some(oracle) = oracle().filter(|_| std::env::var_os("MBQ_TESTBED").is_some()) else {
+        return eprintln!("skipped: MBQ_TESTBED is not set");
+    };
     let testbed = oracle.parent().unwrap().join("testbed");
     let checkpoint = Checkpoint::open(&testbed.join("model")).unwrap();
     let config = LlavaOnevision::read(&checkpoint).unwrap();
@@ -289,7 +294,7 @@ fn testbed_points() {
             share_heads: false,
             alpha: 0.5,
             importance: None,
-            chunk_tokens: 512,
+            chunk_tokens: 1024,
             memory: 4 << 30,
             progress: None,
         };
