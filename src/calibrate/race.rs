@@ -96,7 +96,7 @@ mod tests {
     /// Every stratum gets its part of every kind, to within one token of a sample.
     #[test]
     fn strata_are_even() {
-        let kinds: Vec<Kind> =
+        let kinds =
             (0..330).map(|i| [Kind::Other, Kind::Vision, Kind::Answer][usize::from(i >= 10) + usize::from(i >= 266)]);
         let kinds: Vec<Kind> = kinds.collect();
         let spans = vec![Span { start: 0, len: 330, real: 330 }];
