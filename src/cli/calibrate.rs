@@ -55,8 +55,9 @@ pub struct Args {
     #[arg(long)]
     paper_w4a8: bool,
     /// Importance matrix for ggml's quantisers (and beside the model as .imatrix.gguf, for llama-quantize): mean x^2
-    /// over vision and answer tokens, weighed by their modality's sensitivity or alike
-    #[arg(long, value_enum, default_value_t = Imatrix::None)]
+    /// over vision and answer tokens, weighed by their modality's sensitivity (balanced) or alike (image); none; or a file
+    /// that llama-imatrix wrote
+    #[arg(long, value_name = "balanced|image|none|FILE", default_value = "none", value_parser = imatrix)]
     imatrix: Imatrix,
     /// cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
@@ -81,7 +82,7 @@ impl Args {
     /// The same with an importance matrix gathered, balanced unless another was named.
     pub fn with_importance(mut self) -> Self {
         if self.imatrix == Imatrix::None {
-            self.imatrix = Imatrix::Balanced;
+            self.imatrix = Imatrix::Gathered(Weighting::Balanced);
         }
         self
     }
@@ -93,11 +94,21 @@ enum LossArg {
     Mse,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, PartialEq, Eq)]
 enum Imatrix {
-    Balanced,
-    Image,
+    Gathered(Weighting),
     None,
+    File(PathBuf),
+}
+
+fn imatrix(s: &str) -> Result<Imatrix, String> {
+    match s {
+        "balanced" => Ok(Imatrix::Gathered(Weighting::Balanced)),
+        "image" => Ok(Imatrix::Gathered(Weighting::Image)),
+        "none" => Ok(Imatrix::None),
+        path if Path::new(path).is_file() => Ok(Imatrix::File(path.into())),
+        _ => Err("one of balanced, image, none, or a file that exists".into()),
+    }
 }
 
 /// What a calibration hands on.
@@ -164,16 +175,20 @@ pub fn run(
     output: &Path,
     observer: &dyn Observer,
 ) -> Result<Found> {
-    let importance = match args.imatrix {
-        Imatrix::Balanced => Some(Weighting::Balanced),
-        Imatrix::Image => Some(Weighting::Image),
-        Imatrix::None => None,
+    let (importance, given) = match &args.imatrix {
+        Imatrix::Gathered(weighting) => (Some(*weighting), None),
+        Imatrix::None => (None, None),
+        Imatrix::File(path) => (None, Some(Importance::read(path, &LlavaOnevision::read(checkpoint)?.text)?)),
     };
     let record = |method: Method| serde_json::to_value(method).unwrap_or_default();
     let float = matches!(file, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16));
     let method = if float { Method::Rtn } else { method };
     if method == Method::Rtn && importance.is_none() {
-        return Ok(Found::default());
+        let weights = given.map(|i| i.means()).unwrap_or_default();
+        return Ok(Found {
+            calibration: Calibration { importance: weights, ..Calibration::default() },
+            importance: None,
+        });
     }
     if args.paper_w4a8 && !w4a8 {
         bail!("--paper-w4a8 is for --bits w4a8");
@@ -257,7 +272,7 @@ pub fn run(
     });
     // Done: nothing is left to resume.
     let _ = std::fs::remove_file(&progress);
-    let weights = found.importance.as_ref().map(|i| i.folded(&found.folds)).unwrap_or_default();
+    let weights = given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
     let calibration = Calibration { folds: found.folds, encoder: None, importance: weights, record: Some(record) };
     Ok(Found { calibration, importance: found.importance })
 }
