@@ -1,5 +1,6 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
-use super::batch::{Batch, Sample, pack};
+use super::batch::{Batch, Chunk, Sample, pack};
+use super::compensate::{Compensated, Compensation, Vision};
 use super::grid::{Activations, WeightGrid};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
 use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
@@ -22,6 +23,8 @@ pub enum Method {
     /// The search without balance, loss mse unless stated.
     Awq,
     SmoothQuant,
+    /// Error compensation without scales or balance.
+    Gptq,
     /// Round to nearest: no scales.
     Rtn,
 }
@@ -67,12 +70,16 @@ pub struct Options<'a> {
     pub balance: bool,
     pub exhaustive: bool,
     pub share_heads: bool,
+    /// Look for scales at all (mbq without them is compensation only).
+    pub scales: bool,
     /// SmoothQuant's exponent.
     pub alpha: f32,
     /// Tokens that are multiplied at once, at least.
     pub chunk_tokens: usize,
     /// Bytes that stored activations may take.
     pub memory: usize,
+    /// How rounding errors are compensated, if they are.
+    pub compensation: Option<&'a Compensation>,
     /// Where finished blocks are written down, with the digest that says which job they belong to.
     pub progress: Option<(PathBuf, String)>,
 }
@@ -84,6 +91,7 @@ pub struct Outcome {
     pub sensitivities: Vec<BlockSensitivity>,
     pub ratios: Vec<Ratios>,
     pub blocks: Vec<Vec<Found>>,
+    pub compensated: Vec<Compensated>,
     /// The calibration loss, nats per answer token.
     pub loss: Option<f64>,
 }
@@ -95,6 +103,9 @@ struct Progress {
     loss: Option<f64>,
     sensitivities: Vec<BlockSensitivity>,
     blocks: Vec<Vec<Found>>,
+    /// Blocks whose bytes are in the store.
+    #[serde(default)]
+    compensated: Vec<Compensated>,
 }
 
 impl Progress {
@@ -143,8 +154,10 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         Some((path, _)) => progress.write(path),
         None => Ok(()),
     };
-    let balance = options.method == Method::Mbq && options.balance;
-    if balance && progress.sensitivities.is_empty() {
+    let scales = options.scales && options.method != Method::Gptq;
+    let balance = options.method == Method::Mbq && options.balance && scales;
+    let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == Vision::Ratio);
+    if (balance || by_ratio) && progress.sensitivities.is_empty() {
         let (sums, loss) = sensitivities(model, &batch, &x, options.memory, observer)?;
         (progress.sensitivities, progress.loss) = (sums, Some(loss));
         save(&progress)?;
@@ -159,34 +172,65 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         share_heads: options.share_heads,
     };
     let mut folds = Folds::new();
-    let mut x_q = options.distort.then(|| x.clone());
+    let mut x_q = (options.distort || options.compensation.is_some()).then(|| x.clone());
     let layers = model.config.num_layers;
-    observer.event(Event::PhaseStart { name: "search".into(), total: layers as u64, unit: "blocks" });
+    observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
     for layer in 0..layers {
         let block = model.block(layer)?;
-        let traces = batch.chunks.iter().zip(&x).map(|(c, x)| block.trace(x, &c.spans, &|x| Ok(x.clone())));
-        let traces: Vec<Trace> = traces.collect::<Result<_, _>>()?;
-        let scales: Vec<(Group, Vec<f32>)> = if options.method == Method::SmoothQuant {
+        let trace = |(c, x): (&Chunk, &Tensor)| block.trace(x, &c.spans, &|x| Ok(x.clone()));
+        let mut traces: Vec<Trace> = Vec::new();
+        if scales || options.compensation.is_none() {
+            traces = batch.chunks.iter().zip(&x).map(trace).collect::<Result<_, _>>()?;
+        }
+        let scales: Vec<(Group, Vec<f32>)> = if !scales {
+            Vec::new()
+        } else if options.method == Method::SmoothQuant {
             smoothquant::block(&block, &traces, options.alpha)?
         } else {
             if progress.blocks.len() == layer {
-                let found = search.block(&block, &batch, &traces, x_q.as_deref(), ratios.get(layer).copied())?;
+                let x_q = x_q.as_deref().filter(|_| options.distort);
+                let ratios = ratios.get(layer).copied().filter(|_| balance);
+                let found = search.block(&block, &batch, &traces, x_q, ratios)?;
                 progress.blocks.push(found);
                 save(&progress)?;
             }
             progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect()
         };
-        if let Some(x_q) = &mut x_q {
-            *x_q = quantised_stream(&search, &block, &scales, &batch, x_q)?;
+        match (options.compensation, &mut x_q) {
+            (Some(compensation), Some(x_q)) => {
+                drop(traces);
+                let mut scaled = block.clone();
+                scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
+                let done = progress.compensated.len() > layer;
+                let (activations, ratios) = (options.activations, ratios.get(layer).copied());
+                let streams = (&mut x[..], &mut x_q[..]);
+                let found = compensation.block(layer, &scaled, &batch, activations, ratios, streams, done)?;
+                if !done {
+                    progress.compensated.push(found);
+                    save(&progress)?;
+                }
+            }
+            (_, x_q) => {
+                if let Some(x_q) = x_q {
+                    *x_q = quantised_stream(&search, &block, &scales, &batch, x_q)?;
+                }
+                x = traces.iter().map(Trace::output).collect::<Result<_, _>>()?;
+            }
         }
-        x = traces.iter().map(Trace::output).collect::<Result<_, _>>()?;
         for (group, scales) in scales {
             fold(&mut folds, layer, &block, group, scales);
         }
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
     observer.event(Event::PhaseEnd);
-    Ok(Outcome { folds, sensitivities: progress.sensitivities, ratios, blocks: progress.blocks, loss: progress.loss })
+    Ok(Outcome {
+        folds,
+        sensitivities: progress.sensitivities,
+        ratios,
+        blocks: progress.blocks,
+        compensated: progress.compensated,
+        loss: progress.loss,
+    })
 }
 
 /// The second stream through the finished quantised block.
