@@ -4,6 +4,7 @@ pub mod builtin;
 pub mod compensate;
 pub mod feedback;
 pub mod grid;
+pub mod importance;
 pub mod mbq;
 pub mod pairs;
 pub mod race;

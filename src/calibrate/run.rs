@@ -2,6 +2,7 @@
 use super::batch::{Batch, Chunk, Sample, pack};
 use super::compensate::{Compensated, Compensation, Vision};
 use super::grid::{Activations, WeightGrid};
+use super::importance::{Importance, Weighting};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
 use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
 use super::{CalibrateError, smoothquant};
@@ -72,6 +73,8 @@ pub struct Options<'a> {
     pub share_heads: bool,
     /// Look for scales at all (mbq without them is compensation only).
     pub scales: bool,
+    /// Gather the importance matrix too, tokens counted so.
+    pub importance: Option<Weighting>,
     /// SmoothQuant's exponent.
     pub alpha: f32,
     /// Tokens that are multiplied at once, at least.
@@ -94,6 +97,7 @@ pub struct Outcome {
     pub compensated: Vec<Compensated>,
     /// The calibration loss, nats per answer token.
     pub loss: Option<f64>,
+    pub importance: Option<Importance>,
 }
 
 /// The part of a calibration that is done, as `--resume` reads it.
@@ -142,7 +146,7 @@ impl Progress {
 /// # Errors
 /// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job.
 pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn Observer) -> Result<Outcome, Error> {
-    if options.method == Method::Rtn {
+    if options.method == Method::Rtn && options.importance.is_none() {
         return Ok(Outcome::default());
     }
     let (batch, mut x) = pack(samples, options.chunk_tokens, &model.device)?;
@@ -154,10 +158,11 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         Some((path, _)) => progress.write(path),
         None => Ok(()),
     };
-    let scales = options.scales && options.method != Method::Gptq;
+    let scales = options.scales && !matches!(options.method, Method::Gptq | Method::Rtn);
     let balance = options.method == Method::Mbq && options.balance && scales;
     let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == Vision::Ratio);
-    if (balance || by_ratio) && progress.sensitivities.is_empty() {
+    let weighted = options.importance == Some(Weighting::Balanced);
+    if (balance || by_ratio || weighted) && progress.sensitivities.is_empty() {
         let (sums, loss) = sensitivities(model, &batch, &x, options.memory, observer)?;
         (progress.sensitivities, progress.loss) = (sums, Some(loss));
         save(&progress)?;
@@ -172,6 +177,7 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         share_heads: options.share_heads,
     };
     let mut folds = Folds::new();
+    let mut importance = options.importance.map(|_| Importance::new(&batch));
     let mut x_q = (options.distort || options.compensation.is_some()).then(|| x.clone());
     let layers = model.config.num_layers;
     observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
@@ -179,8 +185,12 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         let block = model.block(layer)?;
         let trace = |(c, x): (&Chunk, &Tensor)| block.trace(x, &c.spans, &|x| Ok(x.clone()));
         let mut traces: Vec<Trace> = Vec::new();
-        if scales || options.compensation.is_none() {
+        if scales || importance.is_some() || options.compensation.is_none() {
             traces = batch.chunks.iter().zip(&x).map(trace).collect::<Result<_, _>>()?;
+        }
+        if let Some(importance) = &mut importance {
+            let ratios = ratios.get(layer).copied().filter(|_| weighted);
+            importance.add(layer, &batch, &traces, ratios)?;
         }
         let scales: Vec<(Group, Vec<f32>)> = if !scales {
             Vec::new()
@@ -230,6 +240,7 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         blocks: progress.blocks,
         compensated: progress.compensated,
         loss: progress.loss,
+        importance,
     })
 }
 

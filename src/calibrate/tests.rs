@@ -10,7 +10,7 @@ use crate::model::config::Section;
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 
-fn oracle() -> Option<PathBuf> {
+pub(super) fn oracle() -> Option<PathBuf> {
     let shared = std::env::var_os("MBQ_SHARED").map(|s| Path::new(&s).join("oracle"));
     if shared.is_none() {
         eprintln!("skipped: MBQ_SHARED is not set");
@@ -18,13 +18,13 @@ fn oracle() -> Option<PathBuf> {
     shared
 }
 
-fn text_config(checkpoint: &Checkpoint) -> TextConfig {
+pub(super) fn text_config(checkpoint: &Checkpoint) -> TextConfig {
     let outer = Section { file: checkpoint.dir().into(), path: String::new(), json: checkpoint.config() };
     TextConfig::read(&outer.section("text_config").unwrap(), outer.bool_opt("tie_word_embeddings").unwrap()).unwrap()
 }
 
 /// The dumped batch; padded as there, or packed.
-fn batch(runs: &Path, padded: bool) -> Vec<Sample> {
+pub(super) fn batch(runs: &Path, padded: bool) -> Vec<Sample> {
     let t = candle_core::safetensors::load(runs.join("batch.safetensors"), &Device::Cpu).unwrap();
     let (b, n, _) = t["inputs_embeds"].dims3().unwrap();
     let masks = |name: &str| -> Vec<Vec<u8>> { t[name].to_vec2().unwrap() };
@@ -67,6 +67,7 @@ fn calibrate(dir: &Path, method: Method, wa: bool, distort: bool, exhaustive: bo
         share_heads: false,
         scales: true,
         alpha: 0.5,
+        importance: None,
         chunk_tokens: 300,
         memory: 20 << 20,
         compensation: None,
@@ -290,6 +291,7 @@ fn testbed_points() {
             share_heads: false,
             scales: true,
             alpha: 0.5,
+            importance: None,
             chunk_tokens: 512,
             memory: 4 << 30,
             compensation: None,

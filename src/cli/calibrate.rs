@@ -4,6 +4,7 @@ use candle_core::Device;
 use mbq_convert::calibrate::batch::Sample;
 use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric, PerChannel, Stored, WeightGrid};
+use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
 use mbq_convert::calibrate::{self, Method, Model, builtin, pairs};
 use mbq_convert::checkpoint::Checkpoint;
@@ -81,6 +82,10 @@ pub struct Args {
     /// Aim at the residual stream too
     #[arg(long)]
     residual: bool,
+    /// Importance matrix for ggml's quantisers (and beside the model as .imatrix.gguf, for llama-quantize): mean x^2
+    /// over vision and answer tokens, weighed by their modality's sensitivity or alike
+    #[arg(long, value_enum, default_value_t = Imatrix::None)]
+    imatrix: Imatrix,
     /// cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     device: DeviceArg,
@@ -95,10 +100,40 @@ pub struct Args {
     resume: bool,
 }
 
+impl Args {
+    /// The pairs' name, for the record.
+    pub fn source(&self) -> String {
+        self.calib.as_ref().map_or_else(|| "built-in".into(), |path| path.display().to_string())
+    }
+
+    /// The same with an importance matrix gathered, balanced unless another was named.
+    pub fn with_importance(mut self) -> Self {
+        if self.imatrix == Imatrix::None {
+            self.imatrix = Imatrix::Balanced;
+        }
+        self
+    }
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum LossArg {
     Mae,
     Mse,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Imatrix {
+    Balanced,
+    Image,
+    None,
+}
+
+/// What a calibration hands on.
+#[derive(Default)]
+pub struct Found {
+    pub calibration: Calibration,
+    pub importance: Option<Importance>,
+    pub leftovers: Leftovers,
 }
 
 #[derive(Clone, Copy)]
@@ -165,11 +200,18 @@ pub fn run(
     checkpoint: &Checkpoint,
     output: &Path,
     observer: &dyn Observer,
-) -> Result<(Calibration, Leftovers)> {
+) -> Result<Found> {
     let file = types.file;
+    let importance = match args.imatrix {
+        Imatrix::Balanced => Some(Weighting::Balanced),
+        Imatrix::Image => Some(Weighting::Image),
+        Imatrix::None => None,
+    };
     let record = |method: Method| serde_json::to_value(method).unwrap_or_default();
-    if method == Method::Rtn || matches!(file, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)) {
-        return Ok((Calibration::default(), Leftovers::default()));
+    let float = matches!(file, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16));
+    let method = if float { Method::Rtn } else { method };
+    if method == Method::Rtn && importance.is_none() {
+        return Ok(Found::default());
     }
     if args.paper_w4a8 && !w4a8 {
         bail!("--paper-w4a8 is for --bits w4a8");
@@ -202,7 +244,7 @@ pub fn run(
         "method": record(method), "weights": weights.name(), "activations": format!("{activations:?}"),
         "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
         "share_heads": args.share_heads, "compensation": compensation.as_ref().map(|c| c.settings),
-        "scales": !args.no_scales, "samples": samples.len(), "source": source,
+        "scales": !args.no_scales, "samples": samples.len(), "source": source, "imatrix": importance,
     });
     let data = digest(&samples)?;
     let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
@@ -224,6 +266,7 @@ pub fn run(
         exhaustive: args.exhaustive,
         share_heads: args.share_heads,
         scales: !args.no_scales,
+        importance,
         alpha: 0.5,
         chunk_tokens: 512,
         memory: args.memory,
@@ -253,8 +296,9 @@ pub fn run(
         "seconds": {"vision": vision_seconds, "all": start.elapsed().as_secs_f64()},
     });
     let encoder = compensation.is_some().then(|| Box::new(store.clone()) as Box<dyn Encoder>);
-    let calibration = Calibration { folds: found.folds, encoder, record: Some(record) };
-    Ok((calibration, Leftovers(Some((progress, store)))))
+    let weights = found.importance.as_ref().map(|i| i.folded(&found.folds)).unwrap_or_default();
+    let calibration = Calibration { folds: found.folds, encoder, importance: weights, record: Some(record) };
+    Ok(Found { calibration, importance: found.importance, leftovers: Leftovers(Some((progress, store))) })
 }
 
 /// What `--resume` would read.

@@ -8,6 +8,7 @@ use mbq_convert::events::Observer;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
 use mbq_convert::hub::{Hub, HubId};
+use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -111,11 +112,15 @@ pub fn run(args: Args) -> Result<()> {
     };
     let beside = args.output.clone().unwrap_or_else(|| "model.gguf".into());
     let w4a8 = args.bits == Some(Bits::W4a8);
-    let (calibration, leftovers) =
-        super::calibrate::run(&args.calibration, method, options.types, w4a8, &checkpoint, &beside, &bars)
-            .with_context(|| format!("calibrating {model}"))?;
-    let summary = convert(&checkpoint, &options, &calibration, &bars).with_context(|| format!("converting {model}"))?;
-    leftovers.remove();
+    let found = super::calibrate::run(&args.calibration, method, options.types, w4a8, &checkpoint, &beside, &bars)
+        .with_context(|| format!("calibrating {model}"))?;
+    let summary =
+        convert(&checkpoint, &options, &found.calibration, &bars).with_context(|| format!("converting {model}"))?;
+    if let Some(importance) = &found.importance {
+        let path = summary.model.path.with_extension("imatrix.gguf");
+        importance.write(&LlavaOnevision::read(&checkpoint)?.text, &args.calibration.source(), &path)?;
+    }
+    found.leftovers.remove();
     bars.clear();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
@@ -126,13 +131,13 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// A checkpoint on disk, and the hub's name of it.
-struct Source {
-    dir: PathBuf,
+pub(super) struct Source {
+    pub dir: PathBuf,
     repository: Option<String>,
 }
 
 /// Finds the directory that MODEL names, downloading it if it is a hub id.
-fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
+pub(super) fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
     let dir = Path::new(model);
     if dir.is_dir() {
         return Ok(Source { dir: dir.into(), repository: None });
