@@ -201,7 +201,8 @@ pub struct Rounded {
 }
 
 /// Rounds `w` `[rows, n]` with feedback. Rows must be whole blocks of `format`, and so must the factor's order keep
-/// them together. The levels of a block follow from its weights as they are when its first column is reached.
+/// them together. The levels of a block follow from its weights as they are when its first column is reached:
+/// moved to where they make up best for the columns before.
 ///
 /// # Errors
 /// A block's weights are too large for halfs.
@@ -236,7 +237,14 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Ro
                 let mut current = Levels::default();
                 for k in 0..len {
                     if k % group == 0 {
-                        current = format.fit(&t[k..k + group], &d[k..k + group], fit);
+                        // The levels are for the targets as they would be without any rounding from here on.
+                        let ahead = &mut t[k..k + group].to_vec();
+                        for (j, i) in (k..k + group).enumerate() {
+                            let e = original[i] - ahead[j];
+                            let m = &m[i * len + i + 1..i * len + k + group];
+                            ahead[j + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
+                        }
+                        current = format.fit(ahead, &d[k..k + group], fit);
                         levels[place[k] / group] = current;
                     }
                     let code = format.nearest(current, t[k]);
