@@ -65,10 +65,12 @@ fn calibrate(dir: &Path, method: Method, wa: bool, distort: bool, exhaustive: bo
         balance: true,
         exhaustive,
         share_heads: false,
+        scales: true,
         alpha: 0.5,
         importance: None,
         chunk_tokens: 300,
         memory: 20 << 20,
+        compensation: None,
         progress: None,
     };
     run(&model, &batch(&dir.join("runs"), padded), &options, &Silent).unwrap()
@@ -89,10 +91,13 @@ fn relative(a: f64, b: f64) -> f64 {
     if a == b { 0.0 } else { (a - b).abs() / b.abs().max(f64::MIN_POSITIVE) }
 }
 
-fn worst(a: &[f32], b: &Tensor) -> f64 {
+/// Median and largest relative difference.
+fn spread(a: &[f32], b: &Tensor) -> (f64, f64) {
     let b: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(&a, b)| relative(a.into(), b.into())).fold(0.0, f64::max)
+    let mut all: Vec<f64> = a.iter().zip(b).map(|(&a, b)| relative(a.into(), b.into())).collect();
+    all.sort_by(f64::total_cmp);
+    (all[all.len() / 2], all[all.len() - 1])
 }
 
 /// Every number of one run of the authors' code.
@@ -123,7 +128,7 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
             let losses: Vec<f64> = theirs["losses"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
             let best = (theirs["best_ratio"].as_f64().unwrap() * 20.0).round() as usize;
             let margin = theirs["margin"].as_f64().unwrap();
-            if margin >= 1e-3 && !flipped {
+            if margin >= if wa && distort { 5e-3 } else { 1e-3 } && !flipped {
                 assert_eq!(ours.best, best, "{key}: theirs has margin {margin}");
             }
             // After a flip `distort` goes another way.
@@ -131,13 +136,15 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
             if flipped {
                 continue;
             }
-            let x = worst(&ours.x_max, &x_max[&key]);
-            // The quantised int8 stream flips with the last bit of its inputs.
-            let allowed = if wa && distort { 1e-3 } else { 1e-5 };
-            assert!(x <= allowed, "{key}: x_max differs by {x}");
-            if ours.best == best {
-                let s = worst(&ours.scales, &scales[&key]);
-                assert!(s <= allowed, "{key}: scales differ by {s}");
+            let best_differs = ours.best != best;
+            for (ours, theirs, what) in [(&ours.x_max, &x_max[&key], "x_max"), (&ours.scales, &scales[&key], "scales")]
+            {
+                if what == "scales" && best_differs {
+                    continue;
+                }
+                let (middle, worst) = spread(ours, theirs);
+                let fine = if wa && distort { middle <= 1e-3 } else { worst <= 1e-5 };
+                assert!(fine, "{key}: {what} differ by {middle} (median), {worst} (largest)");
             }
             differences.extend(ours.losses.iter().zip(&losses).map(|(a, &b)| relative(a.unwrap(), b)));
         }
@@ -148,7 +155,17 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
     differences.sort_by(f64::total_cmp);
     let (median, max) = (differences[differences.len() / 2], differences[differences.len() - 1]);
     println!("{model} {name}: {} losses, median difference {median:.1e}, max {max:.1e}", differences.len());
-    let (median_bound, max_bound) = (1e-6, 1e-3);
+    // Weight only: median 1e-6, largest 1e-3. Where activations are rounded to int8, float32's order of summation
+    // decides near ties, and the losses of 16 short samples feel each: two runs of the same arithmetic in torch that
+    // differ in nothing else are 3.5e-7 (llava) and 6.0e-7 (onevision) apart in the median and up to 2.5e-4, mae;
+    // squared errors move twice as far. With `distort` flips feed on through the blocks, by way of the scales too:
+    // median 8.8e-5 and 1.3e-4, up to 2.3e-3, single channels of x_max up to 1.6e-3 even with the scales held fast
+    // (tests/reference/w4a8_order.py). The bounds are about five times that.
+    let (median_bound, max_bound) = match (wa, distort) {
+        (false, _) => (1e-6, 1e-3),
+        (true, false) => (3e-6, 3e-3),
+        (true, true) => (1e-3, 2e-2),
+    };
     assert!(median <= median_bound && max <= max_bound, "median {median}, max {max}");
 }
 
@@ -219,7 +236,7 @@ fn smoothquant_statistics() {
                 }
                 let want: Vec<f32> = act.iter().zip(&column).map(|(a, w)| a.sqrt() / w.max(1e-5).sqrt()).collect();
                 let fold = &found.folds[&format!("language_model.model.layers.{layer}.{norm}.weight")];
-                let d = worst(fold.divide_rows.as_ref().unwrap(), &Tensor::new(want, &Device::Cpu).unwrap());
+                let (_, d) = spread(fold.divide_rows.as_ref().unwrap(), &Tensor::new(want, &Device::Cpu).unwrap());
                 assert!(d < 1e-4, "{model} {key}: {d}");
             }
         }
@@ -301,10 +318,12 @@ fn testbed_points() {
             balance: true,
             exhaustive: std::env::var_os("MBQ_EXHAUSTIVE").is_some(),
             share_heads: false,
+            scales: true,
             alpha: 0.5,
             importance: None,
             chunk_tokens: 1024,
             memory: 4 << 30,
+            compensation: None,
             progress: None,
         };
         let found = run(&model, &samples, &options, &Silent).unwrap();
@@ -335,5 +354,57 @@ fn testbed_points() {
             start.elapsed().as_secs_f64()
         );
         assert!(wrong.is_empty(), "{wrong:?}");
+    }
+}
+
+/// In full precision a folded block computes what the block computed: norms, biases, rows shared by several query
+/// heads. Folded twice over: as the search does it, and as the writer does it, tensor by tensor.
+#[test]
+fn folding_keeps_the_function() {
+    use super::mbq::apply;
+    use super::run::fold;
+    use crate::model::decoder::tests::{golden, tensor};
+    use crate::model::decoder::{Block, Name, tensor_name};
+    let (golden, block, spans) = golden();
+    let x = tensor(&golden["x"], &[8, 12]);
+    let before = block.forward(&x, &spans).unwrap();
+    let (repeats, dim) = block.head_shape();
+    assert!(repeats > 1 && block.linear(Name::V).bias.is_some());
+    let mut applied = block.clone();
+    let mut folds = crate::quant::fold::Folds::new();
+    for group in Group::ALL {
+        let n = block.linear(group.linears()[0]).weight.dim(1).unwrap();
+        // Of a head's width repeated where heads share values, else of every channel.
+        let at = |i: usize| if group == Group::O { i / (repeats * dim) * dim + i % dim } else { i };
+        let scales: Vec<f32> = (0..n).map(|i| 0.3 * 1.5f32.powi((at(i) * 5 % 9) as i32)).collect();
+        apply(&mut applied, group, &scales).unwrap();
+        fold(&mut folds, 0, &block, group, scales);
+    }
+    let mut written: Block = block.clone();
+    let change = |t: &mut Tensor, name: String| {
+        let Some(fold) = folds.get(&name) else { return };
+        let shape = t.dims().to_vec();
+        let mut data: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
+        let cols = if shape.len() == 2 { shape[1] } else { 1 };
+        fold.check(&name, shape[0], cols).unwrap();
+        fold.apply(&mut data, 0, cols);
+        *t = Tensor::from_vec(data, shape, &Device::Cpu).unwrap();
+    };
+    change(&mut written.norm1, tensor_name(0, "input_layernorm.weight"));
+    change(&mut written.norm2, tensor_name(0, "post_attention_layernorm.weight"));
+    for name in Name::ALL {
+        let linear = written.linear_mut(name);
+        change(&mut linear.weight, tensor_name(0, &format!("{}.weight", name.path())));
+        if let Some(bias) = &mut linear.bias {
+            change(bias, tensor_name(0, &format!("{}.bias", name.path())));
+        }
+    }
+    let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    for (how, folded) in [("search", applied), ("writer", written)] {
+        let moved = |name: Name| norm((&folded.linear(name).weight - &block.linear(name).weight).unwrap());
+        assert!(Name::ALL.iter().all(|&n| moved(n) > 1e-3), "{how}: a linear was not folded");
+        let after = folded.forward(&x, &spans).unwrap();
+        let difference = norm((&after - &before).unwrap()) / norm(before.clone());
+        assert!(difference < 1e-5, "{how}: {difference}");
     }
 }

@@ -411,18 +411,18 @@ impl Head {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::model::config::TextArch;
     use candle_core::Var;
     use serde_json::Value;
 
-    fn tensor(v: &Value, shape: &[usize]) -> Tensor {
+    pub(crate) fn tensor(v: &Value, shape: &[usize]) -> Tensor {
         let data: Vec<f32> = v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
         Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
     }
 
-    fn golden() -> (Value, Block, Vec<Span>) {
+    pub(crate) fn golden() -> (Value, Block, Vec<Span>) {
         let golden: Value = serde_json::from_str(include_str!("../../tests/golden/block_vjp.json")).unwrap();
         let (hidden, heads, kv, d, inner) = (12, 4, 2, 4, 10);
         let config = TextConfig {

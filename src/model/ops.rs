@@ -88,13 +88,13 @@ pub(crate) fn causal_softmax(scores: Tensor, positions: &[usize], keys: usize) -
                 let (head, tail) = row.split_at_mut(seen);
                 tail.fill(0.0);
                 let max = head.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut sum = 0f32;
+                let mut sum = 0f64;
                 for v in head.iter_mut() {
                     *v = (*v - max).exp();
-                    sum += *v;
+                    sum += f64::from(*v);
                 }
-                let inverse = 1.0 / sum;
-                head.iter_mut().for_each(|v| *v *= inverse);
+                let sum = sum as f32;
+                head.iter_mut().for_each(|v| *v /= sum);
             });
         }))?;
         return Ok(scores);
