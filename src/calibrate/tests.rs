@@ -143,7 +143,8 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
                     continue;
                 }
                 let (middle, worst) = spread(ours, theirs);
-                let fine = if wa && distort { middle <= 1e-3 } else { worst <= 1e-5 };
+                // See below for why; scales that differ by that flip 4-bit weights too, which multiplies it.
+                let fine = if wa && distort { middle <= 5e-3 } else { worst <= 1e-5 };
                 assert!(fine, "{key}: {what} differ by {middle} (median), {worst} (largest)");
             }
             differences.extend(ours.losses.iter().zip(&losses).map(|(a, &b)| relative(a.unwrap(), b)));
