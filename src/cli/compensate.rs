@@ -36,6 +36,9 @@ pub struct Args {
     /// Aim at the residual stream too
     #[arg(long)]
     residual: bool,
+    /// Go over levels and codes again, this often
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    passes: usize,
 }
 
 impl Args {
@@ -57,6 +60,7 @@ impl Args {
             search_levels: self.search_levels,
             target: self.target,
             residual: self.residual,
+            passes: self.passes,
         };
         (wanted && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
             settings,
