@@ -48,6 +48,19 @@ pub struct Settings {
     pub passes: usize,
 }
 
+impl Settings {
+    /// GPTQ as its paper has it: every token alike, the type's own levels, the layer's own output as the target.
+    pub const GPTQ: Settings = Settings {
+        vision: Vision::Fixed(1.0),
+        damping: 0.01,
+        order: false,
+        search_levels: false,
+        target: 0.0,
+        residual: false,
+        passes: 0,
+    };
+}
+
 /// The compensation of one model.
 pub struct Compensation {
     pub settings: Settings,

@@ -104,8 +104,7 @@ fn upper_corner(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
         let row_k: Vec<f64> = a[k * n + k + 1..(k + 1) * n].to_vec();
         let dot = |row: &[f64]| row.iter().zip(&row_k).map(|(x, y)| x * y).sum::<f64>();
         let pivot = a[k * n + k] - dot(&row_k);
-        // Written so that NaN fails too.
-        if !(pivot > 0.0) {
+        if pivot.is_nan() || pivot <= 0.0 {
             return None;
         }
         let pivot = pivot.sqrt();

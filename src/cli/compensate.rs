@@ -19,23 +19,23 @@ pub struct Args {
     #[arg(long, conflicts_with = "no_compensate")]
     pub no_scales: bool,
     /// What a vision token weighs in the compensation beside a text token: a number, or `ratio` for the layer's own
-    #[arg(long, value_name = "W", default_value = "0.08", value_parser = vision)]
+    #[arg(long, value_name = "W", default_value = "1", value_parser = vision)]
     vision_weight: Vision,
     /// Share of the mean squared activation that is added to every channel's in the compensation
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    #[arg(long, value_name = "SHARE", default_value = "0.01", value_parser = share)]
     damping: f64,
     /// Compensate in the order of the activations' sizes
     #[arg(long)]
     order: bool,
-    /// Search each block's levels
+    /// Take each block's levels by the type's own rule, not those of least error
     #[arg(long)]
-    search_levels: bool,
-    /// How far compensation aims at the full-precision stream, 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    plain_levels: bool,
+    /// How far compensation aims at the full-precision stream: 0 to 1
+    #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
     target: f64,
-    /// Aim at the residual stream too
+    /// Leave what the residual stream has lost to the blocks after
     #[arg(long)]
-    residual: bool,
+    no_residual: bool,
     /// Go over levels and codes again, this often
     #[arg(long, value_name = "N", default_value_t = 0)]
     passes: usize,
@@ -53,14 +53,17 @@ impl Args {
         let linears = text_plan(&config.text, &types).into_iter().filter(|t| t.is_decoder_linear);
         let types: BTreeMap<String, GgmlType> = linears.map(|t| (t.source, t.ty)).collect();
         let wanted = method == Method::Gptq || (method == Method::Mbq && !self.no_compensate);
-        let settings = Settings {
-            vision: if method == Method::Gptq { Vision::Fixed(1.0) } else { self.vision_weight },
-            damping: self.damping,
-            order: self.order,
-            search_levels: self.search_levels,
-            target: self.target,
-            residual: self.residual,
-            passes: self.passes,
+        let settings = match method {
+            Method::Gptq => Settings::GPTQ,
+            _ => Settings {
+                vision: self.vision_weight,
+                damping: self.damping,
+                order: self.order,
+                search_levels: !self.plain_levels,
+                target: self.target,
+                residual: !self.no_residual,
+                passes: self.passes,
+            },
         };
         (wanted && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
             settings,
@@ -106,4 +109,9 @@ fn vision(s: &str) -> Result<Vision, String> {
     }
     let weight: f64 = s.parse().map_err(|_| "a number, or ratio".to_string())?;
     if weight >= 0.0 && weight.is_finite() { Ok(Vision::Fixed(weight)) } else { Err("0 or more".into()) }
+}
+
+fn share(s: &str) -> Result<f64, String> {
+    let share: f64 = s.parse().map_err(|_| "a number from 0 to 1".to_string())?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("a number from 0 to 1".into()) }
 }
