@@ -8,6 +8,7 @@ use super::batch::{Batch, Chunk, Kind};
 use super::feedback::{Factor, factor, largest_first, round};
 use super::grid::Activations;
 use super::mbq::Group;
+use super::refine::refine;
 use super::sensitivity::Ratios;
 use crate::Error;
 use crate::ggml::{GgmlType, dequantize, quantize_rows};
@@ -43,6 +44,21 @@ pub struct Settings {
     pub target: f64,
     /// Whether `o` and `down` also aim at what the residual stream has lost so far, as far as `target` goes.
     pub residual: bool,
+    /// How often levels and codes are gone over again once all columns are rounded.
+    pub passes: usize,
+}
+
+impl Settings {
+    /// GPTQ as its paper has it: every token alike, the type's own levels, the layer's own output as the target.
+    pub const GPTQ: Settings = Settings {
+        vision: Vision::Fixed(1.0),
+        damping: 0.01,
+        order: false,
+        search_levels: false,
+        target: 0.0,
+        residual: false,
+        passes: 0,
+    };
 }
 
 /// The compensation of one model.
@@ -287,14 +303,18 @@ impl Compensation {
             target = (target + (factor.solve(&b)? * s.target)?)?;
         }
         let fit = if s.search_levels { Fit::Search } else { Fit::Plain };
-        let rounded = round(&target, factor, format, fit)?;
-        self.store.put(source, format.ty(), &rounded.bytes)?;
-        let error = factor.error(&target, &rounded.weight)?;
+        let mut coded = round(&target, factor, format, fit)?;
+        if s.passes > 0 {
+            refine(&target, &factor.damped(h)?, &mut coded, s.passes)?;
+        }
+        self.store.put(source, format.ty(), &coded.bytes()?)?;
+        let rounded = coded.weight(weight.device())?;
+        let error = factor.error(&target, &rounded)?;
         let plain = factor.error(&target, &nearest(weight, format.ty())?)?;
         let square = factor.error(&target, &target.zeros_like()?)?;
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
         let gain = Gain { linear: name.path().into(), gain: ratio(error, plain), error: ratio(error, square) };
-        Ok((gain, rounded.weight))
+        Ok((gain, rounded))
     }
 
     /// A finished linear's weights.

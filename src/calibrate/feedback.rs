@@ -18,6 +18,8 @@ pub struct Factor {
     m: Tensor,
     /// D.
     d: Vec<f64>,
+    /// What was added to H's diagonal, in the weights' order of columns.
+    lift: Vec<f64>,
     /// Column k here is column `order[k]` of the weights.
     order: Vec<usize>,
 }
@@ -50,7 +52,9 @@ pub fn factor(h: &Tensor, damping: f64, order: Option<Vec<usize>>) -> Result<Fac
         let lift: Vec<f64> = diagonal.iter().map(|&d| if d > 0.0 { damp } else { mean }).collect();
         if let Some((m, d)) = upper(&h, &lift)? {
             let order = order.unwrap_or_else(|| (0..n).collect());
-            return Ok(Factor { m: m.to_dtype(DType::F32)?, d, order });
+            let mut added = vec![0.0; n];
+            order.iter().zip(lift).for_each(|(&i, l)| added[i] = l);
+            return Ok(Factor { m: m.to_dtype(DType::F32)?, d, lift: added, order });
         }
         damp = (10.0 * damp).max(1e-3 * mean);
     }
@@ -167,6 +171,14 @@ impl Factor {
         x.index_select(&Tensor::new(back, device)?, 1)
     }
 
+    /// `h` with the damping that it was factored with.
+    pub fn damped(&self, h: &Tensor) -> Result<Tensor> {
+        let n = self.lift.len();
+        let mut added = vec![0f32; n * n];
+        self.lift.iter().enumerate().for_each(|(i, &l)| added[i * n + i] = l as f32);
+        h + Tensor::from_vec(added, (n, n), h.device())?
+    }
+
     fn permute(&self, w: &Tensor) -> Result<Tensor> {
         let index: Vec<u32> = self.order.iter().map(|&i| i as u32).collect();
         w.index_select(&Tensor::new(index, w.device())?, 1)
@@ -192,11 +204,40 @@ pub fn largest_first(h: &Tensor, group: usize) -> Result<Vec<usize>> {
     Ok(groups.concat())
 }
 
-/// A weight matrix in its stored form.
-pub struct Rounded {
-    /// What the bytes stand for, `[rows, n]`, f32.
-    pub weight: Tensor,
-    pub bytes: Vec<u8>,
+/// A weight matrix as codes and levels.
+pub struct Coded {
+    pub format: Format,
+    pub rows: usize,
+    /// Row by row, one per weight.
+    pub codes: Vec<u8>,
+    /// Row by row, one per block.
+    pub levels: Vec<Levels>,
+}
+
+impl Coded {
+    /// What it stands for, `[rows, n]`, f32: the very values that ggml reads from the bytes.
+    pub fn weight(&self, device: &Device) -> Result<Tensor> {
+        let group = self.format.group();
+        let of = |(l, c): (&Levels, &[u8])| c.iter().map(|&c| l.value(c)).collect::<Vec<f32>>();
+        let values: Vec<f32> = self.levels.par_iter().zip(self.codes.par_chunks(group)).flat_map_iter(of).collect();
+        Tensor::from_vec(values, (self.rows, self.codes.len() / self.rows.max(1)), device)
+    }
+
+    /// The bytes that a file holds.
+    ///
+    /// # Errors
+    /// The weights were too large for halfs.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        if self.levels.iter().any(|l| !l.d.is_finite() || !l.m.is_finite()) {
+            bail!("weights too large for {}'s halfs: check the checkpoint", self.format.ty());
+        }
+        let ty = self.format.ty();
+        let mut bytes = Vec::with_capacity(self.codes.len() / ty.block_size() * ty.type_size());
+        for (l, c) in self.levels.iter().zip(self.codes.chunks(self.format.group())) {
+            self.format.pack(*l, c, &mut bytes);
+        }
+        Ok(bytes)
+    }
 }
 
 /// Rounds `w` `[rows, n]` with feedback. Rows must be whole blocks of `format`, and so must the factor's order keep
@@ -204,8 +245,8 @@ pub struct Rounded {
 /// moved to where they make up best for the columns before.
 ///
 /// # Errors
-/// A block's weights are too large for halfs.
-pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Rounded> {
+/// The shapes do not fit.
+pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Coded> {
     let (rows, n) = w.dims2()?;
     let group = format.group();
     if n != factor.d.len() || !n.is_multiple_of(group) {
@@ -255,19 +296,5 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Ro
             });
         errors.slice_set(&Tensor::from_vec(t, (rows, len), w.device())?, 1, start)?;
     }
-    finish(format, rows, n, &levels, &codes, w.device())
-}
-
-/// Packs a matrix.
-fn finish(format: Format, rows: usize, n: usize, levels: &[Levels], codes: &[u8], device: &Device) -> Result<Rounded> {
-    if levels.iter().any(|l| !l.d.is_finite() || !l.m.is_finite()) {
-        bail!("weights too large for {}'s halfs: check the checkpoint", format.ty());
-    }
-    let mut bytes = Vec::with_capacity(rows * n / format.ty().block_size() * format.ty().type_size());
-    for (l, c) in levels.iter().zip(codes.chunks(format.group())) {
-        format.pack(*l, c, &mut bytes);
-    }
-    let of = |(l, c): (&Levels, &[u8])| c.iter().map(|&c| l.value(c)).collect::<Vec<f32>>();
-    let values: Vec<f32> = levels.par_iter().zip(codes.par_chunks(format.group())).flat_map_iter(of).collect();
-    Ok(Rounded { weight: Tensor::from_vec(values, (rows, n), device)?, bytes })
+    Ok(Coded { format, rows, codes, levels })
 }

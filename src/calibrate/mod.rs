@@ -8,6 +8,7 @@ pub mod importance;
 pub mod mbq;
 pub mod pairs;
 pub mod race;
+pub mod refine;
 mod run;
 pub mod sensitivity;
 pub mod smoothquant;

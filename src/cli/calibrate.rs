@@ -1,8 +1,8 @@
 //! The calibration's options, and how a run is put together from them.
+use super::compensate::{self, Leftovers};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use mbq_convert::calibrate::batch::Sample;
-use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric, Mbq3, PerChannel, Stored, WeightGrid};
 use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
@@ -11,14 +11,11 @@ use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::convert::Calibration;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::{self, GgmlType};
-use mbq_convert::gguf::plan::text as text_plan;
 use mbq_convert::gguf::{Encoder, FileType, Linear, Role, TypeChoice, fitting};
 use mbq_convert::image::load_rgb;
 use mbq_convert::model::TextConfig;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
-use mbq_convert::quant::levels::Format;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -59,30 +56,8 @@ pub struct Args {
     /// With --bits w4a8: search with the paper's per-channel and per-token grids, not with q4_0 and int8 blocks
     #[arg(long)]
     paper_w4a8: bool,
-    /// Leave rounding errors as they are: the paper's method
-    #[arg(long)]
-    no_compensate: bool,
-    /// With --method mbq: compensate errors, but look for no scales
-    #[arg(long, conflicts_with = "no_compensate")]
-    no_scales: bool,
-    /// What a vision token weighs in the compensation beside a text token: a number, or `ratio` for the layer's own
-    #[arg(long, value_name = "W", default_value = "0.08", value_parser = vision)]
-    vision_weight: Vision,
-    /// Share of the mean squared activation that is added to every channel's in the compensation
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
-    damping: f64,
-    /// Compensate in the order of the activations' sizes
-    #[arg(long)]
-    order: bool,
-    /// Search each block's levels
-    #[arg(long)]
-    search_levels: bool,
-    /// How far compensation aims at the full-precision stream, 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    target: f64,
-    /// Aim at the residual stream too
-    #[arg(long)]
-    residual: bool,
+    #[command(flatten)]
+    compensation: compensate::Args,
     /// Importance matrix for ggml's quantisers (and beside the model as .imatrix.gguf, for llama-quantize): mean x^2
     /// over vision and answer tokens, weighed by their modality's sensitivity (balanced) or alike (image); none; or a file
     /// that llama-imatrix wrote
@@ -163,14 +138,6 @@ fn device(s: &str) -> Result<DeviceArg, String> {
     }
 }
 
-fn vision(s: &str) -> Result<Vision, String> {
-    if s == "ratio" {
-        return Ok(Vision::Ratio);
-    }
-    let weight: f64 = s.parse().map_err(|_| "a number, or ratio".to_string())?;
-    if weight >= 0.0 && weight.is_finite() { Ok(Vision::Fixed(weight)) } else { Err("0 or more".into()) }
-}
-
 fn size(s: &str) -> Result<usize, String> {
     let (digits, unit) = s.split_at(s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len()));
     let shift = match unit.to_ascii_uppercase().as_str() {
@@ -230,8 +197,7 @@ pub fn run(
         let weights = given.map(|i| i.means()).unwrap_or_default();
         return Ok(Found {
             calibration: Calibration { importance: weights, ..Calibration::default() },
-            importance: None,
-            leftovers: Leftovers(None),
+            ..Found::default()
         });
     }
     if args.paper_w4a8 && !w4a8 {
@@ -259,14 +225,13 @@ pub fn run(
         (Some(LossArg::Mae), _) | (None, Method::Mbq) => Loss::Mae,
         _ => Loss::Mse,
     };
-    let (progress, store) = kept(args, output)?;
-    let store = Store::new(store);
-    let compensation = compensation(args, method, types, &config, &store);
+    let (progress, store) = compensate::kept(args.work_dir.as_deref(), output)?;
+    let compensation = args.compensation.build(method, types, &config, &store);
     let settings = serde_json::json!({
         "method": record(method), "weights": weights.name(), "activations": format!("{activations:?}"),
         "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
         "share_heads": args.share_heads, "compensation": compensation.as_ref().map(|c| c.settings),
-        "scales": !args.no_scales, "samples": samples.len(), "source": source, "imatrix": importance,
+        "scales": !args.compensation.no_scales, "samples": samples.len(), "source": source, "imatrix": importance,
     });
     let data = digest(&samples)?;
     let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
@@ -287,7 +252,7 @@ pub fn run(
         balance: !args.no_balance,
         exhaustive: args.exhaustive,
         share_heads: args.share_heads,
-        scales: !args.no_scales,
+        scales: !args.compensation.no_scales,
         importance,
         alpha: 0.5,
         chunk_tokens: 1024,
@@ -320,56 +285,7 @@ pub fn run(
     let encoder = compensation.is_some().then(|| Box::new(store.clone()) as Box<dyn Encoder>);
     let weights = given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
     let calibration = Calibration { folds: found.folds, encoder, importance: weights, record: Some(record) };
-    Ok(Found { calibration, importance: found.importance, leftovers: Leftovers(Some((progress, store))) })
-}
-
-/// What `--resume` would read.
-#[derive(Default)]
-pub struct Leftovers(Option<(PathBuf, Store)>);
-
-impl Leftovers {
-    /// Once the model is written nothing is left to resume.
-    pub fn remove(self) {
-        if let Some((progress, store)) = self.0 {
-            let _ = std::fs::remove_file(progress);
-            let _ = store.clear();
-        }
-    }
-}
-
-/// The progress file and the directory of finished tensors.
-fn kept(args: &Args, output: &Path) -> Result<(PathBuf, PathBuf)> {
-    let Some(dir) = &args.work_dir else {
-        return Ok((output.with_extension("mbq-progress.json"), output.with_extension("mbq-progress")));
-    };
-    std::fs::create_dir_all(dir).with_context(|| format!("--work-dir {}", dir.display()))?;
-    Ok((dir.join("mbq-progress.json"), dir.join("mbq-progress")))
-}
-
-/// The compensation, where the method has one and there are linears that it can be done for.
-fn compensation(
-    args: &Args,
-    method: Method,
-    types: TypeChoice,
-    config: &LlavaOnevision,
-    store: &Store,
-) -> Option<Compensation> {
-    let linears = text_plan(&config.text, &types).into_iter().filter(|t| t.is_decoder_linear);
-    let types: BTreeMap<String, GgmlType> = linears.map(|t| (t.source, t.ty)).collect();
-    let wanted = method == Method::Gptq || (method == Method::Mbq && !args.no_compensate);
-    let settings = Settings {
-        vision: if method == Method::Gptq { Vision::Fixed(1.0) } else { args.vision_weight },
-        damping: args.damping,
-        order: args.order,
-        search_levels: args.search_levels,
-        target: args.target,
-        residual: args.residual,
-    };
-    (wanted && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
-        settings,
-        types,
-        store: store.clone(),
-    })
+    Ok(Found { calibration, importance: found.importance, leftovers: Leftovers::new(progress, store) })
 }
 
 /// Embeds the pairs.

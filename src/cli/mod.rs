@@ -2,6 +2,7 @@
 //! subcommands beside it are one file each.
 mod calibrate;
 mod chat;
+mod compensate;
 mod convert;
 mod eval;
 mod imatrix;

@@ -76,7 +76,7 @@ impl Format {
     }
 
     /// The code that means 0, in types without an m of their own.
-    fn middle(self) -> Option<f32> {
+    pub fn middle(self) -> Option<f32> {
         match self {
             Format::Q4_0 => Some(8.0),
             Format::Q8_0 => Some(128.0),
@@ -95,7 +95,7 @@ impl Format {
     }
 
     /// Rounds levels to what the file can hold.
-    fn stored(self, d: f32, m: f32) -> Levels {
+    pub fn stored(self, d: f32, m: f32) -> Levels {
         let d = f16::from_f32(d).to_f32();
         match self.middle() {
             // Exact: a half times a small whole number has at most 19 significant bits.

@@ -1,0 +1,117 @@
+//! The options of error compensation, and what it leaves on disk until the model is written.
+use anyhow::{Context, Result};
+use mbq_convert::calibrate::Method;
+use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
+use mbq_convert::ggml::GgmlType;
+use mbq_convert::gguf::TypeChoice;
+use mbq_convert::gguf::plan::text as text_plan;
+use mbq_convert::model::llava_onevision::LlavaOnevision;
+use mbq_convert::quant::levels::Format;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args, Clone)]
+pub struct Args {
+    /// Leave rounding errors as they are: the paper's method
+    #[arg(long)]
+    no_compensate: bool,
+    /// With --method mbq: compensate errors, but look for no scales
+    #[arg(long, conflicts_with = "no_compensate")]
+    pub no_scales: bool,
+    /// What a vision token weighs in the compensation beside a text token: a number, or `ratio` for the layer's own
+    #[arg(long, value_name = "W", default_value = "1", value_parser = vision)]
+    vision_weight: Vision,
+    /// Share of the mean squared activation that is added to every channel's in the compensation
+    #[arg(long, value_name = "SHARE", default_value = "0.01", value_parser = share)]
+    damping: f64,
+    /// Compensate in the order of the activations' sizes
+    #[arg(long)]
+    order: bool,
+    /// Take each block's levels by the type's own rule, not those of least error
+    #[arg(long)]
+    plain_levels: bool,
+    /// How far compensation aims at the full-precision stream: 0 to 1
+    #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
+    target: f64,
+    /// Leave what the residual stream has lost to the blocks after
+    #[arg(long)]
+    no_residual: bool,
+    /// Go over levels and codes again, this often
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    passes: usize,
+}
+
+impl Args {
+    /// The compensation, where the method has one and there are linears that it can be done for.
+    pub fn build(
+        &self,
+        method: Method,
+        types: TypeChoice,
+        config: &LlavaOnevision,
+        store: &Store,
+    ) -> Option<Compensation> {
+        let linears = text_plan(&config.text, &types).into_iter().filter(|t| t.is_decoder_linear);
+        let types: BTreeMap<String, GgmlType> = linears.map(|t| (t.source, t.ty)).collect();
+        let wanted = method == Method::Gptq || (method == Method::Mbq && !self.no_compensate);
+        let settings = match method {
+            Method::Gptq => Settings::GPTQ,
+            _ => Settings {
+                vision: self.vision_weight,
+                damping: self.damping,
+                order: self.order,
+                search_levels: !self.plain_levels,
+                target: self.target,
+                residual: !self.no_residual,
+                passes: self.passes,
+            },
+        };
+        (wanted && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
+            settings,
+            types,
+            store: store.clone(),
+        })
+    }
+}
+
+/// The progress file and the store of finished tensors, in `work_dir` or beside the output.
+pub fn kept(work_dir: Option<&Path>, output: &Path) -> Result<(PathBuf, Store)> {
+    let (progress, store) = match work_dir {
+        None => (output.with_extension("mbq-progress.json"), output.with_extension("mbq-progress")),
+        Some(dir) => {
+            std::fs::create_dir_all(dir).with_context(|| format!("--work-dir {}", dir.display()))?;
+            (dir.join("mbq-progress.json"), dir.join("mbq-progress"))
+        }
+    };
+    Ok((progress, Store::new(store)))
+}
+
+/// What `--resume` would read.
+#[derive(Default)]
+pub struct Leftovers(Option<(PathBuf, Store)>);
+
+impl Leftovers {
+    pub fn new(progress: PathBuf, store: Store) -> Self {
+        Leftovers(Some((progress, store)))
+    }
+
+    /// Once the model is written nothing is left to resume.
+    pub fn remove(self) {
+        if let Some((progress, store)) = self.0 {
+            let _ = std::fs::remove_file(progress);
+            let _ = store.clear();
+        }
+    }
+}
+
+fn vision(s: &str) -> Result<Vision, String> {
+    if s == "ratio" {
+        return Ok(Vision::Ratio);
+    }
+    let weight: f64 = s.parse().map_err(|_| "a number, or ratio".to_string())?;
+    if weight >= 0.0 && weight.is_finite() { Ok(Vision::Fixed(weight)) } else { Err("0 or more".into()) }
+}
+
+fn share(s: &str) -> Result<f64, String> {
+    let share: f64 = s.parse().map_err(|_| "a number from 0 to 1".to_string())?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("a number from 0 to 1".into()) }
+}
