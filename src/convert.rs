@@ -8,7 +8,7 @@ use crate::gguf::{self, Card, Changes, Encoder, FileType, General, GgufError, Na
 use crate::model::{ConfigError, TextArch, llava_onevision::LlavaOnevision};
 use crate::quant::fold::Folds;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -29,6 +29,8 @@ pub struct Options {
 pub struct Calibration<'a> {
     pub folds: Folds,
     pub encoder: Option<&'a dyn Encoder>,
+    /// Of the input channels of linears as folded, by canonical name: for those of ggml's quantisers that weigh errors.
+    pub importance: BTreeMap<String, Vec<f32>>,
     /// Goes into `model.mbq.json` as `calibration`, with the method's name.
     pub record: Option<serde_json::Value>,
 }
@@ -115,7 +117,8 @@ pub fn convert(
 
     let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];
     let [model_output, mmproj_output, record_output] = &mut outputs;
-    let changes = Changes { folds: &calibration.folds, encoder: calibration.encoder };
+    let changes =
+        Changes { folds: &calibration.folds, encoder: calibration.encoder, importance: &calibration.importance };
     let model_bytes = gguf::write(checkpoint, &header, &text_plan, changes, model_output, observer)?;
     let mmproj_bytes = gguf::write(checkpoint, &vision_header, &vision_plan, changes, mmproj_output, observer)?;
     let linears = text_plan.iter().filter(|t| t.is_decoder_linear);

@@ -16,4 +16,8 @@ pub enum Error {
     Fold(#[from] crate::quant::fold::FoldError),
     #[error(transparent)]
     Mbq3(#[from] crate::quant::mbq3::Mbq3Error),
+    #[error("tensor arithmetic: {0}")]
+    Candle(#[from] candle_core::Error),
+    #[error(transparent)]
+    Calibrate(#[from] crate::calibrate::CalibrateError),
 }

@@ -1,12 +1,14 @@
 //! `mbq-convert MODEL -o model.gguf`
 use super::progress::Bars;
 use anyhow::{Context, Result, bail};
+use mbq_convert::calibrate;
 use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::convert::{Calibration, Options, Summary, Written, convert};
+use mbq_convert::convert::{Options, Summary, Written, convert};
 use mbq_convert::events::Observer;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
 use mbq_convert::hub::{Hub, HubId};
+use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -18,8 +20,11 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// How the weights are rounded
-    #[arg(long, value_enum, default_value_t = Method::Rtn)]
+    #[arg(long, value_enum, default_value_t = Method::Mbq)]
     method: Method,
+    /// Shorthand for --type: w3 is mbq3, w4 is q4_k, w4a8 is q4_0 calibrated for int8 activations
+    #[arg(long, value_enum, conflicts_with = "file_type")]
+    bits: Option<Bits>,
     /// Type of the decoder's linears: mbq3, f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q4_0, q3_k, q2_k, iq4_xs, iq3_s,
     /// iq3_xxs, or llama-quantize's mixes q4_k_m, q3_k_m, q3_k_s
     #[arg(long = "type", value_name = "TYPE", default_value = "mbq3", hide_possible_values = true)]
@@ -33,6 +38,8 @@ pub struct Args {
     /// Type of vision tower and projector: f16, f32, q8_0
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = mmproj_type)]
     mmproj_type: GgmlType,
+    #[command(flatten)]
+    calibration: super::calibrate::Args,
     /// Use only what the hub's cache holds
     #[arg(long)]
     offline: bool,
@@ -46,8 +53,21 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Method {
+    /// Balanced search: errors at vision and answer tokens weigh as the model's loss minds them
+    Mbq,
+    /// AWQ's search, unweighted
+    Awq,
+    /// SmoothQuant's scales, without a search
+    Smoothquant,
     /// Round to nearest: no calibration
     Rtn,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Bits {
+    W3,
+    W4,
+    W4a8,
 }
 
 fn tensor_type(name: &str) -> Result<GgmlType, String> {
@@ -69,16 +89,34 @@ pub fn run(args: Args) -> Result<()> {
     let bars = Bars::new(args.quiet);
     let source = locate(model, args.offline, &bars)?;
     let checkpoint = Checkpoint::open(&source.dir)?;
+    let file_type = match args.bits {
+        None => args.file_type,
+        Some(Bits::W3) => FileType::Plain(GgmlType::MBQ3),
+        Some(Bits::W4) => FileType::Plain(GgmlType::Q4_K),
+        Some(Bits::W4a8) => FileType::Plain(GgmlType::Q4_0),
+    };
     let options = Options {
         output: args.output.clone(),
-        types: TypeChoice { file: args.file_type, embedding: args.embedding_type, output: args.output_type },
+        types: TypeChoice { file: file_type, embedding: args.embedding_type, output: args.output_type },
         mmproj_type: args.mmproj_type,
         repository: source.repository,
     };
-    let calibration = match args.method {
-        Method::Rtn => Calibration::default(),
+    let method = match args.method {
+        Method::Mbq => calibrate::Method::Mbq,
+        Method::Awq => calibrate::Method::Awq,
+        Method::Smoothquant => calibrate::Method::SmoothQuant,
+        Method::Rtn => calibrate::Method::Rtn,
     };
-    let summary = convert(&checkpoint, &options, &calibration, &bars).with_context(|| format!("converting {model}"))?;
+    let beside = args.output.clone().unwrap_or_else(|| "model.gguf".into());
+    let w4a8 = args.bits == Some(Bits::W4a8);
+    let found = super::calibrate::run(&args.calibration, method, options.types.file, w4a8, &checkpoint, &beside, &bars)
+        .with_context(|| format!("calibrating {model}"))?;
+    let summary =
+        convert(&checkpoint, &options, &found.calibration, &bars).with_context(|| format!("converting {model}"))?;
+    if let Some(importance) = &found.importance {
+        let path = summary.model.path.with_extension("imatrix.gguf");
+        importance.write(&LlavaOnevision::read(&checkpoint)?.text, &args.calibration.source(), &path)?;
+    }
     bars.clear();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
@@ -89,13 +127,13 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// A checkpoint on disk, and the hub's name of it.
-struct Source {
-    dir: PathBuf,
+pub(super) struct Source {
+    pub dir: PathBuf,
     repository: Option<String>,
 }
 
 /// Finds the directory that MODEL names, downloading it if it is a hub id.
-fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
+pub(super) fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
     let dir = Path::new(model);
     if dir.is_dir() {
         return Ok(Source { dir: dir.into(), repository: None });

@@ -1,8 +1,10 @@
 //! The command line: arguments, progress bars, messages. `mbq-convert MODEL -o model.gguf` is the main job; the
 //! subcommands beside it are one file each.
+mod calibrate;
 mod chat;
 mod convert;
 mod eval;
+mod imatrix;
 mod inspect;
 mod progress;
 mod runtime;
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     /// Measures what quantised models lost against a reference, with pictures in the prompt
     Eval(eval::Args),
+    /// Writes an importance matrix gathered with pictures, for llama-quantize
+    Imatrix(imatrix::Args),
     /// Lists what a GGUF file holds
     Inspect(inspect::Args),
     /// Asks a converted model about a picture
@@ -38,6 +42,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         None => convert::run(cli.convert),
         Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Imatrix(args)) => imatrix::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Runtime(args)) => runtime::run(args),

@@ -15,7 +15,7 @@ pub use error::GgufError;
 pub use metadata::General;
 pub use output::Output;
 pub use plan::TypeChoice;
-pub use types::FileType;
+pub use types::{FileType, Linear, Role, fitting};
 pub use vocab::{TokenType, Vocabulary};
 pub use writer::{Changes, Encoder};
 

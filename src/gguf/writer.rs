@@ -7,6 +7,7 @@ use crate::events::{Event, Observer};
 use crate::ggml::{GgmlType, Gguf, quantize_rows, validate};
 use crate::quant::fold::Folds;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Makes the blocks of a tensor in another way than by rounding each row: for codes that compensate errors.
@@ -24,6 +25,8 @@ pub trait Encoder: Sync {
 pub struct Changes<'a> {
     pub folds: &'a Folds,
     pub encoder: Option<&'a dyn Encoder>,
+    /// Importance of a tensor's columns, by canonical name.
+    pub importance: &'a BTreeMap<String, Vec<f32>>,
 }
 
 /// Values that one task turns into blocks: small beside a core's cache of megabytes, large beside a task's cost.
@@ -94,7 +97,7 @@ pub fn write(
                 for slab in chunks.chunks(CHUNKS) {
                     let blocks: Vec<Vec<u8>> = slab
                         .par_iter()
-                        .map(|rows| chunk(checkpoint, tensor, changes.folds, rows.clone()))
+                        .map(|rows| chunk(checkpoint, tensor, &changes, rows.clone()))
                         .collect::<Result<_, _>>()?;
                     for (rows, bytes) in slab.iter().zip(&blocks) {
                         append(bytes, rows.len() * tensor.row())?;
@@ -112,10 +115,10 @@ pub fn write(
 }
 
 /// Blocks of the rows `rows` of a tensor.
-fn chunk(checkpoint: &Checkpoint, t: &Planned, folds: &Folds, rows: Range<usize>) -> Result<Vec<u8>, crate::Error> {
+fn chunk(checkpoint: &Checkpoint, t: &Planned, changes: &Changes, rows: Range<usize>) -> Result<Vec<u8>, crate::Error> {
     let cols = t.row();
     let mut values = checkpoint.f32_range(&t.source, &t.shape, rows.start * cols..rows.end * cols)?;
-    if let Some(fold) = folds.get(&t.source) {
+    if let Some(fold) = changes.folds.get(&t.source) {
         // A fold sees a tensor as rows of its first dimension; vectors have rows of one value.
         let inner = t.elements() / t.shape.first().copied().unwrap_or(1).max(1);
         if inner == cols {
@@ -131,7 +134,8 @@ fn chunk(checkpoint: &Checkpoint, t: &Planned, folds: &Folds, rows: Range<usize>
         return Err(GgufError::BeyondF16 { file: file(), tensor: t.source.clone(), value }.into());
     }
     let fail = |source| GgufError::Quantise { file: file(), tensor: t.source.clone(), source };
-    let blocks = quantize_rows(t.ty, &values, cols, None).map_err(fail)?;
+    let importance = changes.importance.get(&t.source).map(Vec::as_slice);
+    let blocks = quantize_rows(t.ty, &values, cols, importance).map_err(fail)?;
     if t.ty.is_quantized() {
         // Scales are halfs, which large weights overflow.
         validate(t.ty, &blocks).map_err(fail)?;

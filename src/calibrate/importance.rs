@@ -1,0 +1,184 @@
+//! The importance matrix: per input channel of a linear the mean of x^2, by which ggml's quantisers weigh errors.
+//! Counted over vision and answer tokens; with balance, a vision token counts r times an answer token, as in
+//! [`super::mbq`].
+use super::batch::{Batch, Kind};
+use super::sensitivity::Ratios;
+use crate::Error;
+use crate::ggml::{GgmlType, Gguf};
+use crate::gguf::{FileType, GgufError, Output, TypeChoice, plan};
+use crate::model::TextConfig;
+use crate::model::decoder::{Name, Trace, tensor_name};
+use crate::quant::fold::Folds;
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How tokens count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weighting {
+    /// Vision and answer tokens alike.
+    Image,
+    /// Vision tokens by their layer's ratio r.
+    Balanced,
+}
+
+/// Weighted sums of x^2 per channel.
+#[derive(Debug, Clone, Default)]
+struct Sums {
+    squares: Vec<f64>,
+    weight: f64,
+}
+
+/// The importance of every linear's input channels, by the weight's canonical name.
+#[derive(Debug, Clone, Default)]
+pub struct Importance {
+    sums: BTreeMap<String, Sums>,
+    samples: usize,
+    longest: usize,
+    /// Vision and answer tokens.
+    tokens: usize,
+}
+
+impl Importance {
+    pub fn new(batch: &Batch) -> Self {
+        let tokens = batch.vision + batch.answer;
+        Importance { sums: BTreeMap::new(), samples: batch.samples, longest: batch.longest, tokens }
+    }
+
+    /// Adds a layer's full-precision passes. `ratios` as for [`Weighting::Balanced`].
+    pub fn add(&mut self, layer: usize, batch: &Batch, traces: &[Trace], ratios: Option<Ratios>) -> Result<()> {
+        for (chunk, t) in batch.chunks.iter().zip(traces) {
+            let inputs = [
+                (&t.attn_in, ratios.map(|r| r.attn), &[Name::Q, Name::K, Name::V][..]),
+                (&t.o_in, ratios.map(|r| r.attn), &[Name::O]),
+                (&t.mlp_in, ratios.map(|r| r.mlp), &[Name::Gate, Name::Up]),
+                (&t.down_in, ratios.map(|r| r.mlp), &[Name::Down]),
+            ];
+            for (x, ratio, names) in inputs {
+                let weights: Vec<f32> = chunk
+                    .kinds
+                    .iter()
+                    .map(|kind| match kind {
+                        Kind::Answer => 1.0,
+                        Kind::Vision => ratio.unwrap_or(1.0) as f32,
+                        Kind::Other => 0.0,
+                    })
+                    .collect();
+                let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+                let row = Tensor::from_vec(weights, (1, chunk.tokens()), x.device())?;
+                let squares: Vec<f32> = row.matmul(&x.sqr()?)?.flatten_all()?.to_vec1()?;
+                for name in names {
+                    let sums = self.sums.entry(tensor_name(layer, &format!("{}.weight", name.path()))).or_default();
+                    sums.squares.resize(squares.len(), 0.0);
+                    sums.squares.iter_mut().zip(&squares).for_each(|(s, &q)| *s += f64::from(q));
+                    sums.weight += total;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean of x^2 per channel, of every linear's input.
+    pub fn means(&self) -> BTreeMap<String, Vec<f32>> {
+        let mean = |s: &Sums| s.squares.iter().map(|q| (q / s.weight) as f32).collect();
+        self.sums.iter().map(|(name, sums)| (name.clone(), mean(sums))).collect()
+    }
+
+    /// The same for the weights as folded: where columns are multiplied by s, their input is divided by it.
+    pub fn folded(&self, folds: &Folds) -> BTreeMap<String, Vec<f32>> {
+        let mut means = self.means();
+        for (name, mean) in &mut means {
+            if let Some(scales) = folds.get(name).and_then(|f| f.multiply_cols.as_ref()) {
+                mean.iter_mut().zip(scales).for_each(|(m, s)| *m /= s * s);
+            }
+        }
+        means
+    }
+
+    /// Writes the file that llama-quantize's `--imatrix` takes (llama.cpp, common/imatrix-loader.cpp): per tensor
+    /// `.in_sum2`, the sum of x^2, and `.counts`, the tokens, a whole number; the sums are scaled to fit it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, config: &TextConfig, dataset: &str, path: &Path) -> std::result::Result<(), Error> {
+        let file = TypeChoice { file: FileType::Plain(GgmlType::F32), embedding: None, output: None };
+        let means = self.means();
+        let (mut header, mut data) = (Gguf::new(), Vec::new());
+        let mut list = || -> std::result::Result<(), crate::ggml::GgmlError> {
+            header.set_str("general.type", "imatrix")?.set_str_array("imatrix.datasets", &[dataset])?;
+            header.set_u32("imatrix.chunk_count", self.samples as u32)?;
+            header.set_u32("imatrix.chunk_size", self.longest as u32)?;
+            for tensor in plan::text(config, &file) {
+                let Some(mean) = means.get(&tensor.source) else { continue };
+                header.add_tensor(&format!("{}.in_sum2", tensor.name), GgmlType::F32, &[mean.len(), 1])?;
+                header.add_tensor(&format!("{}.counts", tensor.name), GgmlType::F32, &[1, 1])?;
+                data.push(mean.iter().map(|m| m * self.tokens as f32).collect());
+                data.push(vec![self.tokens as f32]);
+            }
+            Ok(())
+        };
+        list().map_err(GgufError::Header)?;
+        let mut output = Output::create(path)?;
+        output.write(&header.meta())?;
+        for values in data {
+            let mut bytes: Vec<u8> = values.iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
+            bytes.resize(bytes.len().next_multiple_of(header.alignment()), 0);
+            output.write(&bytes)?;
+        }
+        Ok(Output::publish(vec![output])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Model;
+    use super::super::batch::pack;
+    use super::super::tests::{batch, oracle, text_config};
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use candle_core::Device;
+
+    /// Against hooks on transformers' linears (tests/reference/importance_goldens.py), vision tokens at 1 and at 0.25.
+    #[test]
+    fn means_are_those_of_transformers() {
+        let Some(oracle) = oracle() else { return };
+        let dir = oracle.join("tiny-onevision");
+        let golden: BTreeMap<String, BTreeMap<String, Vec<f64>>> =
+            serde_json::from_str(include_str!("../../tests/golden/importance.json")).unwrap();
+        let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
+        let config = text_config(&checkpoint);
+        let model = Model::new(&checkpoint, &config, 512, Device::Cpu).unwrap();
+        let (batch, first) = pack(&batch(&dir.join("runs"), false), 300, &Device::Cpu).unwrap();
+        for (key, ratio) in [("image", None), ("quarter", Some(Ratios { attn: 0.25, mlp: 0.25 }))] {
+            let (mut x, mut importance) = (first.clone(), Importance::new(&batch));
+            for layer in 0..config.num_layers {
+                let block = model.block(layer).unwrap();
+                let traces = batch.chunks.iter().zip(&x).map(|(c, x)| block.trace(x, &c.spans, &|x| Ok(x.clone())));
+                let traces: Vec<Trace> = traces.collect::<Result<_>>().unwrap();
+                importance.add(layer, &batch, &traces, ratio).unwrap();
+                x = traces.iter().map(Trace::output).collect::<Result<_>>().unwrap();
+            }
+            let means = importance.means();
+            assert_eq!(means.len(), golden.len());
+            for (name, want) in &golden {
+                for (got, want) in means[name].iter().step_by(16).zip(&want[key]) {
+                    // f32 here and f32 there through four blocks: 1e-5 of each other were seen, 1e-4 is allowed.
+                    let off = (f64::from(*got) - want).abs() / want;
+                    assert!(off < 1e-4, "{name} {key}: {got}, transformers {want}");
+                }
+            }
+        }
+    }
+
+    /// Columns multiplied by s see inputs divided by s.
+    #[test]
+    fn folded_scales_divide_twice() {
+        let sums = Sums { squares: vec![8.0, 18.0], weight: 2.0 };
+        let importance = Importance { sums: [("w".to_owned(), sums)].into(), ..Importance::default() };
+        let mut folds = Folds::new();
+        folds.entry("w".into()).or_default().multiply_cols = Some(vec![2.0, 0.5]);
+        assert_eq!(importance.folded(&folds)["w"], [1.0, 36.0]);
+    }
+}

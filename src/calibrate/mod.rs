@@ -1,0 +1,33 @@
+//! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
+pub mod batch;
+pub mod builtin;
+pub mod grid;
+pub mod importance;
+pub mod mbq;
+pub mod pairs;
+pub mod race;
+mod run;
+pub mod sensitivity;
+pub mod smoothquant;
+#[cfg(test)]
+mod tests;
+
+pub use run::{Method, Model, Options, Outcome, run};
+
+use std::path::PathBuf;
+
+/// Why calibration stops.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CalibrateError {
+    #[error("there are no image-text pairs to calibrate on")]
+    NoSamples,
+    #[error("calibration sample {index} has not {what}: it cannot weigh errors; check its answer and picture")]
+    SampleWithout { index: usize, what: &'static str },
+    #[error(
+        "block {layer}: mean gradient {vision} at vision tokens, {answer} at answer tokens; expected positive numbers: check the checkpoint's weights"
+    )]
+    NoGradient { layer: usize, vision: f64, answer: f64 },
+    #[error("{path}: {problem}")]
+    File { path: PathBuf, problem: String },
+}

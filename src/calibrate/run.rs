@@ -1,0 +1,258 @@
+//! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
+use super::batch::{Batch, Sample, pack};
+use super::grid::{Activations, WeightGrid};
+use super::importance::{Importance, Weighting};
+use super::mbq::{Found, Group, Loss, Search, apply, unshare};
+use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
+use super::{CalibrateError, smoothquant};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::events::{Event, Observer};
+use crate::model::TextConfig;
+use crate::model::decoder::{Block, Name, Rope, Trace, tensor_name};
+use crate::quant::fold::Folds;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// How scales are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    Mbq,
+    /// The search without balance, loss mse unless stated.
+    Awq,
+    SmoothQuant,
+    /// Round to nearest: no scales.
+    Rtn,
+}
+
+/// A text model whose blocks are loaded when needed.
+pub struct Model<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub config: &'a TextConfig,
+    pub device: Device,
+    rope: Rope,
+}
+
+impl<'a> Model<'a> {
+    /// # Errors
+    /// The rotary tables do not fit the device.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        config: &'a TextConfig,
+        positions: usize,
+        device: Device,
+    ) -> Result<Self, Error> {
+        let rope = Rope::new(config, positions, &device)?;
+        Ok(Model { checkpoint, config, device, rope })
+    }
+
+    /// Loads one block.
+    ///
+    /// # Errors
+    /// As [`Block::load`].
+    pub fn block(&self, layer: usize) -> Result<Block, Error> {
+        Block::load(self.checkpoint, self.config, layer, &self.rope, &self.device)
+    }
+}
+
+/// Settings of a calibration.
+pub struct Options<'a> {
+    pub method: Method,
+    pub weights: &'a dyn WeightGrid,
+    pub activations: Activations,
+    pub loss: Loss,
+    pub distort: bool,
+    /// Weigh vision errors by r; without it, MBQ's search runs unweighted.
+    pub balance: bool,
+    pub exhaustive: bool,
+    pub share_heads: bool,
+    /// Gather the importance matrix too, tokens counted so.
+    pub importance: Option<Weighting>,
+    /// SmoothQuant's exponent.
+    pub alpha: f32,
+    /// Tokens that are multiplied at once, at least.
+    pub chunk_tokens: usize,
+    /// Bytes that stored activations may take.
+    pub memory: usize,
+    /// Where finished blocks are written down, with the digest that says which job they belong to.
+    pub progress: Option<(PathBuf, String)>,
+}
+
+/// What a calibration found.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    pub folds: Folds,
+    pub sensitivities: Vec<BlockSensitivity>,
+    pub ratios: Vec<Ratios>,
+    pub blocks: Vec<Vec<Found>>,
+    /// The calibration loss, nats per answer token.
+    pub loss: Option<f64>,
+    pub importance: Option<Importance>,
+}
+
+/// The part of a calibration that is done, as `--resume` reads it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Progress {
+    job: String,
+    loss: Option<f64>,
+    sensitivities: Vec<BlockSensitivity>,
+    blocks: Vec<Vec<Found>>,
+}
+
+impl Progress {
+    fn read(path: &Path, job: &str) -> Result<Self, Error> {
+        let fail = |problem: String| CalibrateError::File { path: path.into(), problem };
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Progress::default()),
+            Err(e) => return Err(fail(e.to_string()).into()),
+        };
+        let progress: Progress =
+            serde_json::from_slice(&bytes).map_err(|e| fail(format!("not a progress file: {e}")))?;
+        if progress.job != job {
+            let problem =
+                "belongs to another calibration (model, data or settings differ): remove it or name another --work-dir";
+            return Err(fail(problem.into()).into());
+        }
+        Ok(progress)
+    }
+
+    /// Written beside, then renamed: an interruption leaves the last whole state.
+    fn write(&self, path: &Path) -> Result<(), Error> {
+        let fail = |e: std::io::Error| CalibrateError::File { path: path.into(), problem: e.to_string() };
+        let beside = path.with_extension("part");
+        // invariant: numbers, strings and lists only.
+        let bytes = serde_json::to_vec(self).unwrap_or_default();
+        std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path)).map_err(fail)?;
+        Ok(())
+    }
+}
+
+/// Calibrates on `samples`.
+///
+/// # Errors
+/// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job.
+pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn Observer) -> Result<Outcome, Error> {
+    if options.method == Method::Rtn && options.importance.is_none() {
+        return Ok(Outcome::default());
+    }
+    let (batch, mut x) = pack(samples, options.chunk_tokens, &model.device)?;
+    let mut progress = match &options.progress {
+        Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job)? },
+        None => Progress::default(),
+    };
+    let save = |progress: &Progress| match &options.progress {
+        Some((path, _)) => progress.write(path),
+        None => Ok(()),
+    };
+    let balance = options.method == Method::Mbq && options.balance;
+    let weighted = options.importance == Some(Weighting::Balanced);
+    if (balance || weighted) && progress.sensitivities.is_empty() {
+        let (sums, loss) = sensitivities(model, &batch, &x, options.memory, observer)?;
+        (progress.sensitivities, progress.loss) = (sums, Some(loss));
+        save(&progress)?;
+    }
+    let ratios = ratios(&progress.sensitivities);
+    let search = Search {
+        weights: options.weights,
+        activations: options.activations,
+        loss: options.loss,
+        distort: options.distort,
+        exhaustive: options.exhaustive,
+        share_heads: options.share_heads,
+    };
+    let mut folds = Folds::new();
+    let mut importance = options.importance.map(|_| Importance::new(&batch));
+    let mut x_q = options.distort.then(|| x.clone());
+    let layers = model.config.num_layers;
+    observer.event(Event::PhaseStart { name: "search".into(), total: layers as u64, unit: "blocks" });
+    for layer in 0..layers {
+        let block = model.block(layer)?;
+        let traces = batch.chunks.iter().zip(&x).map(|(c, x)| block.trace(x, &c.spans, &|x| Ok(x.clone())));
+        let traces: Vec<Trace> = traces.collect::<Result<_, _>>()?;
+        if let Some(importance) = &mut importance {
+            let ratios = ratios.get(layer).copied().filter(|_| weighted);
+            importance.add(layer, &batch, &traces, ratios)?;
+        }
+        let scales: Vec<(Group, Vec<f32>)> = if options.method == Method::Rtn {
+            Vec::new()
+        } else if options.method == Method::SmoothQuant {
+            smoothquant::block(&block, &traces, options.alpha)?
+        } else {
+            if progress.blocks.len() == layer {
+                let found = search.block(
+                    &block,
+                    &batch,
+                    &traces,
+                    x_q.as_deref(),
+                    ratios.get(layer).copied().filter(|_| balance),
+                )?;
+                progress.blocks.push(found);
+                save(&progress)?;
+            }
+            progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect()
+        };
+        if let Some(x_q) = &mut x_q {
+            *x_q = quantised_stream(&search, &block, &scales, &batch, x_q)?;
+        }
+        x = traces.iter().map(Trace::output).collect::<Result<_, _>>()?;
+        for (group, scales) in scales {
+            fold(&mut folds, layer, &block, group, scales);
+        }
+        observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
+    }
+    observer.event(Event::PhaseEnd);
+    Ok(Outcome {
+        folds,
+        sensitivities: progress.sensitivities,
+        ratios,
+        blocks: progress.blocks,
+        loss: progress.loss,
+        importance,
+    })
+}
+
+/// The second stream through the finished quantised block.
+fn quantised_stream(
+    search: &Search,
+    block: &Block,
+    scales: &[(Group, Vec<f32>)],
+    batch: &Batch,
+    x_q: &[Tensor],
+) -> Result<Vec<Tensor>, Error> {
+    let mut scaled = block.clone();
+    scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
+    let q = search.quantise(&scaled)?;
+    let pass = batch.chunks.iter().zip(x_q);
+    let pass = pass.map(|(c, x)| q.trace(x, &c.spans, &|x| search.activations.apply(x))?.output());
+    Ok(pass.collect::<Result<_, _>>()?)
+}
+
+/// Writes a group's scales down as folds of the tensors they change.
+fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group, scales: Vec<f32>) {
+    let mut divide = |rest: String, s: &[f32]| {
+        folds.entry(tensor_name(layer, &rest)).or_default().divide_rows = Some(s.to_vec());
+    };
+    match group {
+        Group::Qkv => divide("input_layernorm.weight".into(), &scales),
+        Group::GateUp => divide("post_attention_layernorm.weight".into(), &scales),
+        Group::O | Group::Down => {
+            let (producer, s) = if group == Group::O {
+                let (repeats, dim) = block.head_shape();
+                (Name::V, unshare(&scales, repeats, dim))
+            } else {
+                (Name::Up, scales.clone())
+            };
+            divide(format!("{}.weight", producer.path()), &s);
+            if block.linear(producer).bias.is_some() {
+                divide(format!("{}.bias", producer.path()), &s);
+            }
+        }
+    }
+    for name in group.linears() {
+        let tensor = tensor_name(layer, &format!("{}.weight", name.path()));
+        folds.entry(tensor).or_default().multiply_cols = Some(scales.clone());
+    }
+}

@@ -1,0 +1,156 @@
+//! How much the loss minds changes at vision and at answer tokens, per block: mean |gradient| at the outputs of
+//! o_proj and down_proj (the paper's eq. 6), from which the balance ratios follow.
+use super::CalibrateError;
+use super::batch::{Batch, Chunk, Kind};
+use crate::events::{Event, Observer};
+use crate::model::decoder::{Head, Span};
+use crate::model::ops::row_abs;
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Mean |gradient| over tokens and channels, then over samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sensitivity {
+    pub vision: f64,
+    pub answer: f64,
+}
+
+/// Of one block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct BlockSensitivity {
+    /// At o_proj's output.
+    pub attn: Sensitivity,
+    /// At down_proj's output.
+    pub mlp: Sensitivity,
+}
+
+/// The ratios r of a block's two parts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ratios {
+    pub attn: f64,
+    pub mlp: f64,
+}
+
+/// r = vision / answer, each replaced by max(r, median over the blocks): `numpy.median`, which for an even count is
+/// the mean of the two middle ones.
+pub fn ratios(blocks: &[BlockSensitivity]) -> Vec<Ratios> {
+    let clamped = |raw: Vec<f64>| {
+        let mut sorted = raw.clone();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        let median = if n == 0 { 0.0 } else { (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0 };
+        raw.into_iter().map(move |r| r.max(median))
+    };
+    let attn = clamped(blocks.iter().map(|b| b.attn.vision / b.attn.answer).collect());
+    let mlp = clamped(blocks.iter().map(|b| b.mlp.vision / b.mlp.answer).collect());
+    attn.zip(mlp).map(|(attn, mlp)| Ratios { attn, mlp }).collect()
+}
+
+/// Gradient of the mean over samples of each sample's loss, at the last block's output `y`; adds the losses.
+fn head_gradient(head: &Head, chunk: &Chunk, y: &Tensor, samples: usize, loss: &mut f64) -> Result<Tensor> {
+    let mut parts = Vec::new();
+    for span in &chunk.spans {
+        // The token before an answer token predicts it.
+        let (rows, targets): (Vec<u32>, Vec<u32>) = (span.start + 1..span.start + span.len)
+            .filter(|&i| chunk.kinds[i] == Kind::Answer)
+            .map(|i| ((i - 1 - span.start) as u32, chunk.ids[i]))
+            .unzip();
+        let rows = Tensor::new(rows, y.device())?;
+        let x = y.narrow(0, span.start, span.len)?;
+        let (l, g) = head.loss(&x.index_select(&rows, 0)?, &targets, 1.0 / samples as f64)?;
+        *loss += l / samples as f64;
+        parts.push(x.zeros_like()?.index_add(&rows, &g, 0)?);
+    }
+    Tensor::cat(&parts, 0)
+}
+
+/// Per sample, mean |g| over one kind's tokens and the channels; added to `sum`.
+fn add_means(g: &Tensor, spans: &[Span], kinds: &[Kind], sum: &mut Sensitivity) -> Result<()> {
+    let rows = row_abs(g)?;
+    let channels = g.dim(1)? as f64;
+    for span in spans {
+        let mean = |kind: Kind| {
+            let of_kind = (span.start..span.start + span.len).filter(|&i| kinds[i] == kind).map(|i| rows[i]);
+            let (n, total) = of_kind.fold((0usize, 0.0), |(n, t), v| (n + 1, t + v));
+            total / (n as f64 * channels)
+        };
+        sum.vision += mean(Kind::Vision);
+        sum.answer += mean(Kind::Answer);
+    }
+    Ok(())
+}
+
+/// Sensitivities of every block, and the calibration loss.
+///
+/// Block inputs of as many chunks as fit `memory` bytes are held at a time; the blocks are loaded again for each such
+/// part, forward and backward.
+///
+/// # Errors
+/// A block cannot be loaded, or its gradient is zero at the answer tokens or not finite.
+pub fn sensitivities(
+    model: &super::Model,
+    batch: &Batch,
+    inputs: &[Tensor],
+    memory: usize,
+    observer: &dyn Observer,
+) -> std::result::Result<(Vec<BlockSensitivity>, f64), crate::Error> {
+    let layers = model.config.num_layers;
+    let mut sums = vec![BlockSensitivity::default(); layers];
+    let mut loss = 0.0;
+    let head = Head::load(model.checkpoint, model.config, &model.device)?;
+    let bytes_per_token = layers * model.config.hidden_size * 4;
+    let part_tokens = (memory / bytes_per_token).max(1);
+    let mut parts = Vec::new();
+    let mut start = 0;
+    while start < inputs.len() {
+        let (mut end, mut tokens) = (start, 0);
+        while end < inputs.len() && (end == start || tokens + batch.chunks[end].tokens() <= part_tokens) {
+            tokens += batch.chunks[end].tokens();
+            end += 1;
+        }
+        parts.push(start..end);
+        start = end;
+    }
+    let total = (2 * layers * parts.len()) as u64;
+    observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
+    for part in parts {
+        let chunks = &batch.chunks[part.clone()];
+        let mut stored: Vec<Vec<Tensor>> = vec![inputs[part].to_vec()];
+        for layer in 0..layers {
+            let block = model.block(layer)?;
+            // invariant: one entry was pushed before the loop and one per block since.
+            let last = &stored[layer];
+            let next: Result<Vec<Tensor>> = chunks.iter().zip(last).map(|(c, x)| block.forward(x, &c.spans)).collect();
+            stored.push(next?);
+            observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
+        }
+        let outputs = stored.pop().unwrap_or_default();
+        let mut gradients = Vec::new();
+        for (chunk, y) in chunks.iter().zip(&outputs) {
+            gradients.push(head_gradient(&head, chunk, y, batch.samples, &mut loss)?);
+        }
+        drop(outputs);
+        for layer in (0..layers).rev() {
+            let block = model.block(layer)?;
+            let xs = stored.pop().unwrap_or_default();
+            for ((chunk, x), g) in chunks.iter().zip(&xs).zip(&mut gradients) {
+                add_means(g, &chunk.spans, &chunk.kinds, &mut sums[layer].mlp)?;
+                let back = block.backward(x, &chunk.spans, g)?;
+                add_means(&back.attn_out, &chunk.spans, &chunk.kinds, &mut sums[layer].attn)?;
+                *g = back.input;
+            }
+            observer.event(Event::Advance { n: 1, detail: format!("block {layer} backward") });
+        }
+    }
+    observer.event(Event::PhaseEnd);
+    for (layer, sum) in sums.iter_mut().enumerate() {
+        for part in [&mut sum.attn, &mut sum.mlp] {
+            part.vision /= batch.samples as f64;
+            part.answer /= batch.samples as f64;
+            if !(part.answer > 0.0 && part.answer.is_finite() && part.vision.is_finite()) {
+                return Err(CalibrateError::NoGradient { layer, vision: part.vision, answer: part.answer }.into());
+            }
+        }
+    }
+    Ok((sums, loss))
+}

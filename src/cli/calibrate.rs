@@ -1,0 +1,359 @@
+//! The calibration's options, and how a run is put together from them.
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use mbq_convert::calibrate::batch::Sample;
+use mbq_convert::calibrate::grid::{Activations, Asymmetric, PerChannel, Stored, WeightGrid};
+use mbq_convert::calibrate::importance::{Importance, Weighting};
+use mbq_convert::calibrate::mbq::Loss;
+use mbq_convert::calibrate::{self, Method, Model, builtin, pairs};
+use mbq_convert::checkpoint::Checkpoint;
+use mbq_convert::convert::Calibration;
+use mbq_convert::events::{Event, Observer};
+use mbq_convert::ggml::{self, GgmlType};
+use mbq_convert::gguf::{FileType, Linear, Role, fitting};
+use mbq_convert::image::load_rgb;
+use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Calibration")]
+pub struct Args {
+    /// Image-text pairs: LLaVA/ShareGPT4V JSON or JSONL, JSONL of {image, question, answer}, or a folder of pictures
+    /// with .txt captions [default: a small built-in set]
+    #[arg(long, value_name = "FILE|DIR")]
+    calib: Option<PathBuf>,
+    /// Where the pairs' pictures are [default: beside the file]
+    #[arg(long, value_name = "DIR")]
+    image_root: Option<PathBuf>,
+    /// How many pairs to use
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    samples: u32,
+    /// Which pairs are drawn when there are more
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Refuse samples of more tokens than this [default: the model's context]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+    /// How errors are added up [default: mae for mbq, mse for awq]
+    #[arg(long, value_enum)]
+    loss: Option<LossArg>,
+    /// Search with activations as the quantised blocks before give them
+    #[arg(long)]
+    distort: bool,
+    /// MBQ's search without the balance of modalities
+    #[arg(long)]
+    no_balance: bool,
+    /// Score every candidate on every token
+    #[arg(long)]
+    exhaustive: bool,
+    /// Scale v -> o in models with grouped queries too, with one scale per value channel
+    #[arg(long)]
+    share_heads: bool,
+    /// With --bits w4a8: search with the paper's per-channel and per-token grids, not with q4_0 and int8 blocks
+    #[arg(long)]
+    paper_w4a8: bool,
+    /// Importance matrix for ggml's quantisers (and beside the model as .imatrix.gguf, for llama-quantize): mean x^2
+    /// over vision and answer tokens, weighed by their modality's sensitivity or alike
+    #[arg(long, value_enum, default_value_t = Imatrix::None)]
+    imatrix: Imatrix,
+    /// cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    device: DeviceArg,
+    /// Memory for stored activations, such as 16G
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
+    memory: usize,
+    /// Where the progress file is kept [default: beside the output]
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// Continue after the last finished block of an interrupted run
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Args {
+    /// The pairs' name, for the record.
+    pub fn source(&self) -> String {
+        self.calib.as_ref().map_or_else(|| "built-in".into(), |path| path.display().to_string())
+    }
+
+    /// The same with an importance matrix gathered, balanced unless another was named.
+    pub fn with_importance(mut self) -> Self {
+        if self.imatrix == Imatrix::None {
+            self.imatrix = Imatrix::Balanced;
+        }
+        self
+    }
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LossArg {
+    Mae,
+    Mse,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Imatrix {
+    Balanced,
+    Image,
+    None,
+}
+
+/// What a calibration hands on.
+#[derive(Default)]
+pub struct Found {
+    pub calibration: Calibration<'static>,
+    pub importance: Option<Importance>,
+}
+
+#[derive(Clone, Copy)]
+enum DeviceArg {
+    Cpu,
+    Cuda(usize),
+}
+
+fn device(s: &str) -> Result<DeviceArg, String> {
+    match s.split_once(':') {
+        None if s == "cpu" => Ok(DeviceArg::Cpu),
+        None if s == "cuda" => Ok(DeviceArg::Cuda(0)),
+        Some(("cuda", n)) => n.parse().map(DeviceArg::Cuda).map_err(|_| format!("{n} is no device number")),
+        _ => Err("one of cpu, cuda, cuda:N".into()),
+    }
+}
+
+fn size(s: &str) -> Result<usize, String> {
+    let (digits, unit) = s.split_at(s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len()));
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => return Err("a number of bytes, or with K, M, G".into()),
+    };
+    let n: usize = digits.parse().map_err(|_| "a number of bytes, or with K, M, G".to_string())?;
+    n.checked_mul(1 << shift).filter(|&n| n > 0).ok_or_else(|| "too large, or zero".into())
+}
+
+/// The stored types' own rounding of a decoder linear.
+fn stored(file: FileType) -> Box<dyn WeightGrid> {
+    let ty = file.tensor_type(Role::Linear(Linear::Other, 0), 1, 256, false, false);
+    match ty {
+        // The i-quants' own search takes minutes per block: a plain grid of equal bits stands for them.
+        GgmlType::IQ3_S | GgmlType::IQ3_XXS => Box::new(Asymmetric { bits: 3, group: 32 }),
+        GgmlType::IQ4_XS => Box::new(Asymmetric { bits: 4, group: 32 }),
+        _ => Box::new(Stored {
+            name: ty.to_string(),
+            rows: move |rows: &mut [f32], cols: usize| {
+                let ty = fitting(ty, cols);
+                let bytes = ggml::quantize_rows(ty, rows, cols, None).map_err(|e| e.to_string())?;
+                rows.copy_from_slice(&ggml::dequantize(ty, &bytes).map_err(|e| e.to_string())?);
+                Ok(())
+            },
+        }),
+    }
+}
+
+/// Calibrates for `file` as the arguments say. `output` is the model's file, beside which progress is kept.
+pub fn run(
+    args: &Args,
+    method: Method,
+    file: FileType,
+    w4a8: bool,
+    checkpoint: &Checkpoint,
+    output: &Path,
+    observer: &dyn Observer,
+) -> Result<Found> {
+    let importance = match args.imatrix {
+        Imatrix::Balanced => Some(Weighting::Balanced),
+        Imatrix::Image => Some(Weighting::Image),
+        Imatrix::None => None,
+    };
+    let record = |method: Method| serde_json::to_value(method).unwrap_or_default();
+    let float = matches!(file, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16));
+    let method = if float { Method::Rtn } else { method };
+    if method == Method::Rtn && importance.is_none() {
+        return Ok(Found::default());
+    }
+    if args.paper_w4a8 && !w4a8 {
+        bail!("--paper-w4a8 is for --bits w4a8");
+    }
+    let start = Instant::now();
+    let device = match args.device {
+        DeviceArg::Cpu => Device::Cpu,
+        DeviceArg::Cuda(n) => Device::new_cuda(n)
+            .with_context(|| format!("--device cuda:{n} (a build with `--features cuda` and a GPU are needed)"))?,
+    };
+    let config = LlavaOnevision::read(checkpoint)?;
+    let (samples, source) = samples(args, checkpoint, &config, &device, observer)?;
+    let vision_seconds = start.elapsed().as_secs_f64();
+    let longest = samples.iter().map(|s| s.real).max().unwrap_or(1);
+    let model = Model::new(checkpoint, &config.text, longest, device)?;
+    let weights: Box<dyn WeightGrid> = if args.paper_w4a8 { Box::new(PerChannel { bits: 4 }) } else { stored(file) };
+    let activations = match (w4a8, args.paper_w4a8) {
+        (false, _) => Activations::Float,
+        (true, false) => Activations::Blocks,
+        (true, true) => Activations::PerToken,
+    };
+    let loss = match (args.loss, method) {
+        (Some(LossArg::Mae), _) | (None, Method::Mbq) => Loss::Mae,
+        _ => Loss::Mse,
+    };
+    let settings = serde_json::json!({
+        "method": record(method), "weights": weights.name(), "activations": format!("{activations:?}"),
+        "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
+        "share_heads": args.share_heads, "samples": samples.len(), "source": source,
+        "imatrix": importance,
+    });
+    let data = digest(&samples)?;
+    let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
+    let progress = match &args.work_dir {
+        Some(dir) => {
+            std::fs::create_dir_all(dir).with_context(|| format!("--work-dir {}", dir.display()))?;
+            dir.join("mbq-progress.json")
+        }
+        None => output.with_extension("mbq-progress.json"),
+    };
+    if !args.resume && progress.exists() {
+        std::fs::remove_file(&progress).with_context(|| format!("removing {}", progress.display()))?;
+    }
+    let tokens: usize = samples.iter().map(|s| s.real).sum();
+    estimate(&model, tokens, method, observer)?;
+    let options = calibrate::Options {
+        method,
+        weights: weights.as_ref(),
+        activations,
+        loss,
+        distort: args.distort,
+        balance: !args.no_balance,
+        exhaustive: args.exhaustive,
+        share_heads: args.share_heads,
+        importance,
+        alpha: 0.5,
+        chunk_tokens: 512,
+        memory: args.memory,
+        progress: Some((progress.clone(), job)),
+    };
+    let found = calibrate::run(&model, &samples, &options, observer)?;
+    let groups = |found: &[calibrate::mbq::Found]| -> Vec<serde_json::Value> {
+        found
+            .iter()
+            .map(|f| {
+                serde_json::json!({"group": f.group, "ratio": f.ratio, "exponent": f.best as f64 / 20.0,
+                    "loss": f.best_loss, "margin": f.margin, "losses": f.losses})
+            })
+            .collect()
+    };
+    let record = serde_json::json!({
+        "method": record(method),
+        "settings": settings,
+        "data_sha256": data,
+        "tokens": tokens,
+        "loss": found.loss,
+        "sensitivities": found.sensitivities,
+        "ratios": found.ratios,
+        "blocks": found.blocks.iter().map(|b| groups(b)).collect::<Vec<_>>(),
+        "seconds": {"vision": vision_seconds, "all": start.elapsed().as_secs_f64()},
+    });
+    // Done: nothing is left to resume.
+    let _ = std::fs::remove_file(&progress);
+    let weights = found.importance.as_ref().map(|i| i.folded(&found.folds)).unwrap_or_default();
+    let calibration = Calibration { folds: found.folds, encoder: None, importance: weights, record: Some(record) };
+    Ok(Found { calibration, importance: found.importance })
+}
+
+/// Embeds the pairs.
+fn samples(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    config: &LlavaOnevision,
+    device: &Device,
+    observer: &dyn Observer,
+) -> Result<(Vec<Sample>, String)> {
+    let context = config.text.max_position_embeddings;
+    let max_tokens = args.max_tokens.unwrap_or(context).min(context);
+    let embedder = Embedder::load(config, checkpoint, device)?;
+    let begin =
+        |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pictures" });
+    let mut out = Vec::new();
+    let source = match &args.calib {
+        Some(path) => {
+            let all = pairs::read(path, args.image_root.as_deref())?;
+            let pairs = pairs::choose(all, args.samples as usize, args.seed);
+            begin(pairs.len());
+            for p in &pairs {
+                out.push(embedder.sample(&p.image, &load_rgb(&p.image)?, &p.question, &p.answer, max_tokens)?);
+                observer.event(Event::Advance { n: 1, detail: p.image.display().to_string() });
+            }
+            path.display().to_string()
+        }
+        None => {
+            let set = builtin::pairs()?;
+            let n = set.len().min(args.samples as usize);
+            let note = format!("no --calib given: calibrating on the built-in set of {n} drawn pictures");
+            observer.event(Event::Note(note));
+            begin(n);
+            for p in &set[..n] {
+                out.push(embedder.sample(Path::new(p.name), &p.image, p.question, p.answer, max_tokens)?);
+                observer.event(Event::Advance { n: 1, detail: p.name.into() });
+            }
+            "built-in".into()
+        }
+    };
+    observer.event(Event::PhaseEnd);
+    Ok((out, source))
+}
+
+/// SHA-256 of what enters the text model.
+fn digest(samples: &[Sample]) -> Result<String> {
+    let mut hash = Sha256::new();
+    for s in samples {
+        for v in s.embeds.flatten_all()?.to_vec1::<f32>()? {
+            hash.update(v.to_le_bytes());
+        }
+        s.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    }
+    Ok(hex(&hash.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Says how long the calibration will take, from the model's shape and a short product.
+fn estimate(model: &Model, tokens: usize, method: Method, observer: &dyn Observer) -> Result<()> {
+    let c = model.config;
+    let a = candle_core::Tensor::ones((512, c.hidden_size), candle_core::DType::F32, &model.device)?;
+    let b = candle_core::Tensor::ones((c.hidden_size, 1024), candle_core::DType::F32, &model.device)?;
+    a.matmul(&b)?;
+    let start = Instant::now();
+    let mut n = 0;
+    while start.elapsed().as_secs_f64() < 0.2 {
+        a.matmul(&b)?.narrow(0, 0, 1)?.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?;
+        n += 1;
+    }
+    let rate = (n * 2 * 512 * c.hidden_size * 1024) as f64 / start.elapsed().as_secs_f64();
+    let attention = 2 * c.hidden_size * (c.num_heads + c.num_kv_heads) * c.head_dim;
+    let weights = (c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)) as f64;
+    // Passes: 1 forward, 3 forward and back for the sensitivities, about 6 for the pruned search (a guess until it is measured).
+    let passes = match method {
+        Method::Mbq => 10.0,
+        Method::Awq => 7.0,
+        _ => 1.0,
+    };
+    let seconds = passes * 2.0 * weights * tokens as f64 / rate;
+    let mut note = format!("{tokens} tokens; about {} for the search at {:.0} GFLOP/s", span(seconds), rate / 1e9);
+    if seconds > 3600.0 && model.device.is_cpu() {
+        note += "; fewer --samples or a GPU (--device cuda) would shorten it";
+    }
+    observer.event(Event::Note(note));
+    Ok(())
+}
+
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}

@@ -1,0 +1,41 @@
+//! `mbq-convert imatrix MODEL -o imatrix.gguf`
+use super::convert::locate;
+use super::progress::Bars;
+use anyhow::{Context, Result, bail};
+use mbq_convert::calibrate::Method;
+use mbq_convert::checkpoint::Checkpoint;
+use mbq_convert::ggml::GgmlType;
+use mbq_convert::gguf::FileType;
+use mbq_convert::model::llava_onevision::LlavaOnevision;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint: a directory, or org/name[@revision] on the Hugging Face hub
+    model: String,
+    /// Where to write it
+    #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
+    output: PathBuf,
+    #[command(flatten)]
+    calibration: super::calibrate::Args,
+    /// Use only what the hub's cache holds
+    #[arg(long)]
+    offline: bool,
+    /// No progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let bars = Bars::new(args.quiet);
+    let checkpoint = Checkpoint::open(&locate(&args.model, args.offline, &bars)?.dir)?;
+    let config = LlavaOnevision::read(&checkpoint)?.text;
+    let (calibration, file) = (args.calibration.with_importance(), FileType::Plain(GgmlType::F16));
+    let found = super::calibrate::run(&calibration, Method::Rtn, file, false, &checkpoint, &args.output, &bars)
+        .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
+    let Some(importance) = found.importance else { bail!("--imatrix none gathers nothing") };
+    importance.write(&config, &calibration.source(), &args.output)?;
+    bars.clear();
+    println!("{}", args.output.display());
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! Row-wise operations that candle has no fast CPU form of: fused and parallel on the CPU, composed of candle's own
+//! operations on other devices. None of them keeps a graph; gradients are written by hand in [`super::decoder`].
+use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("operand is not contiguous"),
+    }
+}
+
+fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(v), Some((start, end))) => Ok(&mut v[start..end]),
+        _ => bail!("operand is not contiguous f32"),
+    }
+}
+
+/// Applies a closure to a tensor's contiguous f32 data in place (CPU).
+struct Update<F>(F);
+
+impl<F: Fn(&mut [f32])> InplaceOp1 for Update<F> {
+    fn name(&self) -> &'static str {
+        "update"
+    }
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        (self.0)(slice_mut(storage, layout)?);
+        Ok(())
+    }
+}
+
+/// The same with a second, read-only operand.
+struct Update2<F>(F);
+
+impl<F: Fn(&mut [f32], &[f32])> InplaceOp2 for Update2<F> {
+    fn name(&self) -> &'static str {
+        "update2"
+    }
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        (self.0)(slice_mut(s1, l1)?, slice(s2, l2)?);
+        Ok(())
+    }
+}
+
+/// Runs `f` over the f32 data of a contiguous CPU tensor.
+pub(crate) fn with_cpu<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let t = t.contiguous()?;
+    let (storage, layout) = t.storage_and_layout();
+    match &*storage {
+        candle_core::Storage::Cpu(storage) => Ok(f(slice(storage, layout)?)),
+        _ => bail!("a CPU tensor was expected"),
+    }
+}
+
+/// Row-wise root-mean-square scale, `1 / sqrt(mean x^2 + eps)`: `[n, c]` to `[n, 1]`.
+pub(crate) fn rms_scale(x: &Tensor, eps: f64) -> Result<Tensor> {
+    (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()
+}
+
+/// RMS norm with gain `w`.
+pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.broadcast_mul(&rms_scale(x, eps)?)?.broadcast_mul(w);
+    }
+    let cols = w.elem_count();
+    let w: Vec<f32> = w.to_vec1()?;
+    let out = x.copy()?.contiguous()?;
+    out.inplace_op1(&Update(|data: &mut [f32]| {
+        data.par_chunks_mut(cols).for_each(|row| {
+            let sum: f64 = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
+            let scale = 1.0 / ((sum / cols as f64) as f32 + eps as f32).sqrt();
+            row.iter_mut().zip(&w).for_each(|(v, w)| *v = *v * scale * w);
+        });
+    }))?;
+    Ok(out)
+}
+
+/// Softmax of attention scores `[batch, repeats * n, n]` where row i (modulo n) sees columns 0..=i that are also
+/// below `keys`. `scores` may be overwritten.
+pub(crate) fn causal_softmax(scores: Tensor, n: usize, keys: usize) -> Result<Tensor> {
+    if scores.device().is_cpu() {
+        let scores = scores.contiguous()?;
+        scores.inplace_op1(&Update(|data: &mut [f32]| {
+            data.par_chunks_mut(n).with_min_len(16).enumerate().for_each(|(i, row)| {
+                let seen = (i % n + 1).min(keys);
+                let (head, tail) = row.split_at_mut(seen);
+                tail.fill(0.0);
+                let max = head.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let mut sum = 0f32;
+                for v in head.iter_mut() {
+                    *v = (*v - max).exp();
+                    sum += *v;
+                }
+                let inverse = 1.0 / sum;
+                head.iter_mut().for_each(|v| *v *= inverse);
+            });
+        }))?;
+        return Ok(scores);
+    }
+    let mask: Vec<f32> =
+        (0..n * n).map(|at| if at % n <= at / n && at % n < keys { 0.0 } else { f32::NEG_INFINITY }).collect();
+    let (batch, rows, _) = scores.dims3()?;
+    let mask = Tensor::from_vec(mask, (1, 1, n, n), scores.device())?;
+    let scores = scores.reshape((batch, rows / n, n, n))?.broadcast_add(&mask)?.reshape((batch, rows, n))?;
+    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+}
+
+/// `silu(gate) * up`. `gate` may be overwritten.
+pub(crate) fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
+    if !gate.device().is_cpu() {
+        return gate.silu()? * up;
+    }
+    gate.inplace_op2(
+        up,
+        &Update2(|gate: &mut [f32], up: &[f32]| {
+            gate.par_iter_mut().with_min_len(4096).zip(up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
+        }),
+    )?;
+    Ok(gate)
+}
+
+/// Per row, the sum of `|a - b|` (`squared`: of `(a - b)^2`).
+pub(crate) fn row_errors(a: &Tensor, b: &Tensor, squared: bool) -> Result<Vec<f64>> {
+    let cols = a.dim(D::Minus1)?;
+    if !a.device().is_cpu() {
+        let d = (a - b)?;
+        let d = if squared { d.sqr()? } else { d.abs()? };
+        let rows: Vec<f32> = d.sum(D::Minus1)?.flatten_all()?.to_vec1()?;
+        return Ok(rows.into_iter().map(f64::from).collect());
+    }
+    with_cpu(a, |a| {
+        with_cpu(b, |b| {
+            a.par_chunks(cols)
+                .zip(b.par_chunks(cols))
+                .map(|(a, b)| {
+                    // Eight running sums, so that the compiler may use vectors.
+                    let mut sums = [0f32; 8];
+                    for (a, b) in a.chunks(8).zip(b.chunks(8)) {
+                        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+                            let d = a - b;
+                            *sum += if squared { d * d } else { d.abs() };
+                        }
+                    }
+                    sums.iter().map(|&s| f64::from(s)).sum()
+                })
+                .collect()
+        })
+    })?
+}
+
+/// Per row, the sum of `|x|`.
+pub(crate) fn row_abs(x: &Tensor) -> Result<Vec<f64>> {
+    let rows: Vec<f32> = x.abs()?.sum(D::Minus1)?.flatten_all()?.to_vec1()?;
+    Ok(rows.into_iter().map(f64::from).collect())
+}
+
+/// Per column, the sum and the maximum of `|x|` of `[n, c]`.
+pub(crate) fn column_abs(x: &Tensor) -> Result<(Vec<f64>, Vec<f32>)> {
+    let cols = x.dim(D::Minus1)?;
+    let x = x.to_device(&Device::Cpu)?;
+    with_cpu(&x, |data| {
+        let rows = data.len() / cols;
+        let parts: Vec<(Vec<f64>, Vec<f32>)> = data
+            .par_chunks(cols * rows.div_ceil(16).max(1))
+            .map(|part| {
+                let (mut sum, mut max) = (vec![0f64; cols], vec![0f32; cols]);
+                for row in part.chunks(cols) {
+                    for ((s, m), v) in sum.iter_mut().zip(&mut max).zip(row) {
+                        *s += f64::from(v.abs());
+                        *m = m.max(v.abs());
+                    }
+                }
+                (sum, max)
+            })
+            .collect();
+        parts.into_iter().fold((vec![0f64; cols], vec![0f32; cols]), |(mut sum, mut max), (s, m)| {
+            sum.iter_mut().zip(s).for_each(|(a, b)| *a += b);
+            max.iter_mut().zip(m).for_each(|(a, b)| *a = a.max(b));
+            (sum, max)
+        })
+    })
+}
+
+/// Cosines and sines of rotary positions 0..n, `[n, dim / 2]` each, from angles in f32 as transformers computes them.
+pub(crate) fn rope_tables(n: usize, dim: usize, theta: f64, device: &Device) -> Result<(Tensor, Tensor)> {
+    let half = dim / 2;
+    let freq: Vec<f32> = (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / dim as f32)).collect();
+    let angles: Vec<f32> = (0..n).flat_map(|p| freq.iter().map(move |f| p as f32 * f)).collect();
+    let angles = Tensor::from_vec(angles, (n, half), device)?;
+    Ok((angles.cos()?, angles.sin()?))
+}
+
+/// Rotates the halves of the last dimension of `[heads, n, d]` by the positions' angles; `backward` by their opposites.
+pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, backward: bool) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let sin = if backward { sin.neg()? } else { sin.clone() };
+    let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let first = (a.broadcast_mul(cos)? - b.broadcast_mul(&sin)?)?;
+    let second = (b.broadcast_mul(cos)? + a.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[first, second], D::Minus1)
+}
+
+/// Asserts f32, which all of this is written for.
+pub(crate) fn f32(t: Tensor) -> Result<Tensor> {
+    t.to_dtype(DType::F32)
+}
+
+/// Applies `f` to every row of a contiguous CPU tensor, in place.
+pub(crate) fn update_rows(x: &Tensor, f: impl Fn(&mut [f32]) + Sync) -> Result<()> {
+    let cols = x.dim(D::Minus1)?;
+    x.inplace_op1(&Update(|data: &mut [f32]| data.par_chunks_mut(cols).with_min_len(16).for_each(&f)))
+}
+
+/// Layer norm over the last dimension.
+pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let (w, b): (Vec<f32>, Vec<f32>) = (weight.to_vec1()?, bias.to_vec1()?);
+        let out = x.copy()?.contiguous()?;
+        update_rows(&out, |row| {
+            let n = row.len() as f32;
+            let mean = row.iter().sum::<f32>() / n;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n;
+            let scale = 1.0 / (variance + eps as f32).sqrt();
+            row.iter_mut().zip(w.iter().zip(&b)).for_each(|(v, (w, b))| *v = (*v - mean) * scale * w + b);
+        })?;
+        return Ok(out);
+    }
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    centred.broadcast_mul(&scale)?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
+/// Softmax over the last dimension. `x` may be overwritten.
+pub(crate) fn softmax(x: Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let x = x.contiguous()?;
+        update_rows(&x, |row| {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter_mut().for_each(|v| *v = (*v - max).exp());
+            let inverse = 1.0 / row.iter().sum::<f32>();
+            row.iter_mut().for_each(|v| *v *= inverse);
+        })?;
+        return Ok(x);
+    }
+    let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+}
+
+/// GELU by its tanh form (SigLIP).
+pub(crate) fn gelu_tanh(x: Tensor) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return x.gelu();
+    }
+    update_rows(&x, |row| {
+        for v in row {
+            let inner = (2.0f32 / std::f32::consts::PI).sqrt() * (*v + 0.044715 * *v * *v * *v);
+            *v = 0.5 * *v * (1.0 + inner.tanh());
+        }
+    })?;
+    Ok(x)
+}
