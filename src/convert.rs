@@ -26,9 +26,10 @@ pub struct Options {
 
 /// What calibration found; empty for round-to-nearest.
 #[derive(Default)]
-pub struct Calibration<'a> {
+pub struct Calibration {
     pub folds: Folds,
-    pub encoder: Option<&'a dyn Encoder>,
+    /// Has the ready-made bytes of tensors whose errors were compensated.
+    pub encoder: Option<Box<dyn Encoder>>,
     /// Of the input channels of linears as folded, by canonical name: for those of ggml's quantisers that weigh errors.
     pub importance: BTreeMap<String, Vec<f32>>,
     /// Goes into `model.mbq.json` as `calibration`, with the method's name.
@@ -117,8 +118,8 @@ pub fn convert(
 
     let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];
     let [model_output, mmproj_output, record_output] = &mut outputs;
-    let changes =
-        Changes { folds: &calibration.folds, encoder: calibration.encoder, importance: &calibration.importance };
+    let (folds, importance) = (&calibration.folds, &calibration.importance);
+    let changes = Changes { folds, encoder: calibration.encoder.as_deref(), importance };
     let model_bytes = gguf::write(checkpoint, &header, &text_plan, changes, model_output, observer)?;
     let mmproj_bytes = gguf::write(checkpoint, &vision_header, &vision_plan, changes, mmproj_output, observer)?;
     let linears = text_plan.iter().filter(|t| t.is_decoder_linear);

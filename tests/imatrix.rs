@@ -56,6 +56,11 @@ fn llama_quantize_takes_the_importance_matrix() {
     // rarely, a code.
     let same = equal_share(&file("ours.gguf"), &file("theirs.gguf"));
     assert!(same > 0.999, "{same}");
+    // Read back, the file does what gathering did.
+    let from_file = file("balanced.gguf");
+    convert(&["--method", "rtn", "--type", "q3_k_s", "--imatrix", from_file.to_str().unwrap()], &file("again.gguf"));
+    let again = equal_share(&file("ours.gguf"), &file("again.gguf"));
+    assert!(again > 0.999, "{again}");
     let plain = equal_share(&file("ours.gguf"), &file("plain.gguf"));
     assert!(plain < 0.9, "the matrix changes nothing: {plain} of the bytes are those without it");
     assert_eq!(std::fs::read(file("balanced.gguf")).unwrap(), std::fs::read(file("ours.imatrix.gguf")).unwrap());

@@ -1,10 +1,11 @@
 //! The importance matrix: per input channel of a linear the mean of x^2, by which ggml's quantisers weigh errors.
 //! Counted over vision and answer tokens; with balance, a vision token counts r times an answer token, as in
 //! [`super::mbq`].
+use super::CalibrateError;
 use super::batch::{Batch, Kind};
 use super::sensitivity::Ratios;
 use crate::Error;
-use crate::ggml::{GgmlType, Gguf};
+use crate::ggml::{GgmlType, Gguf, GgufFile};
 use crate::gguf::{FileType, GgufError, Output, TypeChoice, plan};
 use crate::model::TextConfig;
 use crate::model::decoder::{Name, Trace, tensor_name};
@@ -95,6 +96,43 @@ impl Importance {
             }
         }
         means
+    }
+
+    /// Reads a file that llama-imatrix or [`Importance::write`] wrote.
+    ///
+    /// # Errors
+    /// Not such a file, a linear's row is missing or of another length, or its sums are negative or not finite.
+    pub fn read(path: &Path, config: &TextConfig) -> std::result::Result<Self, Error> {
+        let fail = |problem: String| Error::from(CalibrateError::File { path: path.into(), problem });
+        let file = GgufFile::open(path).map_err(GgufError::Header)?;
+        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let values = |name: String, want: usize| -> std::result::Result<Vec<f64>, Error> {
+            let info = file
+                .tensor(&name)
+                .ok_or_else(|| fail(format!("no tensor `{name}`: is it an importance matrix of this model?")))?;
+            if info.ty() != Some(GgmlType::F32) || info.elements() != want {
+                return Err(fail(format!("tensor `{name}`: expected {want} values in f32")));
+            }
+            // invariant: GgufFile::open has checked that the data ends inside the file.
+            let data = &bytes[info.offset as usize..][..info.size as usize];
+            let values = data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            let values: Vec<f64> = values.collect();
+            match values.iter().all(|v| v.is_finite() && *v >= 0.0) {
+                true => Ok(values),
+                false => Err(fail(format!("tensor `{name}`: a negative value, or one that is not finite"))),
+            }
+        };
+        let mut this = Importance::default();
+        let types = TypeChoice { file: FileType::Plain(GgmlType::F32), embedding: None, output: None };
+        for tensor in plan::text(config, &types).into_iter().filter(|t| t.is_decoder_linear) {
+            let squares = values(format!("{}.in_sum2", tensor.name), tensor.row())?;
+            let weight = values(format!("{}.counts", tensor.name), 1)?[0];
+            if weight == 0.0 {
+                return Err(fail(format!("tensor `{}.counts`: no tokens were counted", tensor.name)));
+            }
+            this.sums.insert(tensor.source, Sums { squares, weight });
+        }
+        Ok(this)
     }
 
     /// Writes the file that llama-quantize's `--imatrix` takes (llama.cpp, common/imatrix-loader.cpp): per tensor

@@ -61,7 +61,7 @@ impl Group {
         }
     }
 
-    fn ratio(self, r: Ratios) -> f64 {
+    pub(super) fn ratio(self, r: Ratios) -> f64 {
         match self {
             Group::Qkv | Group::O => r.attn,
             Group::GateUp | Group::Down => r.mlp,

@@ -1,6 +1,8 @@
 //! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
 pub mod batch;
 pub mod builtin;
+pub mod compensate;
+pub mod feedback;
 pub mod grid;
 pub mod importance;
 pub mod mbq;

@@ -1,5 +1,6 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
-use super::batch::{Batch, Sample, pack};
+use super::batch::{Batch, Chunk, Sample, pack};
+use super::compensate::{Compensated, Compensation, Vision};
 use super::grid::{Activations, WeightGrid};
 use super::importance::{Importance, Weighting};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
@@ -23,6 +24,8 @@ pub enum Method {
     /// The search without balance, loss mse unless stated.
     Awq,
     SmoothQuant,
+    /// Error compensation without scales or balance.
+    Gptq,
     /// Round to nearest: no scales.
     Rtn,
 }
@@ -68,6 +71,8 @@ pub struct Options<'a> {
     pub balance: bool,
     pub exhaustive: bool,
     pub share_heads: bool,
+    /// Look for scales at all (mbq without them is compensation only).
+    pub scales: bool,
     /// Gather the importance matrix too, tokens counted so.
     pub importance: Option<Weighting>,
     /// SmoothQuant's exponent.
@@ -76,6 +81,8 @@ pub struct Options<'a> {
     pub chunk_tokens: usize,
     /// Bytes that stored activations may take.
     pub memory: usize,
+    /// How rounding errors are compensated, if they are.
+    pub compensation: Option<&'a Compensation>,
     /// Where finished blocks are written down, with the digest that says which job they belong to.
     pub progress: Option<(PathBuf, String)>,
 }
@@ -87,6 +94,7 @@ pub struct Outcome {
     pub sensitivities: Vec<BlockSensitivity>,
     pub ratios: Vec<Ratios>,
     pub blocks: Vec<Vec<Found>>,
+    pub compensated: Vec<Compensated>,
     /// The calibration loss, nats per answer token.
     pub loss: Option<f64>,
     pub importance: Option<Importance>,
@@ -99,6 +107,9 @@ struct Progress {
     loss: Option<f64>,
     sensitivities: Vec<BlockSensitivity>,
     blocks: Vec<Vec<Found>>,
+    /// Blocks whose bytes are in the store.
+    #[serde(default)]
+    compensated: Vec<Compensated>,
 }
 
 impl Progress {
@@ -147,9 +158,11 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         Some((path, _)) => progress.write(path),
         None => Ok(()),
     };
-    let balance = options.method == Method::Mbq && options.balance;
+    let scales = options.scales && !matches!(options.method, Method::Gptq | Method::Rtn);
+    let balance = options.method == Method::Mbq && options.balance && scales;
+    let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == Vision::Ratio);
     let weighted = options.importance == Some(Weighting::Balanced);
-    if (balance || weighted) && progress.sensitivities.is_empty() {
+    if (balance || by_ratio || weighted) && progress.sensitivities.is_empty() {
         let (sums, loss) = sensitivities(model, &batch, &x, options.memory, observer)?;
         (progress.sensitivities, progress.loss) = (sums, Some(loss));
         save(&progress)?;
@@ -165,39 +178,55 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
     };
     let mut folds = Folds::new();
     let mut importance = options.importance.map(|_| Importance::new(&batch));
-    let mut x_q = options.distort.then(|| x.clone());
+    let mut x_q = (options.distort || options.compensation.is_some()).then(|| x.clone());
     let layers = model.config.num_layers;
-    observer.event(Event::PhaseStart { name: "search".into(), total: layers as u64, unit: "blocks" });
+    observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
     for layer in 0..layers {
         let block = model.block(layer)?;
-        let traces = batch.chunks.iter().zip(&x).map(|(c, x)| block.trace(x, &c.spans, &|x| Ok(x.clone())));
-        let traces: Vec<Trace> = traces.collect::<Result<_, _>>()?;
+        let trace = |(c, x): (&Chunk, &Tensor)| block.trace(x, &c.spans, &|x| Ok(x.clone()));
+        let mut traces: Vec<Trace> = Vec::new();
+        if scales || importance.is_some() || options.compensation.is_none() {
+            traces = batch.chunks.iter().zip(&x).map(trace).collect::<Result<_, _>>()?;
+        }
         if let Some(importance) = &mut importance {
             let ratios = ratios.get(layer).copied().filter(|_| weighted);
             importance.add(layer, &batch, &traces, ratios)?;
         }
-        let scales: Vec<(Group, Vec<f32>)> = if options.method == Method::Rtn {
+        let scales: Vec<(Group, Vec<f32>)> = if !scales {
             Vec::new()
         } else if options.method == Method::SmoothQuant {
             smoothquant::block(&block, &traces, options.alpha)?
         } else {
             if progress.blocks.len() == layer {
-                let found = search.block(
-                    &block,
-                    &batch,
-                    &traces,
-                    x_q.as_deref(),
-                    ratios.get(layer).copied().filter(|_| balance),
-                )?;
+                let x_q = x_q.as_deref().filter(|_| options.distort);
+                let ratios = ratios.get(layer).copied().filter(|_| balance);
+                let found = search.block(&block, &batch, &traces, x_q, ratios)?;
                 progress.blocks.push(found);
                 save(&progress)?;
             }
             progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect()
         };
-        if let Some(x_q) = &mut x_q {
-            *x_q = quantised_stream(&search, &block, &scales, &batch, x_q)?;
+        match (options.compensation, &mut x_q) {
+            (Some(compensation), Some(x_q)) => {
+                drop(traces);
+                let mut scaled = block.clone();
+                scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
+                let done = progress.compensated.len() > layer;
+                let (activations, ratios) = (options.activations, ratios.get(layer).copied());
+                let streams = (&mut x[..], &mut x_q[..]);
+                let found = compensation.block(layer, &scaled, &batch, activations, ratios, streams, done)?;
+                if !done {
+                    progress.compensated.push(found);
+                    save(&progress)?;
+                }
+            }
+            (_, x_q) => {
+                if let Some(x_q) = x_q {
+                    *x_q = quantised_stream(&search, &block, &scales, &batch, x_q)?;
+                }
+                x = traces.iter().map(Trace::output).collect::<Result<_, _>>()?;
+            }
         }
-        x = traces.iter().map(Trace::output).collect::<Result<_, _>>()?;
         for (group, scales) in scales {
             fold(&mut folds, layer, &block, group, scales);
         }
@@ -209,6 +238,7 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         sensitivities: progress.sensitivities,
         ratios,
         blocks: progress.blocks,
+        compensated: progress.compensated,
         loss: progress.loss,
         importance,
     })

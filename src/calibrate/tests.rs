@@ -65,10 +65,12 @@ fn calibrate(dir: &Path, method: Method, wa: bool, distort: bool, exhaustive: bo
         balance: true,
         exhaustive,
         share_heads: false,
+        scales: true,
         alpha: 0.5,
         importance: None,
         chunk_tokens: 300,
         memory: 20 << 20,
+        compensation: None,
         progress: None,
     };
     run(&model, &batch(&dir.join("runs"), padded), &options, &Silent).unwrap()
@@ -287,10 +289,12 @@ fn testbed_points() {
             balance: true,
             exhaustive: std::env::var_os("MBQ_EXHAUSTIVE").is_some(),
             share_heads: false,
+            scales: true,
             alpha: 0.5,
             importance: None,
             chunk_tokens: 512,
             memory: 4 << 30,
+            compensation: None,
             progress: None,
         };
         let found = run(&model, &samples, &options, &Silent).unwrap();

@@ -2,6 +2,7 @@
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use mbq_convert::calibrate::batch::Sample;
+use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric, PerChannel, Stored, WeightGrid};
 use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
@@ -10,10 +11,13 @@ use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::convert::Calibration;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::{self, GgmlType};
-use mbq_convert::gguf::{FileType, Linear, Role, fitting};
+use mbq_convert::gguf::plan::text as text_plan;
+use mbq_convert::gguf::{Encoder, FileType, Linear, Role, TypeChoice, fitting};
 use mbq_convert::image::load_rgb;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
+use mbq_convert::quant::levels::Format;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -54,9 +58,34 @@ pub struct Args {
     /// With --bits w4a8: search with the paper's per-channel and per-token grids, not with q4_0 and int8 blocks
     #[arg(long)]
     paper_w4a8: bool,
+    /// Leave rounding errors as they are: the paper's method
+    #[arg(long)]
+    no_compensate: bool,
+    /// With --method mbq: compensate errors, but look for no scales
+    #[arg(long, conflicts_with = "no_compensate")]
+    no_scales: bool,
+    /// What a vision token weighs in the compensation beside a text token: a number, or `ratio` for the layer's own
+    #[arg(long, value_name = "W", default_value = "0.08", value_parser = vision)]
+    vision_weight: Vision,
+    /// Share of the mean squared activation that is added to every channel's in the compensation
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    damping: f64,
+    /// Compensate in the order of the activations' sizes
+    #[arg(long)]
+    order: bool,
+    /// Search each block's levels
+    #[arg(long)]
+    search_levels: bool,
+    /// How far compensation aims at the full-precision stream, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    target: f64,
+    /// Aim at the residual stream too
+    #[arg(long)]
+    residual: bool,
     /// Importance matrix for ggml's quantisers (and beside the model as .imatrix.gguf, for llama-quantize): mean x^2
-    /// over vision and answer tokens, weighed by their modality's sensitivity or alike
-    #[arg(long, value_enum, default_value_t = Imatrix::None)]
+    /// over vision and answer tokens, weighed by their modality's sensitivity (balanced) or alike (image); none; or a file
+    /// that llama-imatrix wrote
+    #[arg(long, value_name = "balanced|image|none|FILE", default_value = "none", value_parser = imatrix)]
     imatrix: Imatrix,
     /// cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
@@ -81,7 +110,7 @@ impl Args {
     /// The same with an importance matrix gathered, balanced unless another was named.
     pub fn with_importance(mut self) -> Self {
         if self.imatrix == Imatrix::None {
-            self.imatrix = Imatrix::Balanced;
+            self.imatrix = Imatrix::Gathered(Weighting::Balanced);
         }
         self
     }
@@ -93,18 +122,29 @@ enum LossArg {
     Mse,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, PartialEq, Eq)]
 enum Imatrix {
-    Balanced,
-    Image,
+    Gathered(Weighting),
     None,
+    File(PathBuf),
+}
+
+fn imatrix(s: &str) -> Result<Imatrix, String> {
+    match s {
+        "balanced" => Ok(Imatrix::Gathered(Weighting::Balanced)),
+        "image" => Ok(Imatrix::Gathered(Weighting::Image)),
+        "none" => Ok(Imatrix::None),
+        path if Path::new(path).is_file() => Ok(Imatrix::File(path.into())),
+        _ => Err("one of balanced, image, none, or a file that exists".into()),
+    }
 }
 
 /// What a calibration hands on.
 #[derive(Default)]
 pub struct Found {
-    pub calibration: Calibration<'static>,
+    pub calibration: Calibration,
     pub importance: Option<Importance>,
+    pub leftovers: Leftovers,
 }
 
 #[derive(Clone, Copy)]
@@ -120,6 +160,14 @@ fn device(s: &str) -> Result<DeviceArg, String> {
         Some(("cuda", n)) => n.parse().map(DeviceArg::Cuda).map_err(|_| format!("{n} is no device number")),
         _ => Err("one of cpu, cuda, cuda:N".into()),
     }
+}
+
+fn vision(s: &str) -> Result<Vision, String> {
+    if s == "ratio" {
+        return Ok(Vision::Ratio);
+    }
+    let weight: f64 = s.parse().map_err(|_| "a number, or ratio".to_string())?;
+    if weight >= 0.0 && weight.is_finite() { Ok(Vision::Fixed(weight)) } else { Err("0 or more".into()) }
 }
 
 fn size(s: &str) -> Result<usize, String> {
@@ -158,22 +206,28 @@ fn stored(file: FileType) -> Box<dyn WeightGrid> {
 pub fn run(
     args: &Args,
     method: Method,
-    file: FileType,
+    types: TypeChoice,
     w4a8: bool,
     checkpoint: &Checkpoint,
     output: &Path,
     observer: &dyn Observer,
 ) -> Result<Found> {
-    let importance = match args.imatrix {
-        Imatrix::Balanced => Some(Weighting::Balanced),
-        Imatrix::Image => Some(Weighting::Image),
-        Imatrix::None => None,
+    let file = types.file;
+    let (importance, given) = match &args.imatrix {
+        Imatrix::Gathered(weighting) => (Some(*weighting), None),
+        Imatrix::None => (None, None),
+        Imatrix::File(path) => (None, Some(Importance::read(path, &LlavaOnevision::read(checkpoint)?.text)?)),
     };
     let record = |method: Method| serde_json::to_value(method).unwrap_or_default();
     let float = matches!(file, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16));
     let method = if float { Method::Rtn } else { method };
     if method == Method::Rtn && importance.is_none() {
-        return Ok(Found::default());
+        let weights = given.map(|i| i.means()).unwrap_or_default();
+        return Ok(Found {
+            calibration: Calibration { importance: weights, ..Calibration::default() },
+            importance: None,
+            leftovers: Leftovers(None),
+        });
     }
     if args.paper_w4a8 && !w4a8 {
         bail!("--paper-w4a8 is for --bits w4a8");
@@ -199,23 +253,22 @@ pub fn run(
         (Some(LossArg::Mae), _) | (None, Method::Mbq) => Loss::Mae,
         _ => Loss::Mse,
     };
+    let (progress, store) = kept(args, output)?;
+    let store = Store::new(store);
+    let compensation = compensation(args, method, types, &config, &store);
     let settings = serde_json::json!({
         "method": record(method), "weights": weights.name(), "activations": format!("{activations:?}"),
         "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
-        "share_heads": args.share_heads, "samples": samples.len(), "source": source,
-        "imatrix": importance,
+        "share_heads": args.share_heads, "compensation": compensation.as_ref().map(|c| c.settings),
+        "scales": !args.no_scales, "samples": samples.len(), "source": source, "imatrix": importance,
     });
     let data = digest(&samples)?;
     let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
-    let progress = match &args.work_dir {
-        Some(dir) => {
-            std::fs::create_dir_all(dir).with_context(|| format!("--work-dir {}", dir.display()))?;
-            dir.join("mbq-progress.json")
+    if !args.resume {
+        store.clear()?;
+        if progress.exists() {
+            std::fs::remove_file(&progress).with_context(|| format!("removing {}", progress.display()))?;
         }
-        None => output.with_extension("mbq-progress.json"),
-    };
-    if !args.resume && progress.exists() {
-        std::fs::remove_file(&progress).with_context(|| format!("removing {}", progress.display()))?;
     }
     let tokens: usize = samples.iter().map(|s| s.real).sum();
     estimate(&model, tokens, method, observer)?;
@@ -228,10 +281,12 @@ pub fn run(
         balance: !args.no_balance,
         exhaustive: args.exhaustive,
         share_heads: args.share_heads,
+        scales: !args.no_scales,
         importance,
         alpha: 0.5,
         chunk_tokens: 512,
         memory: args.memory,
+        compensation: compensation.as_ref(),
         progress: Some((progress.clone(), job)),
     };
     let found = calibrate::run(&model, &samples, &options, observer)?;
@@ -253,13 +308,62 @@ pub fn run(
         "sensitivities": found.sensitivities,
         "ratios": found.ratios,
         "blocks": found.blocks.iter().map(|b| groups(b)).collect::<Vec<_>>(),
+        "compensated": found.compensated,
         "seconds": {"vision": vision_seconds, "all": start.elapsed().as_secs_f64()},
     });
-    // Done: nothing is left to resume.
-    let _ = std::fs::remove_file(&progress);
-    let weights = found.importance.as_ref().map(|i| i.folded(&found.folds)).unwrap_or_default();
-    let calibration = Calibration { folds: found.folds, encoder: None, importance: weights, record: Some(record) };
-    Ok(Found { calibration, importance: found.importance })
+    let encoder = compensation.is_some().then(|| Box::new(store.clone()) as Box<dyn Encoder>);
+    let weights = given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
+    let calibration = Calibration { folds: found.folds, encoder, importance: weights, record: Some(record) };
+    Ok(Found { calibration, importance: found.importance, leftovers: Leftovers(Some((progress, store))) })
+}
+
+/// What `--resume` would read.
+#[derive(Default)]
+pub struct Leftovers(Option<(PathBuf, Store)>);
+
+impl Leftovers {
+    /// Once the model is written nothing is left to resume.
+    pub fn remove(self) {
+        if let Some((progress, store)) = self.0 {
+            let _ = std::fs::remove_file(progress);
+            let _ = store.clear();
+        }
+    }
+}
+
+/// The progress file and the directory of finished tensors.
+fn kept(args: &Args, output: &Path) -> Result<(PathBuf, PathBuf)> {
+    let Some(dir) = &args.work_dir else {
+        return Ok((output.with_extension("mbq-progress.json"), output.with_extension("mbq-progress")));
+    };
+    std::fs::create_dir_all(dir).with_context(|| format!("--work-dir {}", dir.display()))?;
+    Ok((dir.join("mbq-progress.json"), dir.join("mbq-progress")))
+}
+
+/// The compensation, where the method has one and there are linears that it can be done for.
+fn compensation(
+    args: &Args,
+    method: Method,
+    types: TypeChoice,
+    config: &LlavaOnevision,
+    store: &Store,
+) -> Option<Compensation> {
+    let linears = text_plan(&config.text, &types).into_iter().filter(|t| t.is_decoder_linear);
+    let types: BTreeMap<String, GgmlType> = linears.map(|t| (t.source, t.ty)).collect();
+    let wanted = method == Method::Gptq || (method == Method::Mbq && !args.no_compensate);
+    let settings = Settings {
+        vision: if method == Method::Gptq { Vision::Fixed(1.0) } else { args.vision_weight },
+        damping: args.damping,
+        order: args.order,
+        search_levels: args.search_levels,
+        target: args.target,
+        residual: args.residual,
+    };
+    (wanted && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
+        settings,
+        types,
+        store: store.clone(),
+    })
 }
 
 /// Embeds the pairs.
@@ -339,6 +443,7 @@ fn estimate(model: &Model, tokens: usize, method: Method, observer: &dyn Observe
     let passes = match method {
         Method::Mbq => 10.0,
         Method::Awq => 7.0,
+        Method::Gptq => 6.0,
         _ => 1.0,
     };
     let seconds = passes * 2.0 * weights * tokens as f64 / rate;

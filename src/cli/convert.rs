@@ -59,6 +59,8 @@ enum Method {
     Awq,
     /// SmoothQuant's scales, without a search
     Smoothquant,
+    /// Error compensation only: no scales, no balance (GPTQ)
+    Gptq,
     /// Round to nearest: no calibration
     Rtn,
 }
@@ -105,11 +107,12 @@ pub fn run(args: Args) -> Result<()> {
         Method::Mbq => calibrate::Method::Mbq,
         Method::Awq => calibrate::Method::Awq,
         Method::Smoothquant => calibrate::Method::SmoothQuant,
+        Method::Gptq => calibrate::Method::Gptq,
         Method::Rtn => calibrate::Method::Rtn,
     };
     let beside = args.output.clone().unwrap_or_else(|| "model.gguf".into());
     let w4a8 = args.bits == Some(Bits::W4a8);
-    let found = super::calibrate::run(&args.calibration, method, options.types.file, w4a8, &checkpoint, &beside, &bars)
+    let found = super::calibrate::run(&args.calibration, method, options.types, w4a8, &checkpoint, &beside, &bars)
         .with_context(|| format!("calibrating {model}"))?;
     let summary =
         convert(&checkpoint, &options, &found.calibration, &bars).with_context(|| format!("converting {model}"))?;
@@ -117,6 +120,7 @@ pub fn run(args: Args) -> Result<()> {
         let path = summary.model.path.with_extension("imatrix.gguf");
         importance.write(&LlavaOnevision::read(&checkpoint)?.text, &args.calibration.source(), &path)?;
     }
+    found.leftovers.remove();
     bars.clear();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate::Method;
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::ggml::GgmlType;
-use mbq_convert::gguf::FileType;
+use mbq_convert::gguf::{FileType, TypeChoice};
 use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::path::PathBuf;
 
@@ -30,8 +30,9 @@ pub fn run(args: Args) -> Result<()> {
     let bars = Bars::new(args.quiet);
     let checkpoint = Checkpoint::open(&locate(&args.model, args.offline, &bars)?.dir)?;
     let config = LlavaOnevision::read(&checkpoint)?.text;
-    let (calibration, file) = (args.calibration.with_importance(), FileType::Plain(GgmlType::F16));
-    let found = super::calibrate::run(&calibration, Method::Rtn, file, false, &checkpoint, &args.output, &bars)
+    let calibration = args.calibration.with_importance();
+    let types = TypeChoice { file: FileType::Plain(GgmlType::F16), embedding: None, output: None };
+    let found = super::calibrate::run(&calibration, Method::Rtn, types, false, &checkpoint, &args.output, &bars)
         .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
     let Some(importance) = found.importance else { bail!("--imatrix none gathers nothing") };
     importance.write(&config, &calibration.source(), &args.output)?;

@@ -84,7 +84,7 @@ fn frame(points: &[Point], width: f64, height: f64) -> Frame {
     Frame {
         left: 58.0,
         right: width - 22.0,
-        top: 22.0,
+        top: 32.0,
         bottom: height - 52.0,
         x: ((x0 - margin).max(0.0), x1 + margin),
         y: (low, if high > low { high } else { low + 1.0 }),

@@ -1,4 +1,5 @@
 //! What the tests that run llama.cpp share.
+#![allow(dead_code)] // not every test uses all of it
 use mbq_convert::runtime;
 use std::path::{Path, PathBuf};
 use std::process::Command;

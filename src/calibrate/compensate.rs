@@ -1,0 +1,347 @@
+//! Error compensation of a whole model: block by block, each linear is rounded with feedback ([`super::feedback`]) for
+//! the inputs that the blocks and linears before it give once they are rounded themselves.
+//!
+//! H of a linear is the sum over tokens of `weight(token) x x^T`. Vision tokens are many, and the model's loss minds
+//! errors there less: they weigh `vision` times a token of text. Linears with a common input share H.
+use super::CalibrateError;
+use super::batch::{Batch, Chunk, Kind};
+use super::feedback::{Factor, factor, largest_first, round};
+use super::grid::Activations;
+use super::mbq::Group;
+use super::sensitivity::Ratios;
+use crate::Error;
+use crate::ggml::{GgmlType, dequantize, quantize_rows};
+use crate::gguf::Encoder;
+use crate::model::decoder::{Block, Name, tensor_name};
+use crate::model::ops::{row_errors, silu_mul};
+use crate::quant::levels::{Fit, Format};
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What a vision token weighs, beside a text token's 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Vision {
+    Fixed(f64),
+    /// The ratio of gradients that MBQ's search has for the linear's part of the block.
+    Ratio,
+}
+
+/// Settings of the compensation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    pub vision: Vision,
+    /// Share of H's mean diagonal that is added to its diagonal.
+    pub damping: f64,
+    /// Round channels of large activations first, as far as blocks of the type allow.
+    pub order: bool,
+    /// Search a block's levels instead of taking the type's own rule.
+    pub search_levels: bool,
+    /// How much of the way a linear goes from its own output on rounded inputs towards its full-precision output on
+    /// full-precision inputs: 0 to 1.
+    pub target: f64,
+    /// Whether `o` and `down` also aim at what the residual stream has lost so far, as far as `target` goes.
+    pub residual: bool,
+}
+
+/// The compensation of one model.
+pub struct Compensation {
+    pub settings: Settings,
+    /// The decoder linears' types, by canonical tensor name.
+    pub types: BTreeMap<String, GgmlType>,
+    pub store: Store,
+}
+
+/// Finished tensors, a file each, so that memory does not grow with the model and an interrupted run can go on.
+#[derive(Debug, Clone)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// A store in `dir`, made when first needed.
+    pub fn new(dir: PathBuf) -> Self {
+        Store { dir }
+    }
+
+    fn path(&self, source: &str, ty: GgmlType) -> PathBuf {
+        self.dir.join(format!("{source}.{ty}"))
+    }
+
+    /// Written beside, then renamed.
+    fn put(&self, source: &str, ty: GgmlType, bytes: &[u8]) -> std::result::Result<(), Error> {
+        let path = self.path(source, ty);
+        let beside = self.dir.join("part");
+        let write = || {
+            std::fs::create_dir_all(&self.dir)?;
+            std::fs::write(&beside, bytes)?;
+            std::fs::rename(&beside, &path)
+        };
+        write().map_err(|e| fail(&path, &e))
+    }
+
+    fn get(&self, source: &str, ty: GgmlType) -> std::result::Result<Option<Vec<u8>>, Error> {
+        let path = self.path(source, ty);
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(fail(&path, &e)),
+        }
+    }
+
+    /// Removes everything.
+    ///
+    /// # Errors
+    /// The directory cannot be removed.
+    pub fn clear(&self) -> std::result::Result<(), Error> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(fail(&self.dir, &e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn fail(path: &Path, e: &std::io::Error) -> Error {
+    CalibrateError::File { path: path.into(), problem: e.to_string() }.into()
+}
+
+impl Encoder for Store {
+    fn encode(&self, source: &str, _: &[usize], ty: GgmlType) -> std::result::Result<Option<Vec<u8>>, Error> {
+        self.get(source, ty)
+    }
+}
+
+/// What compensation gained at a linear: its weighted squared output error over that of a rounding to nearest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gain {
+    pub linear: String,
+    pub gain: f64,
+    /// The error over the output's weighted square.
+    pub error: f64,
+}
+
+/// What compensation found in a block.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Compensated {
+    pub linears: Vec<Gain>,
+    /// Squared error of the block's output over its square, at vision and at text tokens.
+    pub vision: f64,
+    pub text: f64,
+}
+
+/// Second moments of a group's inputs.
+#[derive(Default)]
+struct Moments {
+    /// Sum of w x x^T, x on the rounded stream.
+    h: Option<Tensor>,
+    /// Sum of w (x_exact - x) x^T.
+    shift: Option<Tensor>,
+    /// Sum of w (s_exact - s) x^T, s the residual stream that the output is added to.
+    residual: Option<Tensor>,
+}
+
+fn add(sum: &mut Option<Tensor>, part: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + part)?,
+        None => part,
+    });
+    Ok(())
+}
+
+/// What enters the linears of `group`, before the activations' quantiser, from the residual stream `s` as the block
+/// has it there: its input for q, k, v and o, what the attention has been added to for the others.
+fn inputs(block: &Block, group: Group, s: &Tensor, chunk: &Chunk, activations: Activations) -> Result<Tensor> {
+    let run = |name: Name, x: &Tensor| block.linear(name).forward(x);
+    match group {
+        Group::Qkv => block.attn_norm(s),
+        Group::O => {
+            let a = activations.apply(&block.attn_norm(s)?)?;
+            block.attend(&run(Name::Q, &a)?, &run(Name::K, &a)?, &run(Name::V, &a)?, &chunk.spans)
+        }
+        Group::GateUp => block.mlp_norm(s),
+        Group::Down => {
+            let m = activations.apply(&block.mlp_norm(s)?)?;
+            silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
+        }
+    }
+}
+
+impl Compensation {
+    /// Rounds the linears of `exact`, whose scales are folded already. `x` holds the chunks' inputs in full precision,
+    /// `x_q` as the rounded blocks before give them; both are moved on to the block's outputs. With `done`, the
+    /// linears are read from the store instead.
+    ///
+    /// # Errors
+    /// Activations that are not finite; the store cannot be written.
+    #[allow(clippy::too_many_arguments)]
+    pub fn block(
+        &self,
+        layer: usize,
+        exact: &Block,
+        batch: &Batch,
+        activations: Activations,
+        ratios: Option<Ratios>,
+        (x, x_q): (&mut [Tensor], &mut [Tensor]),
+        done: bool,
+    ) -> std::result::Result<Compensated, Error> {
+        let mut rounded = exact.clone();
+        let mut found = Compensated::default();
+        for group in Group::ALL {
+            let moments = if done {
+                Moments::default()
+            } else {
+                self.moments(exact, &rounded, group, batch, activations, ratios, x, x_q)?
+            };
+            let mut factors: Vec<(usize, Factor)> = Vec::new();
+            for &name in group.linears() {
+                let source = tensor_name(layer, &format!("{}.weight", name.path()));
+                let ty = self.types.get(&source).copied().unwrap_or(GgmlType::F32);
+                let weight = match Format::of(ty) {
+                    Some(_) if done => self.stored(&source, ty, &exact.linear(name).weight)?,
+                    Some(format) => {
+                        let gain = self.linear(name, &source, format, exact, &moments, &mut factors)?;
+                        found.linears.push(gain.0);
+                        gain.1
+                    }
+                    None => nearest(&exact.linear(name).weight, ty)?,
+                };
+                rounded.linear_mut(name).weight = weight;
+            }
+            if let Group::O | Group::Down = group {
+                // invariant: these groups have one linear.
+                let name = group.linears()[0];
+                for ((chunk, x), x_q) in batch.chunks.iter().zip(x.iter_mut()).zip(x_q.iter_mut()) {
+                    let i = inputs(exact, group, x, chunk, Activations::Float)?;
+                    *x = (&*x + exact.linear(name).forward(&i)?)?;
+                    let i = activations.apply(&inputs(&rounded, group, x_q, chunk, activations)?)?;
+                    *x_q = (&*x_q + rounded.linear(name).forward(&i)?)?;
+                }
+            }
+        }
+        (found.vision, found.text) = lost(batch, x, x_q)?;
+        Ok(found)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn moments(
+        &self,
+        exact: &Block,
+        rounded: &Block,
+        group: Group,
+        batch: &Batch,
+        activations: Activations,
+        ratios: Option<Ratios>,
+        x: &[Tensor],
+        x_q: &[Tensor],
+    ) -> std::result::Result<Moments, Error> {
+        let vision = match (self.settings.vision, ratios) {
+            (Vision::Fixed(weight), _) => weight,
+            (Vision::Ratio, Some(ratios)) => group.ratio(ratios),
+            (Vision::Ratio, None) => 1.0,
+        };
+        let mut moments = Moments::default();
+        for ((chunk, x), x_q) in batch.chunks.iter().zip(x).zip(x_q) {
+            let input = activations.apply(&inputs(rounded, group, x_q, chunk, activations)?)?;
+            let weights = Tensor::from_vec(token_weights(chunk, vision), (chunk.tokens(), 1), input.device())?;
+            let weighted = input.broadcast_mul(&weights)?;
+            add(&mut moments.h, input.t()?.matmul(&weighted)?)?;
+            if self.settings.target > 0.0 {
+                let shift = (inputs(exact, group, x, chunk, Activations::Float)? - &input)?;
+                add(&mut moments.shift, shift.t()?.matmul(&weighted)?)?;
+                if self.settings.residual && matches!(group, Group::O | Group::Down) {
+                    add(&mut moments.residual, (x - x_q)?.t()?.matmul(&weighted)?)?;
+                }
+            }
+        }
+        Ok(moments)
+    }
+
+    /// Rounds one linear and stores it.
+    fn linear(
+        &self,
+        name: Name,
+        source: &str,
+        format: Format,
+        exact: &Block,
+        moments: &Moments,
+        factors: &mut Vec<(usize, Factor)>,
+    ) -> std::result::Result<(Gain, Tensor), Error> {
+        let (s, weight) = (&self.settings, &exact.linear(name).weight);
+        let Some(h) = &moments.h else { return Err(CalibrateError::NoSamples.into()) };
+        // Blocks of different sizes are kept together in different orders; else linears of a group share H's factor.
+        let key = if s.order { format.group() } else { 0 };
+        if !factors.iter().any(|(k, _)| *k == key) {
+            let order = s.order.then(|| largest_first(h, format.group())).transpose()?;
+            factors.push((key, factor(h, s.damping, order)?));
+        }
+        let Some((_, factor)) = factors.iter().find(|(k, _)| *k == key) else {
+            return Err(CalibrateError::NoSamples.into());
+        };
+        let mut target = weight.clone();
+        if let Some(shift) = &moments.shift {
+            let mut b = weight.matmul(shift)?;
+            if let Some(residual) = &moments.residual {
+                b = (b + residual)?;
+            }
+            target = (target + (factor.solve(&b)? * s.target)?)?;
+        }
+        let fit = if s.search_levels { Fit::Search } else { Fit::Plain };
+        let rounded = round(&target, factor, format, fit)?;
+        self.store.put(source, format.ty(), &rounded.bytes)?;
+        let error = factor.error(&target, &rounded.weight)?;
+        let plain = factor.error(&target, &nearest(weight, format.ty())?)?;
+        let square = factor.error(&target, &target.zeros_like()?)?;
+        let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
+        let gain = Gain { linear: name.path().into(), gain: ratio(error, plain), error: ratio(error, square) };
+        Ok((gain, rounded.weight))
+    }
+
+    /// A finished linear's weights.
+    fn stored(&self, source: &str, ty: GgmlType, like: &Tensor) -> std::result::Result<Tensor, Error> {
+        let path = self.store.path(source, ty);
+        let problem = |problem: String| CalibrateError::File { path: path.clone(), problem };
+        let bytes = self.store.get(source, ty)?.ok_or_else(|| problem("is missing: start without --resume".into()))?;
+        let values = dequantize(ty, &bytes).map_err(|e| problem(e.to_string()))?;
+        if values.len() != like.elem_count() {
+            return Err(problem("has another size than the tensor: start without --resume".into()).into());
+        }
+        Ok(Tensor::from_vec(values, like.shape(), like.device())?)
+    }
+}
+
+/// Weights rounded as the writer rounds them.
+fn nearest(weight: &Tensor, ty: GgmlType) -> Result<Tensor> {
+    if !ty.is_quantized() {
+        return Ok(weight.clone());
+    }
+    let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+    let wrap = |e: crate::ggml::GgmlError| candle_core::Error::Msg(e.to_string());
+    let bytes = quantize_rows(ty, &values, weight.dim(1)?, None).map_err(wrap)?;
+    Tensor::from_vec(dequantize(ty, &bytes).map_err(wrap)?, weight.shape(), weight.device())
+}
+
+/// Padding weighs nothing.
+fn token_weights(chunk: &Chunk, vision: f64) -> Vec<f32> {
+    let mut weights: Vec<f32> =
+        chunk.kinds.iter().map(|&k| if k == Kind::Vision { vision as f32 } else { 1.0 }).collect();
+    for span in &chunk.spans {
+        weights[span.start + span.real..span.start + span.len].fill(0.0);
+    }
+    weights
+}
+
+/// Squared error over squared output, at vision and at text tokens.
+fn lost(batch: &Batch, x: &[Tensor], x_q: &[Tensor]) -> Result<(f64, f64)> {
+    let mut sums = [[0.0; 2]; 2];
+    for ((chunk, x), x_q) in batch.chunks.iter().zip(x).zip(x_q) {
+        let (errors, squares) = (row_errors(x, x_q, true)?, row_errors(x, &x.zeros_like()?, true)?);
+        let real = token_weights(chunk, 1.0);
+        for (t, kind) in chunk.kinds.iter().enumerate().filter(|(t, _)| real[*t] > 0.0) {
+            let sum = &mut sums[usize::from(*kind != Kind::Vision)];
+            *sum = [sum[0] + errors[t], sum[1] + squares[t]];
+        }
+    }
+    let [vision, text] = sums.map(|[e, s]| if s > 0.0 { e / s } else { 0.0 });
+    Ok((vision, text))
+}

@@ -1,0 +1,273 @@
+//! Rounding with feedback: each column's rounding error is made up for by the columns that are not rounded yet, so
+//! that the layer's output changes least (OBQ and GPTQ, arXiv 2210.17323, in the form of LDLQ, arXiv 2307.13304).
+//!
+//! The error of a row w rounded to v is `(w - v) H (w - v)^T` with H = sum over tokens of x x^T. Write H = M D M^T with M
+//! unit upper triangular and D diagonal. Then the error is the sum over columns k of D_k (t_k - v_k)^2 where
+//! `t_k = w_k + sum_{j<k} (w_j - v_j) M_jk`: rounding t_k, column by column, minimises each term in turn. Nothing is
+//! inverted, and what blocks of columns owe to those before them is one matrix product.
+use crate::quant::levels::{Fit, Format, Levels};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Columns that are rounded before their errors are handed on in one product.
+const BLOCK: usize = 128;
+
+/// H = M D M^T, in an order of its columns.
+pub struct Factor {
+    /// M, `[n, n]`, f32.
+    m: Tensor,
+    /// D.
+    d: Vec<f64>,
+    /// Column k here is column `order[k]` of the weights.
+    order: Vec<usize>,
+}
+
+/// Factors `h` `[n, n]`. `damping` times the mean of its diagonal is added to the diagonal, ten times more where that
+/// is too little; channels that are never active count as ones of mean activity. `order` as [`Factor`] has it.
+///
+/// # Errors
+/// `h` is not finite.
+pub fn factor(h: &Tensor, damping: f64, order: Option<Vec<usize>>) -> Result<Factor> {
+    let n = h.dim(0)?;
+    let h = h.to_dtype(DType::F64)?;
+    let h = match &order {
+        Some(order) => {
+            let index: Vec<u32> = order.iter().map(|&i| i as u32).collect();
+            let index = Tensor::new(index, h.device())?;
+            h.index_select(&index, 0)?.index_select(&index, 1)?
+        }
+        None => h,
+    };
+    let diagonal = diagonal(&h)?;
+    let mean = diagonal.iter().sum::<f64>() / n as f64;
+    if !mean.is_finite() {
+        bail!("activations are not finite: check the checkpoint's weights");
+    }
+    // Without any activity every error weighs alike.
+    let mean = if mean > 0.0 { mean } else { 1.0 };
+    let mut damp = damping * mean;
+    for _ in 0..4 {
+        let lift: Vec<f64> = diagonal.iter().map(|&d| if d > 0.0 { damp } else { mean }).collect();
+        if let Some((m, d)) = upper(&h, &lift)? {
+            let order = order.unwrap_or_else(|| (0..n).collect());
+            return Ok(Factor { m: m.to_dtype(DType::F32)?, d, order });
+        }
+        damp = (10.0 * damp).max(1e-3 * mean);
+    }
+    bail!("the activations' second moments are not positive definite")
+}
+
+fn diagonal(h: &Tensor) -> Result<Vec<f64>> {
+    let n = h.dim(0)?;
+    let index: Vec<u32> = (0..n as u32).collect();
+    h.gather(&Tensor::from_vec(index, (n, 1), h.device())?, 1)?.flatten_all()?.to_vec1()
+}
+
+/// H + diag(lift) = M D M^T, block column by block column from the last; none if it is not positive definite.
+fn upper(h: &Tensor, lift: &[f64]) -> Result<Option<(Tensor, Vec<f64>)>> {
+    let n = lift.len();
+    // R with H = R R^T.
+    let r = Tensor::zeros((n, n), DType::F64, h.device())?;
+    let mut pivots = vec![0.0; n];
+    for start in (0..n).step_by(BLOCK).rev() {
+        let (len, end) = (BLOCK.min(n - start), (start + BLOCK).min(n));
+        let mut s = h.narrow(0, 0, end)?.narrow(1, start, len)?;
+        if end < n {
+            let right = r.narrow(1, end, n - end)?;
+            s = (s - right.narrow(0, 0, end)?.matmul(&right.narrow(0, start, len)?.t()?)?)?;
+        }
+        let mut corner: Vec<f64> = s.narrow(0, start, len)?.flatten_all()?.to_vec1()?;
+        (0..len).for_each(|i| corner[i * len + i] += lift[start + i]);
+        let Some(corner) = upper_corner(corner, len) else { return Ok(None) };
+        (0..len).for_each(|i| pivots[start + i] = corner[i * len + i]);
+        let block = if start > 0 {
+            let inverse = Tensor::from_vec(invert_upper(&corner, len), (len, len), h.device())?;
+            let above = s.narrow(0, 0, start)?.contiguous()?.matmul(&inverse.t()?)?;
+            Tensor::cat(&[above, Tensor::from_vec(corner, (len, len), h.device())?], 0)?
+        } else {
+            Tensor::from_vec(corner, (len, len), h.device())?
+        };
+        let rest = Tensor::zeros((n - end, len), DType::F64, h.device())?;
+        r.slice_set(&Tensor::cat(&[block, rest], 0)?.contiguous()?, 1, start)?;
+    }
+    let m = r.broadcast_div(&Tensor::new(pivots.as_slice(), h.device())?)?;
+    Ok(Some((m, pivots.into_iter().map(|p| p * p).collect())))
+}
+
+/// R upper triangular with R R^T = a, row-major `[n, n]`; none if a is not positive definite.
+fn upper_corner(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
+    for k in (0..n).rev() {
+        let row_k: Vec<f64> = a[k * n + k + 1..(k + 1) * n].to_vec();
+        let dot = |row: &[f64]| row.iter().zip(&row_k).map(|(x, y)| x * y).sum::<f64>();
+        let pivot = a[k * n + k] - dot(&row_k);
+        if pivot.is_nan() || pivot <= 0.0 {
+            return None;
+        }
+        let pivot = pivot.sqrt();
+        for i in 0..k {
+            a[i * n + k] = (a[i * n + k] - dot(&a[i * n + k + 1..(i + 1) * n])) / pivot;
+        }
+        a[k * n + k] = pivot;
+        a[k * n..k * n + k].fill(0.0);
+    }
+    Some(a)
+}
+
+/// The inverse of an upper triangular matrix, row-major `[n, n]`.
+fn invert_upper(r: &[f64], n: usize) -> Vec<f64> {
+    let mut inverse = vec![0.0; n * n];
+    for i in (0..n).rev() {
+        inverse[i * n + i] = 1.0 / r[i * n + i];
+        // Row i = (e_i - sum_{k>i} r_ik row_k) / r_ii.
+        for k in i + 1..n {
+            let f = r[i * n + k] / r[i * n + i];
+            let (head, tail) = inverse.split_at_mut(k * n);
+            head[i * n + k..(i + 1) * n].iter_mut().zip(&tail[k..n]).for_each(|(a, b)| *a -= f * b);
+        }
+    }
+    inverse
+}
+
+impl Factor {
+    /// `B H^-1` for B `[rows, n]`, in the original order of columns.
+    pub fn solve(&self, b: &Tensor) -> Result<Tensor> {
+        let n = self.d.len();
+        let device = b.device();
+        let b = self.permute(b)?.contiguous()?;
+        let m = self.m.to_device(device)?;
+        let x = Tensor::zeros(b.shape(), b.dtype(), device)?;
+        let corner = |start: usize, len: usize| -> Result<Tensor> {
+            let corner = m.narrow(0, start, len)?.narrow(1, start, len)?.to_dtype(DType::F64)?;
+            let inverse = invert_upper(&corner.flatten_all()?.to_vec1::<f64>()?, len);
+            Tensor::from_vec(inverse, (len, len), device)?.to_dtype(DType::F32)
+        };
+        // Y M^T = B, from the last block; then Y D^-1 -> Y; then X M = Y, from the first.
+        for start in (0..n).step_by(BLOCK).rev() {
+            let (len, end) = (BLOCK.min(n - start), (start + BLOCK).min(n));
+            let mut s = b.narrow(1, start, len)?;
+            if end < n {
+                let m = m.narrow(0, start, len)?.narrow(1, end, n - end)?;
+                s = (s - x.narrow(1, end, n - end)?.matmul(&m.t()?)?)?;
+            }
+            x.slice_set(&s.contiguous()?.matmul(&corner(start, len)?.t()?)?, 1, start)?;
+        }
+        let d: Vec<f32> = self.d.iter().map(|d| (1.0 / d) as f32).collect();
+        let y = x.broadcast_mul(&Tensor::new(d, device)?)?;
+        for start in (0..n).step_by(BLOCK) {
+            let len = BLOCK.min(n - start);
+            let mut s = y.narrow(1, start, len)?;
+            if start > 0 {
+                let m = m.narrow(0, 0, start)?.narrow(1, start, len)?;
+                s = (s - x.narrow(1, 0, start)?.matmul(&m)?)?;
+            }
+            x.slice_set(&s.contiguous()?.matmul(&corner(start, len)?)?, 1, start)?;
+        }
+        let mut back = vec![0u32; n];
+        self.order.iter().enumerate().for_each(|(k, &i)| back[i] = k as u32);
+        x.index_select(&Tensor::new(back, device)?, 1)
+    }
+
+    fn permute(&self, w: &Tensor) -> Result<Tensor> {
+        let index: Vec<u32> = self.order.iter().map(|&i| i as u32).collect();
+        w.index_select(&Tensor::new(index, w.device())?, 1)
+    }
+
+    /// `(w - v) H (w - v)^T`, summed over rows, of H with its damping.
+    pub fn error(&self, w: &Tensor, v: &Tensor) -> Result<f64> {
+        let t = self.permute(&(w - v)?)?.matmul(&self.m)?;
+        let columns: Vec<f32> = t.sqr()?.sum(0)?.to_vec1()?;
+        Ok(columns.iter().zip(&self.d).map(|(&c, d)| f64::from(c) * d).sum())
+    }
+}
+
+/// An order of columns that keeps blocks of `group` together: blocks, and columns in a block, of large `diagonal`
+/// first. What is rounded early can still be made up for.
+pub fn largest_first(h: &Tensor, group: usize) -> Result<Vec<usize>> {
+    let diagonal = diagonal(&h.to_dtype(DType::F64)?)?;
+    let mut groups: Vec<Vec<usize>> =
+        (0..diagonal.len()).collect::<Vec<_>>().chunks(group).map(<[usize]>::to_vec).collect();
+    let sum = |g: &[usize]| g.iter().map(|&i| diagonal[i]).sum::<f64>();
+    groups.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
+    groups.iter_mut().for_each(|g| g.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a])));
+    Ok(groups.concat())
+}
+
+/// A weight matrix in its stored form.
+pub struct Rounded {
+    /// What the bytes stand for, `[rows, n]`, f32.
+    pub weight: Tensor,
+    pub bytes: Vec<u8>,
+}
+
+/// Rounds `w` `[rows, n]` with feedback. Rows must be whole blocks of `format`, and so must the factor's order keep
+/// them together. The levels of a block follow from its weights as they are when its first column is reached:
+/// moved to where they make up best for the columns before.
+///
+/// # Errors
+/// A block's weights are too large for halfs.
+pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Rounded> {
+    let (rows, n) = w.dims2()?;
+    let group = format.group();
+    if n != factor.d.len() || !n.is_multiple_of(group) {
+        bail!("rows of {n} weights for second moments of {} channels, in blocks of {group}", factor.d.len());
+    }
+    let w = factor.permute(w)?.contiguous()?;
+    let errors = Tensor::zeros((rows, n), DType::F32, w.device())?;
+    let mut codes = vec![0u8; rows * n];
+    let mut levels = vec![Levels::default(); rows * n / group];
+    for start in (0..n).step_by(BLOCK) {
+        let len = BLOCK.min(n - start);
+        let mut t = w.narrow(1, start, len)?;
+        let m = factor.m.narrow(1, start, len)?;
+        if start > 0 {
+            t = (t + errors.narrow(1, 0, start)?.matmul(&m.narrow(0, 0, start)?)?)?;
+        }
+        let mut t: Vec<f32> = t.flatten_all()?.to_vec1()?;
+        let original: Vec<f32> = w.narrow(1, start, len)?.flatten_all()?.to_vec1()?;
+        let m: Vec<f32> = m.narrow(0, start, len)?.flatten_all()?.to_vec1()?;
+        let place = &factor.order[start..start + len];
+        let d = &factor.d[start..start + len];
+        // Each row on its own; `t` becomes the row's errors.
+        t.par_chunks_mut(len)
+            .zip(original.par_chunks(len))
+            .zip(codes.par_chunks_mut(n).zip(levels.par_chunks_mut(n / group)))
+            .with_min_len(8)
+            .for_each(|((t, original), (codes, levels))| {
+                let mut current = Levels::default();
+                for k in 0..len {
+                    if k % group == 0 {
+                        // The levels are for the targets as they would be without any rounding from here on.
+                        let ahead = &mut t[k..k + group].to_vec();
+                        for (j, i) in (k..k + group).enumerate() {
+                            let e = original[i] - ahead[j];
+                            let m = &m[i * len + i + 1..i * len + k + group];
+                            ahead[j + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
+                        }
+                        current = format.fit(ahead, &d[k..k + group], fit);
+                        levels[place[k] / group] = current;
+                    }
+                    let code = format.nearest(current, t[k]);
+                    codes[place[k]] = code;
+                    let e = original[k] - current.value(code);
+                    t[k] = e;
+                    t[k + 1..].iter_mut().zip(&m[k * len + k + 1..(k + 1) * len]).for_each(|(t, m)| *t += e * m);
+                }
+            });
+        errors.slice_set(&Tensor::from_vec(t, (rows, len), w.device())?, 1, start)?;
+    }
+    finish(format, rows, n, &levels, &codes, w.device())
+}
+
+/// Packs a matrix.
+fn finish(format: Format, rows: usize, n: usize, levels: &[Levels], codes: &[u8], device: &Device) -> Result<Rounded> {
+    if levels.iter().any(|l| !l.d.is_finite() || !l.m.is_finite()) {
+        bail!("weights too large for {}'s halfs: check the checkpoint", format.ty());
+    }
+    let mut bytes = Vec::with_capacity(rows * n / format.ty().block_size() * format.ty().type_size());
+    for (l, c) in levels.iter().zip(codes.chunks(format.group())) {
+        format.pack(*l, c, &mut bytes);
+    }
+    let of = |(l, c): (&Levels, &[u8])| c.iter().map(|&c| l.value(c)).collect::<Vec<f32>>();
+    let values: Vec<f32> = levels.par_iter().zip(codes.par_chunks(format.group())).flat_map_iter(of).collect();
+    Ok(Rounded { weight: Tensor::from_vec(values, (rows, n), device)?, bytes })
+}

@@ -1,0 +1,226 @@
+//! Rounding with feedback against a plain restatement in numpy, and what its parts promise.
+use candle_core::{DType, Device, Tensor};
+use mbq_convert::calibrate::feedback::{factor, largest_first, round};
+use mbq_convert::ggml::{dequantize, quantize_rows};
+use mbq_convert::quant::levels::{Fit, Format};
+
+const ALL: [Format; 4] = [Format::Mbq3, Format::Q4_0, Format::Q4_1, Format::Q8_0];
+
+/// Weights of many sizes, some groups far from zero.
+fn weights(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n)
+        .map(|i| 10f32.powi((i / 128 % 7) as i32 - 4) * (uniform() + if i / 128 % 5 == 0 { 2.0 } else { 0.0 }))
+        .collect()
+}
+
+/// What `pack` writes is what ggml reads: the very values that `Levels::value` gives, for both fits.
+#[test]
+fn ggml_reads_the_levels_bit_for_bit() {
+    for format in ALL {
+        for fit in [Fit::Plain, Fit::Search] {
+            let (mut bytes, mut values) = (Vec::new(), Vec::new());
+            for (i, w) in weights(128 * 35, 1).chunks(format.group()).enumerate() {
+                let importance: Vec<f64> = (0..w.len()).map(|j| ((i * 31 + j * 17) % 13) as f64).collect();
+                let levels = format.fit(w, &importance, fit);
+                let codes: Vec<u8> = w.iter().map(|&w| format.nearest(levels, w)).collect();
+                values.extend(codes.iter().map(|&c| levels.value(c)));
+                format.pack(levels, &codes, &mut bytes);
+            }
+            let read = dequantize(format.ty(), &bytes).unwrap();
+            let bits = |v: &[f32]| v.iter().map(|v| (v + 0.0).to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&read), bits(&values), "{format:?} {fit:?}");
+        }
+    }
+}
+
+/// The plain levels are those of ggml's own quantiser.
+#[test]
+fn plain_levels_are_ggmls() {
+    for format in ALL {
+        let w = weights(128 * 35, 2);
+        let theirs = quantize_rows(format.ty(), &w, 128, None).unwrap();
+        let mut ours = Vec::new();
+        for w in w.chunks(format.group()) {
+            let levels = format.fit(w, &[], Fit::Plain);
+            let codes: Vec<u8> = w.iter().map(|&w| format.nearest(levels, w)).collect();
+            format.pack(levels, &codes, &mut ours);
+        }
+        // Where the codes begin in a block.
+        let head = if matches!(format, Format::Mbq3 | Format::Q4_1) { 4 } else { 2 };
+        let size = format.ty().type_size();
+        for (a, b) in ours.chunks(size).zip(theirs.chunks(size)) {
+            assert_eq!(a[..head], b[..head], "{format:?}");
+        }
+    }
+}
+
+/// The search never loses to the plain levels, and wins by a lot where one weight is far out.
+#[test]
+fn search_lessens_the_weighted_error() {
+    for format in ALL {
+        let mut gain = 0.0;
+        for w in weights(128 * 70, 3).chunks_mut(format.group()) {
+            w[5] *= 6.0;
+            let importance: Vec<f64> = (0..w.len()).map(|j| if j == 5 { 0.01 } else { 1.0 }).collect();
+            let error = |fit| {
+                let l = format.fit(w, &importance, fit);
+                let e = |(&w, h): (&f32, &f64)| f64::from(w - l.value(format.nearest(l, w))).powi(2) * h;
+                w.iter().zip(&importance).map(e).sum::<f64>()
+            };
+            let (plain, search) = (error(Fit::Plain), error(Fit::Search));
+            assert!(search <= plain, "{format:?}: {search} > {plain}");
+            gain += f64::from(search < 0.9 * plain);
+        }
+        assert!(gain > 10.0, "{format:?}: {gain}");
+    }
+}
+
+/// Blocks that determine no levels: equal weights, zeros, no importance. The values must stay finite and close.
+#[test]
+fn degenerate_blocks_keep_their_values() {
+    for format in ALL {
+        for value in [0.0, 0.3, -0.3, 1e-9] {
+            let w = vec![value; format.group()];
+            for importance in [0.0, 1.0] {
+                let levels = format.fit(&w, &vec![importance; w.len()], Fit::Search);
+                let got = levels.value(format.nearest(levels, value));
+                // The paper's grid cannot hold equal weights away from zero; the search can, if errors count.
+                let bound = if format == Format::Mbq3 && importance == 0.0 { value.abs() } else { value.abs() * 0.15 };
+                assert!((got - value).abs() <= bound + 1e-5, "{format:?} {value} {importance}: {got}");
+            }
+        }
+    }
+}
+
+/// Inputs that are correlated and of very different sizes, and their second moments; one channel is dead.
+fn moments(n: usize, seed: u64) -> Tensor {
+    let raw = weights(3 * n * n, seed);
+    let x: Vec<f32> = (0..3 * n * n)
+        .map(|i| {
+            let (t, c) = (i / n, i % n);
+            let size = [1.0, 0.2, 5.0, 0.05][c % 4];
+            if c == 17 {
+                0.0
+            } else {
+                size * (raw[i].signum() + 2.0 * raw[t * n + c / 3].signum() + (t * c % 7) as f32 / 7.0)
+            }
+        })
+        .collect();
+    let x = Tensor::from_vec(x, (3 * n, n), &Device::Cpu).unwrap();
+    x.t().unwrap().matmul(&x).unwrap()
+}
+
+fn matrix(rows: usize, n: usize, seed: u64) -> Tensor {
+    let data: Vec<f32> = weights(rows * n, seed)
+        .iter()
+        .enumerate()
+        .map(|(i, w)| w.signum() * (i * 37 % 101) as f32 / 800.0 + 0.01)
+        .collect();
+    Tensor::from_vec(data, (rows, n), &Device::Cpu).unwrap()
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn codes_are_the_references() {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("golden/feedback.json")).unwrap();
+    let size = |key: &str| golden[key].as_u64().unwrap() as usize;
+    let number = |key: &str| golden[key].as_f64().unwrap();
+    let floats = |key: &str| -> Vec<f32> {
+        let hex = golden[key].as_str().unwrap();
+        let bytes: Vec<u8> =
+            (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect();
+        bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let (rows, n, lower) = (size("rows"), size("cols"), floats("h"));
+    let h: Vec<f32> =
+        (0..n * n).map(|i| (i / n, i % n)).map(|(i, j)| lower[i.max(j) * (i.max(j) + 1) / 2 + i.min(j)]).collect();
+    let h = Tensor::from_vec(h, (n, n), &Device::Cpu).unwrap();
+    let w = Tensor::from_vec(floats("w"), (rows, n), &Device::Cpu).unwrap();
+    let factor = factor(&h, number("damping"), None).unwrap();
+    let rounded = round(&w, &factor, Format::Mbq3, Fit::Plain).unwrap();
+    let codes: String = rounded
+        .bytes
+        .chunks(52)
+        .flat_map(|b| mbq_convert::quant::mbq3::Block::unpack(b.try_into().unwrap()).codes)
+        .map(|c| (b'0' + c) as char)
+        .collect();
+    // The reference's decisions all stand clear of a tie by a ten-thousandth of a step; sums of 256 terms in f32 are
+    // off by about a millionth of one.
+    assert!(number("margin") >= 1e-4);
+    assert_eq!(codes, golden["codes"].as_str().unwrap());
+    let error = factor.error(&w, &rounded.weight).unwrap();
+    // Squares of differences in f32, summed over 2560 weights.
+    assert!((error / number("error") - 1.0).abs() < 1e-4, "{error}, theirs {}", number("error"));
+    assert!(error < 0.9 * number("error_nearest"));
+}
+
+/// Whatever the type, the order and the fit: ggml reads from the bytes what the feedback assumed, and the output's
+/// error is below that of rounding to nearest.
+#[test]
+fn bytes_hold_what_the_feedback_assumed() {
+    let (rows, n) = (20, 384);
+    let (h, w) = (moments(n, 5), matrix(rows, n, 6));
+    for format in ALL {
+        let plain = dequantize(format.ty(), &quantize_rows(format.ty(), &values(&w), n, None).unwrap()).unwrap();
+        let plain = Tensor::from_vec(plain, (rows, n), &Device::Cpu).unwrap();
+        for ordered in [false, true] {
+            let order = ordered.then(|| largest_first(&h, format.group()).unwrap());
+            let factor = factor(&h, 0.01, order).unwrap();
+            for fit in [Fit::Plain, Fit::Search] {
+                let rounded = round(&w, &factor, format, fit).unwrap();
+                let read = dequantize(format.ty(), &rounded.bytes).unwrap();
+                let bits = |v: &[f32]| v.iter().map(|v| (v + 0.0).to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&read), bits(&values(&rounded.weight)), "{format:?} {ordered} {fit:?}");
+                let (ours, nearest) = (factor.error(&w, &rounded.weight).unwrap(), factor.error(&w, &plain).unwrap());
+                assert!(ours < 0.8 * nearest, "{format:?} {ordered} {fit:?}: {ours} of {nearest}");
+            }
+        }
+    }
+}
+
+/// `error` and `solve` against products with H itself, in both orders.
+#[test]
+fn factor_is_h() {
+    let (rows, n) = (7, 300);
+    let (h, b) = (moments(n, 7), matrix(rows, n, 8));
+    for order in [None, Some(largest_first(&h, 100).unwrap())] {
+        let factor = factor(&h, 0.02, order).unwrap();
+        let h = h.to_dtype(DType::F64).unwrap();
+        let mut dense: Vec<f64> = h.flatten_all().unwrap().to_vec1().unwrap();
+        let mean = (0..n).map(|i| dense[i * n + i]).sum::<f64>() / n as f64;
+        (0..n).for_each(|i| dense[i * n + i] += if i == 17 { mean } else { 0.02 * mean });
+        let dense = Tensor::from_vec(dense, (n, n), &Device::Cpu).unwrap();
+        let b64 = b.to_dtype(DType::F64).unwrap();
+        let direct = (b64.matmul(&dense).unwrap() * &b64).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        let error = factor.error(&b, &b.zeros_like().unwrap()).unwrap();
+        // M is rounded to f32.
+        assert!((error / direct - 1.0).abs() < 1e-5, "{error} {direct}");
+        let x = factor.solve(&b).unwrap().to_dtype(DType::F64).unwrap();
+        let back =
+            (x.matmul(&dense).unwrap() - &b64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        let square = b64.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        // The condition of H here is about 1e4; f32 has 6e-8.
+        assert!((back / square).sqrt() < 1e-3, "{}", (back / square).sqrt());
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_refused() {
+    let (h, w) = (moments(128, 9), matrix(2, 128, 10));
+    let factor = |h: &Tensor| factor(h, 0.01, None);
+    assert!(factor(&(h.clone() * f64::NAN).unwrap()).is_err());
+    let good = factor(&h).unwrap();
+    assert!(round(&matrix(2, 256, 1), &good, Format::Q8_0, Fit::Plain).is_err());
+    assert!(round(&(w.clone() * 1e9).unwrap(), &good, Format::Mbq3, Fit::Plain).is_err());
+    // No activity at all: every channel counts alike.
+    let dead = factor(&h.zeros_like().unwrap()).unwrap();
+    assert!(round(&w, &dead, Format::Mbq3, Fit::Plain).is_ok());
+}
