@@ -86,7 +86,7 @@ impl Corner<'_> {
             None => {
                 let determinant = chc * hh - ch1 * ch1;
                 // The codes say little about two numbers when they are nearly all alike.
-                if !(determinant > 1e-6 * chc * hh) {
+                if determinant.is_nan() || determinant <= 1e-6 * chc * hh {
                     return;
                 }
                 ((cp * hh - p * ch1) / determinant, (p * chc - cp * ch1) / determinant)
@@ -98,7 +98,7 @@ impl Corner<'_> {
         let m = if self.format.middle().is_some() { 0.0 } else { m };
         let change = d * d * chc + 2.0 * d * m * ch1 + m * m * hh - 2.0 * (d * cp + m * p);
         // Rounding to halfs may have undone the gain; NaN is no gain.
-        if !(change < 0.0) || !next.d.is_finite() || !next.m.is_finite() {
+        if change.is_nan() || change >= 0.0 || !next.d.is_finite() || !next.m.is_finite() {
             return;
         }
         *levels = next;
@@ -109,9 +109,8 @@ impl Corner<'_> {
 
     /// The best code of each column, all others fixed.
     fn codes(&self, levels: &[Levels], codes: &mut [u8], e: &mut [f32], pull: &mut [f32]) {
-        for k in 0..self.len {
+        for (k, row) in self.h.chunks(self.len).enumerate() {
             let levels = levels[k / self.format.group()];
-            let row = &self.h[k * self.len..(k + 1) * self.len];
             let old = levels.value(codes[k]);
             let code = self.format.nearest(levels, old + pull[k] / row[k]);
             if code != codes[k] {
