@@ -36,6 +36,14 @@ pub struct Calibration {
     pub record: Option<serde_json::Value>,
 }
 
+impl Calibration {
+    /// As the record names it; without a record, round to nearest.
+    fn method(&self) -> String {
+        let method = self.record.as_ref().and_then(|r| r.get("method")).and_then(|m| m.as_str());
+        method.unwrap_or("rtn").into()
+    }
+}
+
 /// A tensor whose rows the wanted type's blocks do not divide.
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub struct Fallback {
@@ -110,6 +118,9 @@ pub fn convert(
 
     let mut header = Gguf::new();
     gguf::text_metadata(&mut header, &general, &model.text, options.types.file).map_err(GgufError::Header)?;
+    if options.types.file == FileType::Plain(GgmlType::MBQ3) {
+        gguf::mbq_metadata(&mut header, &calibration.method()).map_err(GgufError::Header)?;
+    }
     vocabulary.write(&mut header).map_err(GgufError::Header)?;
     gguf::list(&mut header, &text_plan)?;
     let mut vision_header = Gguf::new();
@@ -229,12 +240,11 @@ fn written(path: PathBuf, file_type: String, size: u64, plan: &[Planned]) -> Wri
 
 /// `model.mbq.json`.
 fn record(checkpoint: &Checkpoint, options: &Options, calibration: &Calibration, summary: &Summary) -> Vec<u8> {
-    let method = calibration.record.as_ref().and_then(|r| r.get("method")).cloned();
     let record = serde_json::json!({
         "format": 1,
         "converter": concat!("mbq-convert ", env!("CARGO_PKG_VERSION")),
         "source": options.repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string()),
-        "method": method.unwrap_or_else(|| "rtn".into()),
+        "method": calibration.method(),
         "summary": summary,
         "calibration": calibration.record,
     });

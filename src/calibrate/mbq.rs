@@ -7,12 +7,14 @@
 //! times those at answer tokens. r is how much less the model's loss minds them (see [`super::sensitivity`]).
 use super::batch::{Batch, Kind};
 use super::grid::{Activations, WeightGrid};
-use super::race::race;
+use super::race::{BY_QUERY, BY_TOKEN, STRATA, deal, race};
 use super::sensitivity::Ratios;
-use crate::model::decoder::{Block, Linear, Name, Trace};
+use crate::model::decoder::{Block, Linear, Name, Span, Trace};
 use crate::model::ops::{column_abs, row_errors, silu_mul};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Exponents a = i / 20.
 pub const GRID: usize = 20;
@@ -85,8 +87,38 @@ pub struct Search<'a> {
     pub distort: bool,
     /// Score all 20 candidates on all tokens.
     pub exhaustive: bool,
+    /// Bytes that candidates' quantised weights may take, to be used again.
+    pub memory: usize,
     /// With grouped queries, one s per key head, so that v -> o folds too (not in the authors' code).
     pub share_heads: bool,
+}
+
+/// Rows that are multiplied at once, at least, where there are as many.
+const ROWS: usize = 1024;
+
+/// Rows of a group's input and target, of one chunk or of several.
+struct Piece {
+    x: Tensor,
+    target: Tensor,
+    /// Of each row: its sample, and its weight in the loss.
+    owners: Vec<(usize, f64)>,
+    /// For attention: the chunk's whole input, its samples, and which of its rows are in `x`.
+    context: Tensor,
+    spans: Vec<Span>,
+    rows: Vec<u32>,
+}
+
+/// A piece in the making.
+#[derive(Default)]
+struct Gather {
+    x: Vec<Tensor>,
+    target: Vec<Tensor>,
+    owners: Vec<(usize, f64)>,
+}
+
+/// Rows `rows` of `x`, in order; not copied when they are all of them.
+fn pick(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if rows.len() == x.dim(0)? { Ok(x.clone()) } else { x.index_select(&Tensor::new(rows, x.device())?, 0) }
 }
 
 /// What was found for a group.
@@ -153,28 +185,66 @@ impl Search<'_> {
         quantised.collect()
     }
 
-    /// The group's output with candidate linears `q`; all others are in full precision.
-    fn output(
-        &self,
-        block: &Block,
-        group: Group,
-        q: &[Linear],
-        s: &Tensor,
-        x: &Tensor,
-        spans: &[crate::model::decoder::Span],
-    ) -> Result<Tensor> {
-        let x = match self.activations {
-            Activations::Float => x.clone(),
-            quantiser => quantiser.apply(&x.broadcast_div(s)?)?,
+    /// The group's output at the piece's rows, with candidate linears `q`; all others are in full precision.
+    fn output(&self, block: &Block, group: Group, q: &[Linear], s: &Tensor, piece: &Piece) -> Result<Tensor> {
+        let scaled = |x: &Tensor| match self.activations {
+            Activations::Float => Ok(x.clone()),
+            quantiser => quantiser.apply(&x.broadcast_div(s)?),
         };
+        let x = scaled(&piece.x)?;
         match group {
             Group::Qkv => {
-                let o_in = block.attend(&q[0].forward(&x)?, &q[1].forward(&x)?, &q[2].forward(&x)?, spans)?;
+                // Keys and values of all tokens, queries of the rows alone.
+                let all = scaled(&piece.context)?;
+                let (k, v) = (q[1].forward(&all)?, q[2].forward(&all)?);
+                let o_in = block.attend_at(&q[0].forward(&x)?, &k, &v, &piece.spans, Some(&piece.rows))?;
                 block.linear(Name::O).forward(&o_in)
             }
             Group::GateUp => block.linear(Name::Down).forward(&silu_mul(q[0].forward(&x)?, &q[1].forward(&x)?)?),
             Group::O | Group::Down => q[0].forward(&x),
         }
+    }
+
+    /// The rows that strata `part` of the batch put into `group`'s loss, gathered.
+    fn pieces(
+        &self,
+        group: Group,
+        batch: &Batch,
+        (traces, seen): (&[Trace], &[Trace]),
+        strata: &[Vec<usize>],
+        part: &Range<usize>,
+        weight: &dyn Fn(Kind) -> f64,
+    ) -> Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        let (mut first, mut open) = (0, Gather::default());
+        for (c, chunk) in batch.chunks.iter().enumerate() {
+            let wanted = |t: &usize| part.contains(&strata[c][*t]) && weight(chunk.kinds[*t]) != 0.0;
+            let rows: Vec<u32> = (0..chunk.tokens()).filter(wanted).map(|t| t as u32).collect();
+            for (i, span) in chunk.spans.iter().enumerate() {
+                let of_span = rows.iter().filter(|&&t| (span.start..span.start + span.len).contains(&(t as usize)));
+                open.owners.extend(of_span.map(|&t| (first + i, weight(chunk.kinds[t as usize]))));
+            }
+            first += chunk.spans.len();
+            open.x.push(pick(group.input(&seen[c]), &rows)?);
+            open.target.push(pick(group.target(&traces[c]), &rows)?);
+            // Attention needs its own chunk's keys; elsewhere small parts of chunks are multiplied together.
+            let context = (group == Group::Qkv).then(|| group.input(&seen[c]).clone());
+            if context.is_some() || open.owners.len() >= ROWS || c + 1 == batch.chunks.len() {
+                let done = std::mem::take(&mut open);
+                if !done.owners.is_empty() {
+                    let x = Tensor::cat(&done.x, 0)?;
+                    pieces.push(Piece {
+                        context: context.unwrap_or_else(|| x.clone()),
+                        x,
+                        target: Tensor::cat(&done.target, 0)?,
+                        owners: done.owners,
+                        spans: chunk.spans.clone(),
+                        rows,
+                    });
+                }
+            }
+        }
+        Ok(pieces)
     }
 
     /// The finished block: every linear quantised.
@@ -235,27 +305,40 @@ impl Search<'_> {
         let channels = group.target(&traces[0]).dim(1)?;
         let weight = |kind: Kind| token_weight(kind, batch, channels, self.loss, ratio);
 
-        // Per candidate and sample of a chunk, the sample's share of the loss.
-        let score = |wanted: &[usize], chunks: &[usize]| -> Result<Vec<Vec<f64>>> {
+        let strata = deal(batch);
+        let rounds = match group {
+            _ if self.exhaustive => &[STRATA][..],
+            Group::Qkv => BY_QUERY,
+            _ => BY_TOKEN,
+        };
+        // Quantised weights of candidates that race on, as far as they fit.
+        let mut kept: BTreeMap<usize, Vec<Linear>> = BTreeMap::new();
+        let floats: usize = group.linears().iter().map(|&n| block.linear(n).weight.elem_count()).sum();
+        let room = if self.exhaustive { 0 } else { self.memory / (4 * floats).max(1) };
+        let score = |wanted: &[usize], part: Range<usize>| -> Result<Vec<Vec<f64>>> {
+            let pieces = self.pieces(group, batch, (traces, seen), &strata, &part, &weight)?;
+            kept.retain(|i, _| wanted.contains(i));
             let mut scores = Vec::new();
             for &i in wanted {
                 let s = Tensor::from_slice(&candidates[i], candidates[i].len(), block.norm1.device())?;
-                let q = self.candidate(block, group, &s)?;
-                let mut of_samples = Vec::new();
-                for &c in chunks {
-                    let chunk = &batch.chunks[c];
-                    let out = self.output(block, group, &q, &s, group.input(&seen[c]), &chunk.spans)?;
-                    let errors = row_errors(group.target(&traces[c]), &out, self.loss == Loss::Mse)?;
-                    of_samples.extend(chunk.spans.iter().map(|span| {
-                        let rows = span.start..span.start + span.len;
-                        rows.map(|t| weight(chunk.kinds[t]) * errors[t]).sum::<f64>()
-                    }));
+                let q = match kept.get(&i) {
+                    Some(q) => q.clone(),
+                    None => self.candidate(block, group, &s)?,
+                };
+                if kept.len() < room {
+                    kept.insert(i, q.clone());
                 }
-                scores.push(of_samples);
+                let mut shares = vec![0.0; batch.samples];
+                for piece in &pieces {
+                    let out = self.output(block, group, &q, &s, piece)?;
+                    let errors = row_errors(&piece.target, &out, self.loss == Loss::Mse)?;
+                    piece.owners.iter().zip(errors).for_each(|(&(sample, weight), e)| shares[sample] += weight * e);
+                }
+                scores.push(shares);
             }
             Ok(scores)
         };
-        let losses = race(GRID, batch.chunks.len(), self.exhaustive, score)?;
+        let losses = race(GRID, rounds, score)?;
 
         // The first strict minimum wins.
         let mut best = None;

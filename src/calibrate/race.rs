@@ -1,55 +1,81 @@
 //! Finding the best of a group's candidates without scoring all of them on all the data.
 //!
-//! Candidates are scored on a growing part of the samples. After each part, those are dropped whose loss is above
-//! the leader's by several standard errors of the paired difference; the rest go on, and finish on all samples.
+//! Every sample's tokens are dealt into [`STRATA`] strata. Candidates are scored on a growing number of strata; after
+//! each round those are dropped whose loss is above the leader's by several standard errors of the paired difference
+//! over the samples. The rest go on and finish on all tokens, so the winner's loss is exact.
+use super::batch::{Batch, Kind};
 use candle_core::Result;
+use std::ops::Range;
 
-/// Samples after which candidates may first be dropped.
-const FIRST: usize = 4;
+/// Into how many parts each sample's tokens are dealt.
+pub const STRATA: usize = 32;
 
-/// Standard errors that a difference needs before a candidate is dropped: small samples are trusted less
-/// (Student's t at about 1e-3, one-sided, for 3, 7, 15 and more degrees of freedom).
+/// Strata that are scored after each round, where a token's error stands alone (all groups but q, k, v).
+pub const BY_TOKEN: &[usize] = &[1, 2, 4, 8, 16, 24, STRATA];
+
+/// For q, k, v: each round computes all keys and values again, so there are few.
+pub const BY_QUERY: &[usize] = &[4, 12, STRATA];
+
+/// Standard errors that a difference needs before a candidate is dropped: Student's t for about 3 in 1000, one-sided,
+/// with one degree of freedom less than there are samples. What is dropped wrongly at that rate is a candidate as
+/// good as the leader; one that is better by the margins that matter is so more rarely.
 fn needed(samples: usize) -> f64 {
     match samples {
-        0..=5 => 10.0,
-        6..=11 => 5.0,
-        12..=23 => 4.0,
-        _ => 3.5,
+        0..=2 => f64::INFINITY,
+        3 => 15.0,
+        4 => 7.0,
+        5..=6 => 5.0,
+        7..=11 => 4.0,
+        12..=23 => 3.3,
+        _ => 3.0,
     }
+}
+
+/// The stratum of each token, by chunk. Tokens of a kind are dealt in turn, so that every stratum sees the whole of
+/// every sample: its vision tokens, its answer, its prompt.
+pub fn deal(batch: &Batch) -> Vec<Vec<usize>> {
+    let mut samples = 0;
+    let mut of_chunk = |kinds: &[Kind], spans: &[crate::model::decoder::Span]| {
+        let mut strata = vec![0; kinds.len()];
+        for span in spans {
+            // Where dealing starts differs by sample, else the first strata would get all the short answers' tokens.
+            let mut next = [samples * 11; 3];
+            for at in span.start..span.start + span.len {
+                let n = &mut next[kinds[at] as usize];
+                strata[at] = ((*n % STRATA) as u32).reverse_bits() as usize >> (u32::BITS - STRATA.trailing_zeros());
+                *n += 1;
+            }
+            samples += 1;
+        }
+        strata
+    };
+    batch.chunks.iter().map(|c| of_chunk(&c.kinds, &c.spans)).collect()
 }
 
 /// Losses of `candidates` candidates, none for those that were dropped.
 ///
-/// `score(wanted, chunks)` gives, for each wanted candidate, the loss shares of the chunks' samples, in order.
+/// `score(wanted, strata)` gives, for each wanted candidate, every sample's share of the loss at those strata.
 pub fn race(
     candidates: usize,
-    chunks: usize,
-    exhaustive: bool,
-    mut score: impl FnMut(&[usize], &[usize]) -> Result<Vec<Vec<f64>>>,
+    rounds: &[usize],
+    mut score: impl FnMut(&[usize], Range<usize>) -> Result<Vec<Vec<f64>>>,
 ) -> Result<Vec<Option<f64>>> {
-    // Neighbours in the file may be alike: take chunks in an order that spreads.
-    let order = spread(chunks);
     let mut alive: Vec<usize> = (0..candidates).collect();
     let mut shares: Vec<Vec<f64>> = vec![Vec::new(); candidates];
     let mut done = 0;
-    let mut next = if exhaustive { chunks } else { (chunks / 16).max(FIRST.min(chunks)).max(1) };
-    while done < chunks {
-        let part = &order[done..next];
-        for (&i, new) in alive.iter().zip(score(&alive, part)?) {
-            shares[i].extend(new);
+    for &end in rounds {
+        for (&i, new) in alive.iter().zip(score(&alive, done..end)?) {
+            shares[i].resize(new.len(), 0.0);
+            shares[i].iter_mut().zip(new).for_each(|(sum, v)| *sum += v);
         }
-        done = next;
-        next = (2 * next).min(chunks);
-        if done == chunks {
-            break;
-        }
+        done = end;
         let total = |i: usize| shares[i].iter().sum::<f64>();
         let Some(leader) = alive.iter().copied().min_by(|&a, &b| total(a).total_cmp(&total(b))) else { break };
         let n = shares[leader].len();
-        if n < FIRST {
+        if done == STRATA || n < 3 {
             continue;
         }
-        let left = 1.0 - done as f64 / chunks as f64;
+        let left = 1.0 - done as f64 / STRATA as f64;
         alive.retain(|&i| {
             let d: Vec<f64> = shares[i].iter().zip(&shares[leader]).map(|(a, b)| a - b).collect();
             let mean = d.iter().sum::<f64>() / n as f64;
@@ -61,42 +87,48 @@ pub fn race(
     Ok((0..candidates).map(|i| alive.contains(&i).then(|| shares[i].iter().sum())).collect())
 }
 
-/// 0..n so that every prefix is spread over the whole.
-fn spread(n: usize) -> Vec<usize> {
-    let bits = n.next_power_of_two().trailing_zeros();
-    let reversed = (0..1usize << bits).map(|i| if bits == 0 { 0 } else { i.reverse_bits() >> (usize::BITS - bits) });
-    reversed.filter(|&i| i < n).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibrate::batch::Chunk;
+    use crate::model::decoder::Span;
 
+    /// Every stratum gets its part of every kind, to within one token of a sample.
     #[test]
-    fn spread_is_a_permutation() {
-        for n in [1, 2, 3, 7, 24] {
-            let mut order = spread(n);
-            order.sort_unstable();
-            assert_eq!(order, (0..n).collect::<Vec<_>>());
+    fn strata_are_even() {
+        let kinds =
+            (0..330).map(|i| [Kind::Other, Kind::Vision, Kind::Answer][usize::from(i >= 10) + usize::from(i >= 266)]);
+        let kinds: Vec<Kind> = kinds.collect();
+        let spans = vec![Span { start: 0, len: 330, real: 330 }];
+        let chunk = Chunk { spans, ids: vec![0; 330], kinds: kinds.clone() };
+        let chunks = vec![chunk.clone(), chunk];
+        let batch = Batch { chunks, samples: 2, vision: 512, answer: 128, tokens: 660, longest: 330 };
+        for strata in deal(&batch) {
+            for s in 0..STRATA {
+                let of = |kind: Kind| (0..330).filter(|&i| strata[i] == s && kinds[i] == kind).count();
+                assert_eq!((of(Kind::Vision), of(Kind::Answer)), (8, 2));
+                assert!(of(Kind::Other) <= 1);
+            }
         }
     }
 
-    /// Candidate 3 is best; the race must finish it exactly and score fewer shares than 20 x 64.
+    /// Candidate 3 is best; the race must finish it exactly and score fewer shares than 20 x 32.
     #[test]
     fn finds_the_minimum_with_less_work() {
-        let share = |i: usize, c: usize| {
-            let noise = ((c * 7919 + i * 104729) % 97) as f64 / 97.0;
-            (c % 5) as f64 + 0.3 * (i as f64 - 3.0).abs() + 0.2 * noise
+        let share = |i: usize, sample: usize, stratum: usize| {
+            let noise = ((sample * 7919 + stratum * 31 + i * 104729) % 97) as f64 / 97.0;
+            (sample % 5) as f64 + 0.3 * (i as f64 - 3.0).abs() + 0.2 * noise
         };
+        let of = |i: usize, c: usize, strata: Range<usize>| strata.map(|s| share(i, c, s)).sum::<f64>();
         let mut work = 0;
-        let losses = race(20, 64, false, |wanted, chunks| {
-            work += wanted.len() * chunks.len();
-            Ok(wanted.iter().map(|&i| chunks.iter().map(|&c| share(i, c)).collect()).collect())
+        let losses = race(20, BY_TOKEN, |wanted, strata| {
+            work += wanted.len() * strata.len();
+            Ok(wanted.iter().map(|&i| (0..24).map(|c| of(i, c, strata.clone())).collect()).collect())
         })
         .unwrap();
-        let exact: f64 = (0..64).map(|c| share(3, c)).sum();
+        let exact: f64 = (0..24).map(|c| of(3, c, 0..STRATA)).sum();
         assert!((losses[3].unwrap() - exact).abs() < 1e-9, "{losses:?}");
         assert!(losses.iter().flatten().all(|&l| l >= losses[3].unwrap()));
-        assert!(work < 20 * 64 / 2, "{work}");
+        assert!(work < 20 * STRATA / 2, "{work}");
     }
 }

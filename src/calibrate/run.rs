@@ -174,6 +174,7 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         loss: options.loss,
         distort: options.distort,
         exhaustive: options.exhaustive,
+        memory: options.memory / 4,
         share_heads: options.share_heads,
     };
     let mut folds = Folds::new();
@@ -261,7 +262,7 @@ fn quantised_stream(
 }
 
 /// Writes a group's scales down as folds of the tensors they change.
-fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group, scales: Vec<f32>) {
+pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group, scales: Vec<f32>) {
     let mut divide = |rest: String, s: &[f32]| {
         folds.entry(tensor_name(layer, &rest)).or_default().divide_rows = Some(s.to_vec());
     };

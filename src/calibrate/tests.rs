@@ -91,10 +91,13 @@ fn relative(a: f64, b: f64) -> f64 {
     if a == b { 0.0 } else { (a - b).abs() / b.abs().max(f64::MIN_POSITIVE) }
 }
 
-fn worst(a: &[f32], b: &Tensor) -> f64 {
+/// Median and largest relative difference.
+fn spread(a: &[f32], b: &Tensor) -> (f64, f64) {
     let b: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(&a, b)| relative(a.into(), b.into())).fold(0.0, f64::max)
+    let mut all: Vec<f64> = a.iter().zip(b).map(|(&a, b)| relative(a.into(), b.into())).collect();
+    all.sort_by(f64::total_cmp);
+    (all[all.len() / 2], all[all.len() - 1])
 }
 
 /// Every number of one run of the authors' code.
@@ -125,7 +128,7 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
             let losses: Vec<f64> = theirs["losses"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
             let best = (theirs["best_ratio"].as_f64().unwrap() * 20.0).round() as usize;
             let margin = theirs["margin"].as_f64().unwrap();
-            if margin >= 1e-3 && !flipped {
+            if margin >= if wa && distort { 5e-3 } else { 1e-3 } && !flipped {
                 assert_eq!(ours.best, best, "{key}: theirs has margin {margin}");
             }
             // After a flip `distort` goes another way.
@@ -133,24 +136,55 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
             if flipped {
                 continue;
             }
-            let x = worst(&ours.x_max, &x_max[&key]);
-            // The quantised int8 stream flips with the last bit of its inputs.
-            let allowed = if wa && distort { 1e-3 } else { 1e-5 };
-            assert!(x <= allowed, "{key}: x_max differs by {x}");
-            if ours.best == best {
-                let s = worst(&ours.scales, &scales[&key]);
-                assert!(s <= allowed, "{key}: scales differ by {s}");
+            let best_differs = ours.best != best;
+            for (ours, theirs, what) in [(&ours.x_max, &x_max[&key], "x_max"), (&ours.scales, &scales[&key], "scales")]
+            {
+                if what == "scales" && best_differs {
+                    continue;
+                }
+                let (middle, worst) = spread(ours, theirs);
+                // See below for why; scales that differ by that flip 4-bit weights too, which multiplies it.
+                let fine = if wa && distort { middle <= 5e-3 } else { worst <= 1e-5 };
+                assert!(fine, "{key}: {what} differ by {middle} (median), {worst} (largest)");
             }
             differences.extend(ours.losses.iter().zip(&losses).map(|(a, &b)| relative(a.unwrap(), b)));
         }
     }
+    if !wa && !distort {
+        race_agrees(&dir, method, &found);
+    }
     differences.sort_by(f64::total_cmp);
     let (median, max) = (differences[differences.len() / 2], differences[differences.len() - 1]);
     println!("{model} {name}: {} losses, median difference {median:.1e}, max {max:.1e}", differences.len());
-    // One activation in about 10^5 rounds to the other int8 neighbour when the last bit of a norm or a sum differs;
-    // the losses of 16 short samples feel that. Weight-only losses hold the closer bound.
-    let (median_bound, max_bound) = if wa { (5e-6, if distort { 2e-2 } else { 5e-3 }) } else { (1e-6, 1e-3) };
+    // Weight only: median 1e-6, largest 1e-3. Where activations are rounded to int8, float32's order of summation
+    // decides near ties, and the losses of 16 short samples feel each: two runs of the same arithmetic in torch that
+    // differ in nothing else are 3.5e-7 (llava) and 6.0e-7 (onevision) apart in the median and up to 2.5e-4, mae;
+    // squared errors move twice as far. With `distort` flips feed on through the blocks, by way of the scales too:
+    // median 8.8e-5 and 1.3e-4, up to 2.3e-3, single channels of x_max up to 1.6e-3 even with the scales held fast
+    // (tests/reference/w4a8_order.py). The bounds are about five times that.
+    let (median_bound, max_bound) = match (wa, distort) {
+        (false, _) => (1e-6, 1e-3),
+        (true, false) => (3e-6, 3e-3),
+        (true, true) => (1e-3, 2e-2),
+    };
     assert!(median <= median_bound && max <= max_bound, "median {median}, max {max}");
+}
+
+/// The race finds the exhaustive search's points wherever the margin is 1e-3 or more, and the same loss there.
+fn race_agrees(dir: &Path, method: Method, all: &Outcome) {
+    let pruned = calibrate(dir, method, false, false, false, true);
+    let (mut scored, mut groups) = (0, 0);
+    for (a, b) in all.blocks.iter().flatten().zip(pruned.blocks.iter().flatten()) {
+        (scored, groups) = (scored + b.losses.iter().flatten().count(), groups + 1);
+        if a.margin >= 1e-3 {
+            assert_eq!(a.best, b.best, "{} {method:?} {:?}: margin {}", dir.display(), a.group, a.margin);
+            // Rows are multiplied in other company: another order of summation.
+            let d = relative(a.best_loss, b.best_loss);
+            assert!(d < 1e-6, "{} {method:?} {:?}: losses differ by {d}", dir.display(), a.group);
+        }
+    }
+    println!("{} {method:?}: {scored} of {} candidates finished", dir.display(), 20 * groups);
+    assert!(scored < 10 * groups, "the race dropped too few");
 }
 
 macro_rules! oracle_tests {
@@ -174,32 +208,14 @@ oracle_tests! {
     llava_mbq_distort_w4a8: "tiny-llava" "mbq-distort-w4a8" Mbq true true;
 }
 
-/// The race finds the exhaustive search's points wherever the margin is 1e-3 or more.
-#[test]
-fn race_finds_the_exhaustive_points() {
-    let Some(oracle) = oracle() else { return };
-    for model in ["tiny-onevision", "tiny-llava"] {
-        for method in [Method::Mbq, Method::Awq] {
-            let all = calibrate(&oracle.join(model), method, false, false, true, false);
-            let pruned = calibrate(&oracle.join(model), method, false, false, false, false);
-            for (a, b) in all.blocks.iter().flatten().zip(pruned.blocks.iter().flatten()) {
-                if a.margin >= 1e-3 {
-                    assert_eq!(a.best, b.best, "{model} {method:?} {:?}: margin {}", a.group, a.margin);
-                    assert!(relative(a.best_loss, b.best_loss) < 1e-9);
-                }
-            }
-        }
-    }
-}
-
 /// SmoothQuant's statistics are the authors' ones: absmax of what enters each linear, and s from them.
 #[test]
-#[ignore = "fails: on tiny-onevision the scales of block 0 gate and up differ by 9 % from the authors' statistics; cause not found yet"]
 fn smoothquant_statistics() {
     let Some(oracle) = oracle() else { return };
     for model in ["tiny-onevision", "tiny-llava"] {
         let dir = oracle.join(model);
-        let found = calibrate(&dir, Method::SmoothQuant, true, false, true, true);
+        // The authors take them sample by sample, without padding, unlike everything else.
+        let found = calibrate(&dir, Method::SmoothQuant, true, false, true, false);
         let path = dir.join("runs/sq-w4a8/act_absmax.safetensors");
         let act = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
         let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
@@ -221,7 +237,7 @@ fn smoothquant_statistics() {
                 }
                 let want: Vec<f32> = act.iter().zip(&column).map(|(a, w)| a.sqrt() / w.max(1e-5).sqrt()).collect();
                 let fold = &found.folds[&format!("language_model.model.layers.{layer}.{norm}.weight")];
-                let d = worst(fold.divide_rows.as_ref().unwrap(), &Tensor::new(want, &Device::Cpu).unwrap());
+                let (_, d) = spread(fold.divide_rows.as_ref().unwrap(), &Tensor::new(want, &Device::Cpu).unwrap());
                 assert!(d < 1e-4, "{model} {key}: {d}");
             }
         }
@@ -238,7 +254,7 @@ fn embeddings_are_the_processors() {
     let config = LlavaOnevision::read(&checkpoint).unwrap();
     let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("runs/batch.json")).unwrap()).unwrap();
-    let (mut checked, mut worst) = (0, 0f64);
+    let mut differences = Vec::new();
     for (want, entry) in batch(&dir.join("runs"), false).iter().zip(list["samples"].as_array().unwrap()) {
         let text = |key: &str| entry[key].as_str().unwrap();
         let path = oracle.join("data").join(text("image"));
@@ -250,20 +266,25 @@ fn embeddings_are_the_processors() {
         };
         assert_eq!(answers(&got), answers(want), "{}", path.display());
         let norm = |t: Tensor| f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
-        worst = worst.max(norm((&got.embeds - &want.embeds).unwrap()) / norm(want.embeds.clone()));
-        checked += 1;
+        differences.push(norm((&got.embeds - &want.embeds).unwrap()) / norm(want.embeds.clone()));
     }
-    println!("{checked} samples, largest relative difference {worst:.1e}");
-    assert!(checked == 16 && worst < 1e-5, "{worst}");
+    println!("relative differences {differences:?}");
+    // The dump was made with a Pillow that resizes some pictures' columns before their rows, which moves single bytes
+    // by one level; transformers with Pillow 11 differs from it by the same 3e-4 on the second picture. The others are
+    // equal but for the order of sums.
+    assert!(differences.len() == 16 && differences.iter().all(|&d| d < 1e-3), "{differences:?}");
+    assert!(differences.iter().filter(|&&d| d < 1e-6).count() >= 8, "{differences:?}");
 }
 
-/// The testbed's first 32 pairs from pictures to grid points. Minutes long: run it with `--ignored`.
+/// The testbed's first 32 pairs from pictures to grid points. Minutes long: it runs when MBQ_TESTBED is set
+/// (MBQ_EXHAUSTIVE: without the race).
 #[test]
-#[ignore]
 fn testbed_points() {
     use super::pairs;
     use crate::model::llava_onevision::{Embedder, LlavaOnevision};
-    let Some(oracle) = oracle() else { return };
+    let Some(oracle) = oracle().filter(|_| std::env::var_os("MBQ_TESTBED").is_some()) else {
+        return eprintln!("skipped: MBQ_TESTBED is not set");
+    };
     let testbed = oracle.parent().unwrap().join("testbed");
     let checkpoint = Checkpoint::open(&testbed.join("model")).unwrap();
     let config = LlavaOnevision::read(&checkpoint).unwrap();
@@ -274,7 +295,16 @@ fn testbed_points() {
         let image = crate::image::load_rgb(&p.image).unwrap();
         embedder.sample(&p.image, &image, &p.question, &p.answer, 4096).unwrap()
     };
-    let samples: Vec<Sample> = pairs[..32].iter().map(sample).collect();
+    let mut samples: Vec<Sample> = pairs[..32].iter().map(sample).collect();
+    // The authors' code pads, and its x_max counts the padding: other scales, losses that differ by 1 %.
+    let longest = samples.iter().map(|s| s.real).max().unwrap();
+    for s in &mut samples {
+        let (n, hidden) = s.embeds.dims2().unwrap();
+        let zeros = Tensor::zeros((longest - n, hidden), candle_core::DType::F32, &Device::Cpu).unwrap();
+        s.embeds = Tensor::cat(&[&s.embeds, &zeros], 0).unwrap();
+        s.kinds.resize(longest, Kind::Other);
+        s.ids.resize(longest, 0);
+    }
     println!("{} tokens, vision {:.1} s", samples.iter().map(|s| s.real).sum::<usize>(), start.elapsed().as_secs_f64());
     let model = Model::new(&checkpoint, &config.text, 4096, Device::Cpu).unwrap();
     let weights = Asymmetric { bits: 3, group: 128 };
@@ -292,7 +322,7 @@ fn testbed_points() {
             scales: true,
             alpha: 0.5,
             importance: None,
-            chunk_tokens: 512,
+            chunk_tokens: 1024,
             memory: 4 << 30,
             compensation: None,
             progress: None,
@@ -325,5 +355,57 @@ fn testbed_points() {
             start.elapsed().as_secs_f64()
         );
         assert!(wrong.is_empty(), "{wrong:?}");
+    }
+}
+
+/// In full precision a folded block computes what the block computed: norms, biases, rows shared by several query
+/// heads. Folded twice over: as the search does it, and as the writer does it, tensor by tensor.
+#[test]
+fn folding_keeps_the_function() {
+    use super::mbq::apply;
+    use super::run::fold;
+    use crate::model::decoder::tests::{golden, tensor};
+    use crate::model::decoder::{Block, Name, tensor_name};
+    let (golden, block, spans) = golden();
+    let x = tensor(&golden["x"], &[8, 12]);
+    let before = block.forward(&x, &spans).unwrap();
+    let (repeats, dim) = block.head_shape();
+    assert!(repeats > 1 && block.linear(Name::V).bias.is_some());
+    let mut applied = block.clone();
+    let mut folds = crate::quant::fold::Folds::new();
+    for group in Group::ALL {
+        let n = block.linear(group.linears()[0]).weight.dim(1).unwrap();
+        // Of a head's width repeated where heads share values, else of every channel.
+        let at = |i: usize| if group == Group::O { i / (repeats * dim) * dim + i % dim } else { i };
+        let scales: Vec<f32> = (0..n).map(|i| 0.3 * 1.5f32.powi((at(i) * 5 % 9) as i32)).collect();
+        apply(&mut applied, group, &scales).unwrap();
+        fold(&mut folds, 0, &block, group, scales);
+    }
+    let mut written: Block = block.clone();
+    let change = |t: &mut Tensor, name: String| {
+        let Some(fold) = folds.get(&name) else { return };
+        let shape = t.dims().to_vec();
+        let mut data: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
+        let cols = if shape.len() == 2 { shape[1] } else { 1 };
+        fold.check(&name, shape[0], cols).unwrap();
+        fold.apply(&mut data, 0, cols);
+        *t = Tensor::from_vec(data, shape, &Device::Cpu).unwrap();
+    };
+    change(&mut written.norm1, tensor_name(0, "input_layernorm.weight"));
+    change(&mut written.norm2, tensor_name(0, "post_attention_layernorm.weight"));
+    for name in Name::ALL {
+        let linear = written.linear_mut(name);
+        change(&mut linear.weight, tensor_name(0, &format!("{}.weight", name.path())));
+        if let Some(bias) = &mut linear.bias {
+            change(bias, tensor_name(0, &format!("{}.bias", name.path())));
+        }
+    }
+    let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    for (how, folded) in [("search", applied), ("writer", written)] {
+        let moved = |name: Name| norm((&folded.linear(name).weight - &block.linear(name).weight).unwrap());
+        assert!(Name::ALL.iter().all(|&n| moved(n) > 1e-3), "{how}: a linear was not folded");
+        let after = folded.forward(&x, &spans).unwrap();
+        let difference = norm((&after - &before).unwrap()) / norm(before.clone());
+        assert!(difference < 1e-5, "{how}: {difference}");
     }
 }

@@ -3,7 +3,7 @@ use super::compensate::{self, Leftovers};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use mbq_convert::calibrate::batch::Sample;
-use mbq_convert::calibrate::grid::{Activations, Asymmetric, PerChannel, Stored, WeightGrid};
+use mbq_convert::calibrate::grid::{Activations, Asymmetric, Mbq3, PerChannel, Stored, WeightGrid};
 use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
 use mbq_convert::calibrate::{self, Method, Model, builtin, pairs};
@@ -13,6 +13,7 @@ use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::{self, GgmlType};
 use mbq_convert::gguf::{Encoder, FileType, Linear, Role, TypeChoice, fitting};
 use mbq_convert::image::load_rgb;
+use mbq_convert::model::TextConfig;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -151,9 +152,13 @@ fn size(s: &str) -> Result<usize, String> {
 }
 
 /// The stored types' own rounding of a decoder linear.
-fn stored(file: FileType) -> Box<dyn WeightGrid> {
+fn stored(file: FileType, config: &TextConfig) -> Box<dyn WeightGrid> {
     let ty = file.tensor_type(Role::Linear(Linear::Other, 0), 1, 256, false, false);
+    // Rows of other lengths are stored in a fallback type, which only ggml's own round trip knows.
+    let rows = [config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size];
+    let fits_mbq3 = rows.iter().all(|r| r % 128 == 0);
     match ty {
+        GgmlType::MBQ3 if fits_mbq3 => Box::new(Mbq3),
         // The i-quants' own search takes minutes per block: a plain grid of equal bits stands for them.
         GgmlType::IQ3_S | GgmlType::IQ3_XXS => Box::new(Asymmetric { bits: 3, group: 32 }),
         GgmlType::IQ4_XS => Box::new(Asymmetric { bits: 4, group: 32 }),
@@ -209,7 +214,8 @@ pub fn run(
     let vision_seconds = start.elapsed().as_secs_f64();
     let longest = samples.iter().map(|s| s.real).max().unwrap_or(1);
     let model = Model::new(checkpoint, &config.text, longest, device)?;
-    let weights: Box<dyn WeightGrid> = if args.paper_w4a8 { Box::new(PerChannel { bits: 4 }) } else { stored(file) };
+    let weights: Box<dyn WeightGrid> =
+        if args.paper_w4a8 { Box::new(PerChannel { bits: 4 }) } else { stored(file, &config.text) };
     let activations = match (w4a8, args.paper_w4a8) {
         (false, _) => Activations::Float,
         (true, false) => Activations::Blocks,
@@ -249,7 +255,7 @@ pub fn run(
         scales: !args.compensation.no_scales,
         importance,
         alpha: 0.5,
-        chunk_tokens: 512,
+        chunk_tokens: 1024,
         memory: args.memory,
         compensation: compensation.as_ref(),
         progress: Some((progress.clone(), job)),

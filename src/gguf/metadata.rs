@@ -43,6 +43,19 @@ impl General {
     }
 }
 
+/// Of the MBQ3 block's bit order and meaning, and frozen: another order would be another type id.
+const MBQ_FORMAT_VERSION: u32 = 1;
+
+/// `mbq.*`: what a reader of MBQ3 tensors may want to know. For files whose type is MBQ3.
+///
+/// # Errors
+/// A string holds a NUL byte.
+pub fn mbq(header: &mut Gguf, method: &str) -> Result<(), GgmlError> {
+    header.set_u32("mbq.format_version", MBQ_FORMAT_VERSION)?.set_str("mbq.method", method)?;
+    header.set_u32("mbq.group_size", crate::quant::mbq3::GROUP as u32)?;
+    Ok(())
+}
+
 /// The language model's keys: `general.*` and the architecture's own.
 ///
 /// # Errors

@@ -19,5 +19,5 @@ pub use types::{FileType, Linear, Role, fitting};
 pub use vocab::{TokenType, Vocabulary};
 pub use writer::{Changes, Encoder};
 
-pub(crate) use metadata::{text as text_metadata, vision as vision_metadata};
+pub(crate) use metadata::{mbq as mbq_metadata, text as text_metadata, vision as vision_metadata};
 pub(crate) use writer::{list, write};

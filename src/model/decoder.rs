@@ -91,6 +91,13 @@ impl Rope {
         let n = x.dim(1)?;
         rotate(x, &self.cos.narrow(0, 0, n)?, &self.sin.narrow(0, 0, n)?, backward)
     }
+
+    /// The same where row i of a head stands at position `positions[i]`.
+    fn apply_at(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
+        let at: Vec<u32> = positions.iter().map(|&p| p as u32).collect();
+        let at = Tensor::new(at, x.device())?;
+        rotate(x, &self.cos.index_select(&at, 0)?, &self.sin.index_select(&at, 0)?, false)
+    }
 }
 
 /// A block's weights in f32.
@@ -229,20 +236,48 @@ impl Block {
         q.contiguous()?.reshape((self.kv_heads, self.repeats * n, d))
     }
 
-    fn probabilities(&self, q: &Tensor, k: &Tensor, span: Span) -> Result<Tensor> {
+    fn probabilities(&self, q: &Tensor, k: &Tensor, positions: &[usize], real: usize) -> Result<Tensor> {
         let scores = (q.matmul(&k.t()?)? * (1.0 / (self.head_dim as f64).sqrt()))?;
-        causal_softmax(scores, span.len, span.real)
+        causal_softmax(scores, positions, real)
     }
 
     /// The heads' outputs from packed q, k, v before rotation.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> Result<Tensor> {
+        self.attend_at(q, k, v, spans, None)
+    }
+
+    /// The same where `q` holds only the packed matrix's rows `rows`, in order.
+    pub fn attend_at(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        spans: &[Span],
+        rows: Option<&[u32]>,
+    ) -> Result<Tensor> {
         let mut parts = Vec::with_capacity(spans.len());
+        let mut from = 0;
         for span in spans {
+            let positions: Vec<usize> = match rows {
+                None => (0..span.len).collect(),
+                Some(rows) => {
+                    let inside =
+                        rows.iter().map(|&t| t as usize).filter(|t| (span.start..span.start + span.len).contains(t));
+                    inside.map(|t| t - span.start).collect()
+                }
+            };
+            let n = positions.len();
+            if n == 0 {
+                continue;
+            }
             let of = |t: &Tensor| self.split(&t.narrow(0, span.start, span.len)?);
-            let q = self.stack(&self.rope.apply(&of(q)?, false)?)?;
+            let heads = self.split(&q.narrow(0, from, n)?)?;
+            let whole = n == span.len;
+            let heads = if whole { self.rope.apply(&heads, false)? } else { self.rope.apply_at(&heads, &positions)? };
             let k = self.rope.apply(&of(k)?, false)?;
-            let out = self.probabilities(&q, &k, *span)?.matmul(&of(v)?)?;
-            parts.push(self.join(&out.reshape((self.kv_heads * self.repeats, span.len, self.head_dim))?)?);
+            let out = self.probabilities(&self.stack(&heads)?, &k, &positions, span.real)?.matmul(&of(v)?)?;
+            parts.push(self.join(&out.reshape((self.kv_heads * self.repeats, n, self.head_dim))?)?);
+            from += n;
         }
         Tensor::cat(&parts, 0)
     }
@@ -293,7 +328,8 @@ impl Block {
             let of = |t: &Tensor| self.split(&t.narrow(0, span.start, span.len)?);
             let q = self.stack(&self.rope.apply(&of(&q)?, false)?)?;
             let k = self.rope.apply(&of(&k)?, false)?;
-            let p = self.probabilities(&q, &k, *span)?;
+            let positions: Vec<usize> = (0..span.len).collect();
+            let p = self.probabilities(&q, &k, &positions, span.real)?;
             let g_out = self.stack(&of(&g_o)?)?;
             g_v.push(self.join(&p.t()?.matmul(&g_out)?)?);
             let g_p = g_out.matmul(&of(&v)?.t()?)?;
@@ -375,18 +411,18 @@ impl Head {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::model::config::TextArch;
     use candle_core::Var;
     use serde_json::Value;
 
-    fn tensor(v: &Value, shape: &[usize]) -> Tensor {
+    pub(crate) fn tensor(v: &Value, shape: &[usize]) -> Tensor {
         let data: Vec<f32> = v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect();
         Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
     }
 
-    fn golden() -> (Value, Block, Vec<Span>) {
+    pub(crate) fn golden() -> (Value, Block, Vec<Span>) {
         let golden: Value = serde_json::from_str(include_str!("../../tests/golden/block_vjp.json")).unwrap();
         let (hidden, heads, kv, d, inner) = (12, 4, 2, 4, 10);
         let config = TextConfig {

@@ -76,33 +76,35 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Softmax of attention scores `[batch, repeats * n, n]` where row i (modulo n) sees columns 0..=i that are also
-/// below `keys`. `scores` may be overwritten.
-pub(crate) fn causal_softmax(scores: Tensor, n: usize, keys: usize) -> Result<Tensor> {
+/// Softmax of attention scores `[batch, repeats * rows, n]` where row i (modulo rows) sees the columns up to
+/// `positions[i]` that are also below `keys`. `scores` may be overwritten.
+pub(crate) fn causal_softmax(scores: Tensor, positions: &[usize], keys: usize) -> Result<Tensor> {
+    let n = scores.dim(D::Minus1)?;
     if scores.device().is_cpu() {
         let scores = scores.contiguous()?;
         scores.inplace_op1(&Update(|data: &mut [f32]| {
             data.par_chunks_mut(n).with_min_len(16).enumerate().for_each(|(i, row)| {
-                let seen = (i % n + 1).min(keys);
+                let seen = (positions[i % positions.len()] + 1).min(keys);
                 let (head, tail) = row.split_at_mut(seen);
                 tail.fill(0.0);
                 let max = head.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut sum = 0f32;
+                let mut sum = 0f64;
                 for v in head.iter_mut() {
                     *v = (*v - max).exp();
-                    sum += *v;
+                    sum += f64::from(*v);
                 }
-                let inverse = 1.0 / sum;
-                head.iter_mut().for_each(|v| *v *= inverse);
+                let sum = sum as f32;
+                head.iter_mut().for_each(|v| *v /= sum);
             });
         }))?;
         return Ok(scores);
     }
-    let mask: Vec<f32> =
-        (0..n * n).map(|at| if at % n <= at / n && at % n < keys { 0.0 } else { f32::NEG_INFINITY }).collect();
-    let (batch, rows, _) = scores.dims3()?;
-    let mask = Tensor::from_vec(mask, (1, 1, n, n), scores.device())?;
-    let scores = scores.reshape((batch, rows / n, n, n))?.broadcast_add(&mask)?.reshape((batch, rows, n))?;
+    let rows = positions.len();
+    let seen = |&p: &usize| (0..n).map(move |j| if j <= p && j < keys { 0.0 } else { f32::NEG_INFINITY });
+    let mask: Vec<f32> = positions.iter().flat_map(seen).collect();
+    let (batch, all, _) = scores.dims3()?;
+    let mask = Tensor::from_vec(mask, (1, 1, rows, n), scores.device())?;
+    let scores = scores.reshape((batch, all / rows, rows, n))?.broadcast_add(&mask)?.reshape((batch, all, n))?;
     let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
 }

@@ -1,0 +1,128 @@
+//! Calibration through the program: bad input is refused by name, and a killed run that is resumed gives the very file.
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/model")
+}
+
+fn convert(out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mbq-convert"));
+    command.arg(demo()).arg("-o").arg(out).args(["--quiet", "--memory", "64M"]).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A pairs file or picture that must be refused with `words` in the message, and without output.
+fn refused(pairs: &str, prepare: impl Fn(&Path), more: &[&str], words: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let (list, out) = (dir.path().join("pairs.jsonl"), dir.path().join("out"));
+    fs::write(&list, pairs).unwrap();
+    fs::create_dir(&out).unwrap();
+    prepare(dir.path());
+    let mut arguments = vec!["--calib", list.to_str().unwrap()];
+    arguments.extend(more);
+    let done = convert(&out.join("o.gguf"), &arguments).output().unwrap();
+    let message = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(1), "{words:?}: {message}");
+    assert!(words.iter().all(|w| message.contains(w)), "{words:?} not in: {message}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "{message}");
+}
+
+const PAIR: &str = r#"{"image": "p.png", "question": "What is it?", "answer": "A red star."}"#;
+
+fn picture(dir: &Path) {
+    fs::copy(demo().parent().unwrap().join("pictures/red-star.png"), dir.join("p.png")).unwrap();
+}
+
+#[test]
+fn bad_pairs_are_named() {
+    refused("", picture, &[], &["pairs.jsonl", "no image-text pairs"]);
+    refused("{\"image\": ", picture, &[], &["pairs.jsonl", "line 1", "not JSON"]);
+    refused("{\"image\": \"p.png\", \"answer\": \" \"}", picture, &[], &["entry 1", "the answer is empty"]);
+    refused("{\"image\": \"p.png\", \"question\": \"?\"}", picture, &[], &["entry 1", "`answer` is missing"]);
+    refused(PAIR, |_| (), &[], &["p.png", "does not exist", "--image-root"]);
+    refused(PAIR, |dir| fs::write(dir.join("p.png"), "no picture").unwrap(), &[], &["p.png", "not a readable picture"]);
+    refused(PAIR, picture, &["--max-tokens", "20"], &["p.png", "tokens", "--max-tokens"]);
+}
+
+/// A picture of 60,000 x 60,000 pixels is refused from its header, before memory is taken for it.
+#[test]
+fn gigantic_picture() {
+    let header = |dir: &Path| {
+        let mut png = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR".to_vec();
+        png.extend([0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60, 8, 2, 0, 0, 0]);
+        png.extend(crc(&png[12..]).to_be_bytes());
+        png.extend(b"\0\0\0\0IDAT");
+        png.extend(crc(b"IDAT").to_be_bytes());
+        fs::write(dir.join("p.png"), png).unwrap();
+    };
+    refused(PAIR, header, &[], &["p.png", "60000 x 60000 pixels"]);
+}
+
+/// PNG's CRC-32.
+fn crc(data: &[u8]) -> u32 {
+    let step = |c: u32| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
+    !data.iter().fold(u32::MAX, |c, &b| (0..8).fold(c ^ u32::from(b), |c, _| step(c)))
+}
+
+/// Waits for the end, or kills (SIGKILL) when `after` has passed. Whether it ended by itself.
+fn ended(child: &mut Child, after: Duration) -> bool {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            return true;
+        }
+        if start.elapsed() > after {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Killed ten times at moments spread over a whole run's time and resumed each time, the program writes the same bytes
+/// as without interruption. The moments differ from run to run with the machine's speed; the outcome may not.
+#[test]
+fn killed_and_resumed_gives_the_same_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, pieces) = (dir.path().join("a/model.gguf"), dir.path().join("b/model.gguf"));
+    for path in [&whole, &pieces] {
+        fs::create_dir(path.parent().unwrap()).unwrap();
+    }
+    let more = ["--samples", "4", "--resume"];
+    let start = Instant::now();
+    let done = convert(&whole, &more).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let all = start.elapsed();
+    let (mut killed, mut resumed, mut state) = (0, 0, 0x9E37_79B9_7F4A_7C15u64);
+    while killed < 10 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let part = (state >> 40) as f64 / (1u64 << 24) as f64;
+        if fs::read_dir(pieces.parent().unwrap())
+            .unwrap()
+            .any(|f| f.unwrap().file_name().to_string_lossy().ends_with("progress.json"))
+        {
+            resumed += 1;
+        }
+        let mut child = convert(&pieces, &more).stderr(Stdio::null()).spawn().unwrap();
+        if ended(&mut child, all.mul_f64(part)) {
+            // What is left runs out sooner than a whole run: begin again, to be killed elsewhere.
+            assert!(fs::read(&whole).unwrap() == fs::read(&pieces).unwrap(), "another file after {killed} kills");
+            fs::remove_file(&pieces).unwrap();
+        } else {
+            killed += 1;
+        }
+    }
+    let done = convert(&pieces, &more).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(fs::read(&whole).unwrap() == fs::read(&pieces).unwrap(), "another file after ten kills");
+    eprintln!("{resumed} starts found progress; a whole run takes {:.1} s", all.as_secs_f64());
+    let left = fs::read_dir(pieces.parent().unwrap()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = left.filter(|n| n.contains("progress")).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
