@@ -6,11 +6,12 @@
 
 `codes` hashes, for every decoder linear of the two tiny oracle models, the codes (one byte each, row by
 row) and the fp16 steps; `answers` asks the testbed's questions with all decoder linears fake-quantised
-(values in float32, as the authors' code does it).
+(values in float32, as the authors' code does it); MBQ_DEVICE=cuda does it on a GPU, without TF32.
 """
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def answers(shared, out, grid="paper"):
         for name, p in model.named_parameters():
             if is_linear(name):
                 p.copy_(quantize(p.float(), grid)[3])
+    torch.backends.cudnn.allow_tf32 = False  # for convolutions its default is True
+    model = model.to(os.environ.get("MBQ_DEVICE", "cpu"))
     # one line per answer as it comes; a second call goes on where the first stopped
     out = Path(out)
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -95,7 +98,7 @@ def answers(shared, out, grid="paper"):
         text = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q["question"]}]}], add_generation_prompt=True
         )
-        inputs = processor(images=Image.open(testbed / q["image"]), text=text, return_tensors="pt")
+        inputs = processor(images=Image.open(testbed / q["image"]), text=text, return_tensors="pt").to(model.device)
         with torch.no_grad():
             ids = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=64, eos_token_id=2, pad_token_id=0)
         answer = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()

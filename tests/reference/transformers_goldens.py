@@ -10,7 +10,8 @@ attention, slow (PIL) processor.
     python transformers_goldens.py logits SHARED OUT         # OUT/<n>.logits.f32, OUT/<n>.ids.i32
     python transformers_goldens.py variant MODEL OUT ROWS    # checkpoint with pinpoints up to ROWS x ROWS tiles
 
-SHARED is the folder that holds testbed/ and oracle/tiny-onevision/.
+SHARED is the folder that holds testbed/ and oracle/tiny-onevision/. MBQ_DEVICE=cuda asks for `answers` on a GPU, in
+float32 without TF32.
 """
 
 import base64
@@ -37,6 +38,8 @@ PICTURES = [
     ("odd-row", 111, 72), ("odd-column", 73, 111), ("large", 340, 331), ("large-wide", 337, 230),
 ]
 LARGE_ROWS = 6
+DEVICE = os.environ.get("MBQ_DEVICE", "cpu")
+torch.backends.cudnn.allow_tf32 = False  # for convolutions its default is True
 
 
 def draw(name, width, height):
@@ -57,7 +60,7 @@ def load(path):
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(
         path, torch_dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    return model, AutoProcessor.from_pretrained(path)
+    return model.to(DEVICE), AutoProcessor.from_pretrained(path)
 
 
 def prompt(processor, text):
@@ -138,7 +141,7 @@ def answers(shared):
     out = json.loads(file.read_text())["answers"] if file.exists() else []
     questions = [json.loads(line) for line in (testbed / "eval.jsonl").read_text().splitlines()]
     for n, q in enumerate(questions[len(out):], len(out) + 1):
-        inputs = processor(images=Image.open(testbed / q["image"]), text=prompt(processor, q["question"]), return_tensors="pt")
+        inputs = processor(images=Image.open(testbed / q["image"]), text=prompt(processor, q["question"]), return_tensors="pt").to(DEVICE)
         with torch.no_grad():
             ids = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=64, eos_token_id=2, pad_token_id=0)
         # 4.45 returns prompt and answer together when input_ids are given
