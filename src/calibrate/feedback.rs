@@ -61,6 +61,11 @@ pub fn factor(h: &Tensor, damping: f64, order: Option<Vec<usize>>) -> Result<Fac
     bail!("the activations' second moments are not positive definite")
 }
 
+/// A product of parts of larger matrices: only on the CPU does candle multiply them where they lie.
+fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() { a.matmul(b) } else { a.contiguous()?.matmul(&b.contiguous()?) }
+}
+
 fn diagonal(h: &Tensor) -> Result<Vec<f64>> {
     let n = h.dim(0)?;
     let index: Vec<u32> = (0..n as u32).collect();
@@ -78,7 +83,7 @@ fn upper(h: &Tensor, lift: &[f64]) -> Result<Option<(Tensor, Vec<f64>)>> {
         let mut s = h.narrow(0, 0, end)?.narrow(1, start, len)?;
         if end < n {
             let right = r.narrow(1, end, n - end)?;
-            s = (s - right.narrow(0, 0, end)?.matmul(&right.narrow(0, start, len)?.t()?)?)?;
+            s = (s - product(&right.narrow(0, 0, end)?, &right.narrow(0, start, len)?.t()?)?)?;
         }
         let mut corner: Vec<f64> = s.narrow(0, start, len)?.flatten_all()?.to_vec1()?;
         (0..len).for_each(|i| corner[i * len + i] += lift[start + i]);
@@ -151,7 +156,7 @@ impl Factor {
             let mut s = b.narrow(1, start, len)?;
             if end < n {
                 let m = m.narrow(0, start, len)?.narrow(1, end, n - end)?;
-                s = (s - x.narrow(1, end, n - end)?.matmul(&m.t()?)?)?;
+                s = (s - product(&x.narrow(1, end, n - end)?, &m.t()?)?)?;
             }
             x.slice_set(&s.contiguous()?.matmul(&corner(start, len)?.t()?)?, 1, start)?;
         }
@@ -162,7 +167,7 @@ impl Factor {
             let mut s = y.narrow(1, start, len)?;
             if start > 0 {
                 let m = m.narrow(0, 0, start)?.narrow(1, start, len)?;
-                s = (s - x.narrow(1, 0, start)?.matmul(&m)?)?;
+                s = (s - product(&x.narrow(1, 0, start)?, &m)?)?;
             }
             x.slice_set(&s.contiguous()?.matmul(&corner(start, len)?)?, 1, start)?;
         }
@@ -261,7 +266,7 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
         let mut t = w.narrow(1, start, len)?;
         let m = factor.m.narrow(1, start, len)?;
         if start > 0 {
-            t = (t + errors.narrow(1, 0, start)?.matmul(&m.narrow(0, 0, start)?)?)?;
+            t = (t + product(&errors.narrow(1, 0, start)?, &m.narrow(0, 0, start)?)?)?;
         }
         let mut t: Vec<f32> = t.flatten_all()?.to_vec1()?;
         let original: Vec<f32> = w.narrow(1, start, len)?.flatten_all()?.to_vec1()?;

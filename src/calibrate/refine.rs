@@ -109,9 +109,8 @@ impl Corner<'_> {
 
     /// The best code of each column, all others fixed.
     fn codes(&self, levels: &[Levels], codes: &mut [u8], e: &mut [f32], pull: &mut [f32]) {
-        for k in 0..self.len {
+        for (k, row) in self.h.chunks(self.len).enumerate() {
             let levels = levels[k / self.format.group()];
-            let row = &self.h[k * self.len..(k + 1) * self.len];
             let old = levels.value(codes[k]);
             let code = self.format.nearest(levels, old + pull[k] / row[k]);
             if code != codes[k] {
