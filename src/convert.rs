@@ -92,11 +92,7 @@ pub fn convert(
     observer: &dyn Observer,
 ) -> Result<Summary, Error> {
     let start = Instant::now();
-    let model = LlavaOnevision::read(checkpoint)?;
-    check_runtime_limits(checkpoint, &model)?;
-    let text_plan = plan::text(&model.text, &options.types);
-    let projector_bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
-    let vision_plan = plan::vision(&model.vision, model.text.hidden_size, options.mmproj_type, projector_bias);
+    let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
     check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &calibration.folds)?;
     let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
     vocabulary.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
@@ -105,16 +101,12 @@ pub fn convert(
         observer.event(Event::Note(note.into()));
     }
 
-    let parameters = text_plan.iter().map(Planned::elements).sum();
     let general = General {
-        name: Name::parse(&display_name(checkpoint.dir(), options.repository.as_deref()), parameters),
+        name: model_name(checkpoint, options, &text_plan),
         card: Card::read(checkpoint.dir()),
         repository: options.repository.clone(),
     };
-    let encoding = FileType::name(options.types.file);
-    let path = options.output.clone().unwrap_or_else(|| general.name.file(encoding).into());
-    let mmproj_path = beside(&path, |stem| format!("mmproj-{stem}-{}.gguf", options.mmproj_type));
-    let record_path = beside(&path, |stem| format!("{stem}.mbq.json"));
+    let [path, mmproj_path, record_path] = paths(&general.name, options);
 
     let mut header = Gguf::new();
     gguf::text_metadata(&mut header, &general, &model.text, options.types.file).map_err(GgufError::Header)?;
@@ -144,6 +136,44 @@ pub fn convert(
     record_output.write(&record(checkpoint, options, calibration, &summary))?;
     Output::publish(outputs.into())?;
     Ok(summary)
+}
+
+/// Finds before long work what would stop [`convert`] after it.
+///
+/// # Errors
+/// A fault of the checkpoint, or an output that cannot be written. Nothing is left of the attempt.
+pub fn check(checkpoint: &Checkpoint, options: &Options) -> Result<(), Error> {
+    let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
+    check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &Folds::new())?;
+    Vocabulary::read(checkpoint, model.text.vocab_size)?;
+    for path in paths(&model_name(checkpoint, options, &text_plan), options) {
+        Output::create(&path)?;
+    }
+    Ok(())
+}
+
+/// The model's configuration, and the tensors of the two files.
+fn plans(checkpoint: &Checkpoint, o: &Options) -> Result<(LlavaOnevision, Vec<Planned>, Vec<Planned>), Error> {
+    let model = LlavaOnevision::read(checkpoint)?;
+    check_runtime_limits(checkpoint, &model)?;
+    let text = plan::text(&model.text, &o.types);
+    let projector_bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
+    let vision = plan::vision(&model.vision, model.text.hidden_size, o.mmproj_type, projector_bias);
+    Ok((model, text, vision))
+}
+
+fn model_name(checkpoint: &Checkpoint, options: &Options, text_plan: &[Planned]) -> Name {
+    let parameters = text_plan.iter().map(Planned::elements).sum();
+    Name::parse(&display_name(checkpoint.dir(), options.repository.as_deref()), parameters)
+}
+
+/// Of the language model, the mmproj and the record.
+fn paths(name: &Name, options: &Options) -> [PathBuf; 3] {
+    let encoding = FileType::name(options.types.file);
+    let path = options.output.clone().unwrap_or_else(|| name.file(encoding).into());
+    let mmproj = beside(&path, |stem| format!("mmproj-{stem}-{}.gguf", options.mmproj_type));
+    let record = beside(&path, |stem| format!("{stem}.mbq.json"));
+    [path, mmproj, record]
 }
 
 /// What transformers can do and llama.cpp's qwen2 cannot.

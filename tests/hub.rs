@@ -96,7 +96,7 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, state: &Mute
 
 fn hub(server: &Server, home: &Path) -> Command {
     let mut command = program();
-    command.env("HF_ENDPOINT", &server.endpoint).env("HF_HOME", home).args(["--type", "q4_0"]);
+    command.env("HF_ENDPOINT", &server.endpoint).env("HF_HOME", home).args(["--type", "q4_0", "--method", "rtn"]);
     command
 }
 

@@ -3,7 +3,7 @@ use super::progress::Bars;
 use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate;
 use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::convert::{Options, Summary, Written, convert};
+use mbq_convert::convert::{Options, Summary, Written, check, convert};
 use mbq_convert::events::Observer;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
@@ -112,6 +112,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let beside = args.output.clone().unwrap_or_else(|| "model.gguf".into());
     let w4a8 = args.bits == Some(Bits::W4a8);
+    check(&checkpoint, &options).with_context(|| format!("converting {model}"))?;
     let found = super::calibrate::run(&args.calibration, method, options.types, w4a8, &checkpoint, &beside, &bars)
         .with_context(|| format!("calibrating {model}"))?;
     let summary =

@@ -238,7 +238,7 @@ pub fn program() -> Command {
 }
 
 pub fn convert(model: &Path, output: &Path, args: &[&str]) -> Output {
-    program().arg(model).arg("-o").arg(output).args(args).output().unwrap()
+    program().arg(model).arg("-o").arg(output).args(["--method", "rtn"]).args(args).output().unwrap()
 }
 
 pub fn text(bytes: &[u8]) -> String {
