@@ -15,9 +15,9 @@ pub struct Args {
     /// Leave rounding errors as they are: the paper's method
     #[arg(long)]
     no_compensate: bool,
-    /// With --method mbq: compensate errors, but look for no scales
-    #[arg(long, conflicts_with = "no_compensate")]
-    pub no_scales: bool,
+    /// Look for MBQ's scales before errors are compensated too; where nothing is compensated they are always looked for
+    #[arg(long)]
+    pub scales: bool,
     /// What a vision token weighs in the compensation beside a text token: a number, or `ratio` for the layer's own
     #[arg(long, value_name = "W", default_value = "1", value_parser = vision)]
     vision_weight: Vision,
