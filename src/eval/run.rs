@@ -331,6 +331,15 @@ fn times(store: &mut Store) -> Result<Times, EvalError> {
     Ok(store.get(&TIMES)?.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default())
 }
 
+/// The model's times so far; one that ran has decoded enough tokens to be timed.
+fn finish(decoder: Option<Decoder>, store: &mut Store) -> Result<Times, EvalError> {
+    let Some(mut decoder) = decoder else { return times(store) };
+    if decoder.times.decode_tokens < SPEED_TOKENS as u64 {
+        decoder.time_decoding(SPEED_TOKENS)?;
+    }
+    add_times(store, &decoder.times)
+}
+
 fn add_times(store: &mut Store, new: &Times) -> Result<Times, EvalError> {
     let old = times(store)?;
     let sum = Times {
@@ -408,15 +417,7 @@ impl<'w> Work<'w> {
             }
             self.done(item);
         }
-        match decoder {
-            Some(mut decoder) => {
-                if decoder.times.decode_tokens < SPEED_TOKENS as u64 {
-                    decoder.time_decoding(SPEED_TOKENS)?;
-                }
-                add_times(store, &decoder.times)
-            }
-            None => times(store),
-        }
+        finish(decoder, store)
     }
 
     fn candidate(
@@ -444,15 +445,7 @@ impl<'w> Work<'w> {
             }
             self.done(item);
         }
-        match decoder {
-            Some(mut decoder) => {
-                if decoder.times.decode_tokens < SPEED_TOKENS as u64 {
-                    decoder.time_decoding(SPEED_TOKENS)?;
-                }
-                add_times(store, &decoder.times)
-            }
-            None => times(store),
-        }
+        finish(decoder, store)
     }
 
     fn measure(
