@@ -40,7 +40,7 @@ impl Observer for Interrupt {
 
 /// Every third linear is of a type without feedback, `v` of other blocks than the rest.
 fn types(model: &LlavaOnevision) -> BTreeMap<String, GgmlType> {
-    let choice = TypeChoice { file: "mbq3".parse().unwrap(), embedding: None, output: None };
+    let choice = TypeChoice::of("mbq3".parse().unwrap());
     let linears = text(&model.text, &choice).into_iter().filter(|t| t.is_decoder_linear);
     let ty = |name: &str| match name {
         n if n.contains("v_proj") => GgmlType::Q4_0,

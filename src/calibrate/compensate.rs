@@ -331,7 +331,7 @@ impl Compensation {
 }
 
 /// Weights rounded as the writer rounds them.
-fn nearest(weight: &Tensor, ty: GgmlType) -> Result<Tensor> {
+pub(super) fn nearest(weight: &Tensor, ty: GgmlType) -> Result<Tensor> {
     if !ty.is_quantized() {
         return Ok(weight.clone());
     }

@@ -123,7 +123,7 @@ impl Importance {
             }
         };
         let mut this = Importance::default();
-        let types = TypeChoice { file: FileType::Plain(GgmlType::F32), embedding: None, output: None };
+        let types = TypeChoice::of(FileType::Plain(GgmlType::F32));
         for tensor in plan::text(config, &types).into_iter().filter(|t| t.is_decoder_linear) {
             let squares = values(format!("{}.in_sum2", tensor.name), tensor.row())?;
             let weight = values(format!("{}.counts", tensor.name), 1)?[0];
@@ -141,7 +141,7 @@ impl Importance {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, config: &TextConfig, dataset: &str, path: &Path) -> std::result::Result<(), Error> {
-        let file = TypeChoice { file: FileType::Plain(GgmlType::F32), embedding: None, output: None };
+        let file = TypeChoice::of(FileType::Plain(GgmlType::F32));
         let means = self.means();
         let (mut header, mut data) = (Gguf::new(), Vec::new());
         let mut list = || -> std::result::Result<(), crate::ggml::GgmlError> {

@@ -1,5 +1,6 @@
 //! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
 pub mod batch;
+pub mod budget;
 pub mod builtin;
 pub mod compensate;
 pub mod feedback;
@@ -31,6 +32,10 @@ pub enum CalibrateError {
         "block {layer}: mean gradient {vision} at vision tokens, {answer} at answer tokens; expected positive numbers: check the checkpoint's weights"
     )]
     NoGradient { layer: usize, vision: f64, answer: f64 },
+    #[error("block {layer}: the answers' distributions are not finite: check the checkpoint's weights")]
+    Divergence { layer: usize },
+    #[error("{mean} bits per weight are fewer than the type's own {least}")]
+    Budget { mean: f64, least: f64 },
     #[error("{path}: {problem}")]
     File { path: PathBuf, problem: String },
 }

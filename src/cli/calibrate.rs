@@ -16,6 +16,7 @@ use mbq_convert::image::load_rgb;
 use mbq_convert::model::TextConfig;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -121,6 +122,8 @@ pub struct Found {
     pub calibration: Calibration,
     pub importance: Option<Importance>,
     pub leftovers: Leftovers,
+    /// Linears of another type than the file's.
+    pub linears: BTreeMap<String, GgmlType>,
 }
 
 #[derive(Clone, Copy)]
@@ -226,7 +229,9 @@ pub fn run(
         _ => Loss::Mse,
     };
     let (progress, store) = compensate::kept(args.work_dir.as_deref(), output)?;
-    let compensation = args.compensation.build(method, types, &config, &store);
+    let (linears, parts) = args.compensation.widen(method, file, &model, &samples, observer)?;
+    let types = TypeChoice { linears, ..types };
+    let compensation = args.compensation.build(method, &types, &config, &store);
     // On the testbed scales made compensated models no better (docs/compensation.md) and took most of the time.
     let scales = compensation.is_none() || args.compensation.scales;
     let settings = serde_json::json!({
@@ -234,6 +239,7 @@ pub fn run(
         "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
         "share_heads": args.share_heads, "compensation": compensation.as_ref().map(|c| c.settings),
         "scales": scales, "samples": samples.len(), "source": source, "imatrix": importance,
+        "wider": types.linears.iter().map(|(name, ty)| (name, ty.to_string())).collect::<BTreeMap<_, _>>(),
     });
     let data = digest(&samples)?;
     let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
@@ -281,13 +287,15 @@ pub fn run(
         "sensitivities": found.sensitivities,
         "ratios": found.ratios,
         "blocks": found.blocks.iter().map(|b| groups(b)).collect::<Vec<_>>(),
+        "parts": parts,
         "compensated": found.compensated,
         "seconds": {"vision": vision_seconds, "all": start.elapsed().as_secs_f64()},
     });
     let encoder = compensation.is_some().then(|| Box::new(store.clone()) as Box<dyn Encoder>);
     let weights = given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
     let calibration = Calibration { folds: found.folds, encoder, importance: weights, record: Some(record) };
-    Ok(Found { calibration, importance: found.importance, leftovers: Leftovers::new(progress, store) })
+    let leftovers = Leftovers::new(progress, store);
+    Ok(Found { calibration, importance: found.importance, leftovers, linears: types.linears })
 }
 
 /// Embeds the pairs.

@@ -1,10 +1,13 @@
 //! The options of error compensation, and what it leaves on disk until the model is written.
-use anyhow::{Context, Result};
-use mbq_convert::calibrate::Method;
+use anyhow::{Context, Result, bail};
+use mbq_convert::calibrate::batch::{Sample, pack};
+use mbq_convert::calibrate::budget::{self, Part};
 use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
+use mbq_convert::calibrate::{Method, Model};
+use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::GgmlType;
-use mbq_convert::gguf::TypeChoice;
 use mbq_convert::gguf::plan::text as text_plan;
+use mbq_convert::gguf::{FileType, TypeChoice};
 use mbq_convert::model::llava_onevision::LlavaOnevision;
 use mbq_convert::quant::levels::Format;
 use std::collections::BTreeMap;
@@ -39,20 +42,55 @@ pub struct Args {
     /// Go over levels and codes again, this often
     #[arg(long, value_name = "N", default_value_t = 0)]
     passes: usize,
+    /// Bits per weight that the decoder's linears may have on average, from 3.25 on: those of which it helps most are
+    /// q4_0 instead of mbq3
+    #[arg(long, value_name = "BITS")]
+    bpw: Option<f64>,
 }
 
+/// Pairs that parts of the decoder are measured on.
+const MEASURED: usize = 8;
+
 impl Args {
+    /// Whether `method` compensates errors.
+    fn wanted(&self, method: Method) -> bool {
+        method == Method::Gptq || (method == Method::Mbq && !self.no_compensate)
+    }
+
+    /// Spends `--bpw`: the linears that get another type than `file`'s, and what was measured.
+    pub fn widen(
+        &self,
+        method: Method,
+        file: FileType,
+        model: &Model,
+        samples: &[Sample],
+        observer: &dyn Observer,
+    ) -> Result<(BTreeMap<String, GgmlType>, Vec<Part>)> {
+        let Some(mean) = self.bpw else { return Ok(Default::default()) };
+        if file != FileType::Plain(GgmlType::MBQ3) || !self.wanted(method) {
+            bail!("--bpw mixes mbq3 and q4_0 where errors are compensated: leave out --type and --no-compensate");
+        }
+        let types = [GgmlType::MBQ3, GgmlType::Q4_0];
+        let bits = types.map(GgmlType::bits_per_weight);
+        // Before the work, for the message.
+        budget::widened(&[], bits, mean).context("--bpw")?;
+        let (batch, inputs) = pack(&samples[..samples.len().min(MEASURED)], 1024, &model.device)?;
+        let parts = budget::measure(model, &batch, &inputs, types, observer)?;
+        let widened = budget::widened(&parts, bits, mean)?;
+        observer.event(Event::Note(format!("--bpw {mean}: {} of {} parts are q4_0", widened.len(), parts.len())));
+        Ok((budget::types(&parts, &widened, types[1]), parts))
+    }
+
     /// The compensation, where the method has one and there are linears that it can be done for.
     pub fn build(
         &self,
         method: Method,
-        types: TypeChoice,
+        types: &TypeChoice,
         config: &LlavaOnevision,
         store: &Store,
     ) -> Option<Compensation> {
-        let linears = text_plan(&config.text, &types).into_iter().filter(|t| t.is_decoder_linear);
+        let linears = text_plan(&config.text, types).into_iter().filter(|t| t.is_decoder_linear);
         let types: BTreeMap<String, GgmlType> = linears.map(|t| (t.source, t.ty)).collect();
-        let wanted = method == Method::Gptq || (method == Method::Mbq && !self.no_compensate);
         let settings = match method {
             Method::Gptq => Settings::GPTQ,
             _ => Settings {
@@ -65,7 +103,7 @@ impl Args {
                 passes: self.passes,
             },
         };
-        (wanted && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
+        (self.wanted(method) && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
             settings,
             types,
             store: store.clone(),

@@ -97,9 +97,9 @@ pub fn run(args: Args) -> Result<()> {
         Some(Bits::W4) => FileType::Plain(GgmlType::Q4_K),
         Some(Bits::W4a8) => FileType::Plain(GgmlType::Q4_0),
     };
-    let options = Options {
+    let mut options = Options {
         output: args.output.clone(),
-        types: TypeChoice { file: file_type, embedding: args.embedding_type, output: args.output_type },
+        types: TypeChoice { embedding: args.embedding_type, output: args.output_type, ..TypeChoice::of(file_type) },
         mmproj_type: args.mmproj_type,
         repository: source.repository,
     };
@@ -113,8 +113,10 @@ pub fn run(args: Args) -> Result<()> {
     let beside = args.output.clone().unwrap_or_else(|| "model.gguf".into());
     let w4a8 = args.bits == Some(Bits::W4a8);
     check(&checkpoint, &options).with_context(|| format!("converting {model}"))?;
-    let found = super::calibrate::run(&args.calibration, method, options.types, w4a8, &checkpoint, &beside, &bars)
-        .with_context(|| format!("calibrating {model}"))?;
+    let found =
+        super::calibrate::run(&args.calibration, method, options.types.clone(), w4a8, &checkpoint, &beside, &bars)
+            .with_context(|| format!("calibrating {model}"))?;
+    options.types.linears.clone_from(&found.linears);
     let summary =
         convert(&checkpoint, &options, &found.calibration, &bars).with_context(|| format!("converting {model}"))?;
     if let Some(importance) = &found.importance {

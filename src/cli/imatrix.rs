@@ -31,7 +31,7 @@ pub fn run(args: Args) -> Result<()> {
     let checkpoint = Checkpoint::open(&locate(&args.model, args.offline, &bars)?.dir)?;
     let config = LlavaOnevision::read(&checkpoint)?.text;
     let calibration = args.calibration.with_importance();
-    let types = TypeChoice { file: FileType::Plain(GgmlType::F16), embedding: None, output: None };
+    let types = TypeChoice::of(FileType::Plain(GgmlType::F16));
     let found = super::calibrate::run(&calibration, Method::Rtn, types, false, &checkpoint, &args.output, &bars)
         .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
     let Some(importance) = found.importance else { bail!("--imatrix none gathers nothing") };

@@ -2,6 +2,7 @@
 use super::types::{FileType, Linear, Role, fitting};
 use crate::ggml::GgmlType;
 use crate::model::{TextConfig, VisionArch, VisionConfig};
+use std::collections::BTreeMap;
 
 /// One tensor of the file to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,12 +56,21 @@ impl Planned {
 }
 
 /// The language model's types.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TypeChoice {
     pub file: FileType,
     /// Of the embedding, which is also the output head of a tied model.
     pub embedding: Option<GgmlType>,
     pub output: Option<GgmlType>,
+    /// Decoder linears of another type than `file` says, by canonical name.
+    pub linears: BTreeMap<String, GgmlType>,
+}
+
+impl TypeChoice {
+    /// `file`, and its own types for embedding and output.
+    pub fn of(file: FileType) -> Self {
+        TypeChoice { file, embedding: None, output: None, linears: BTreeMap::new() }
+    }
 }
 
 /// The tensors of a language model, in file order: embedding, output, blocks.
@@ -101,8 +111,9 @@ pub fn text(c: &TextConfig, types: &TypeChoice) -> Vec<Planned> {
             let role = Role::Linear(linear, layer);
             let wanted = types.file.tensor_type(role, c.num_layers, cols, c.tie_word_embeddings, large);
             let (name, source) = (format!("{to}.{to_part}"), format!("{from}.{from_part}"));
-            let mut weight =
-                Planned::weight(format!("{name}.weight"), format!("{source}.weight"), &[rows, cols], wanted);
+            let tensor = format!("{source}.weight");
+            let wanted = types.linears.get(&tensor).copied().unwrap_or(wanted);
+            let mut weight = Planned::weight(format!("{name}.weight"), tensor, &[rows, cols], wanted);
             weight.is_decoder_linear = true;
             plan.push(weight);
             if bias {

@@ -393,6 +393,13 @@ impl Head {
         })
     }
 
+    /// Log-probabilities `[k, vocabulary]` of what comes after the rows `x` `[k, hidden]`.
+    pub fn log_probabilities(&self, x: &Tensor) -> Result<Tensor> {
+        let logits = rms_norm(x, &self.norm, self.eps)?.matmul(&self.weight.t()?)?;
+        let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+        logits.broadcast_sub(&logits.exp()?.sum_keepdim(D::Minus1)?.log()?)
+    }
+
     /// Mean cross-entropy of `targets` given the rows `x` `[k, hidden]` that predict them, and `scale` times its
     /// gradient at x.
     pub fn loss(&self, x: &Tensor, targets: &[u32], scale: f64) -> Result<(f64, Tensor)> {

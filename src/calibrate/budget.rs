@@ -1,0 +1,160 @@
+//! Bits where they pay: which parts of the decoder get a wider type, for a given mean of bits per weight.
+//!
+//! A part is the linears with a common input, of one block. Each is rounded alone, once to the narrow and once to the
+//! wide type, the rest of the model in full precision, and the divergence of the answers' distributions from the
+//! model's own is measured. Parts are widened in the order of divergence saved per bit, as far as the bits go.
+use super::batch::{Batch, Chunk, Kind};
+use super::compensate::nearest;
+use super::mbq::Group;
+use super::{CalibrateError, Model};
+use crate::Error;
+use crate::events::{Event, Observer};
+use crate::ggml::GgmlType;
+use crate::model::decoder::{Block, Head, tensor_name};
+use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Linears with a common input, and what rounding them alone does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    pub layer: usize,
+    pub group: Group,
+    pub weights: usize,
+    /// Mean divergence over the answers' tokens in nats, rounded to the narrow and to the wide type.
+    pub kl: [f64; 2],
+}
+
+impl Part {
+    /// The part's linears, by canonical tensor name.
+    pub fn linears(&self) -> impl Iterator<Item = String> + '_ {
+        self.group.linears().iter().map(|name| tensor_name(self.layer, &format!("{}.weight", name.path())))
+    }
+}
+
+/// Where the answers' tokens are predicted.
+fn answers(chunk: &Chunk) -> Vec<u32> {
+    let starts = |i: usize| chunk.spans.iter().any(|s| s.start == i);
+    let rows = (1..chunk.tokens()).filter(|&i| chunk.kinds[i] == Kind::Answer && !starts(i));
+    rows.map(|i| i as u32 - 1).collect()
+}
+
+/// Sum over `rows` of the divergence of the distributions after `y` from those after `exact`, both `[tokens, hidden]`.
+fn divergence(head: &Head, exact: &Tensor, y: &Tensor, rows: &Tensor) -> Result<f64> {
+    let (p, q) =
+        (head.log_probabilities(&exact.index_select(rows, 0)?)?, head.log_probabilities(&y.index_select(rows, 0)?)?);
+    let kl: Vec<f32> = (p.exp()? * (p - q)?)?.sum(1)?.to_vec1()?;
+    Ok(kl.into_iter().map(f64::from).sum())
+}
+
+/// `block` with one part rounded to `ty`.
+fn rounded(block: &Block, group: Group, ty: GgmlType) -> Result<Block> {
+    let mut out = block.clone();
+    for &name in group.linears() {
+        out.linear_mut(name).weight = nearest(&block.linear(name).weight, ty)?;
+    }
+    Ok(out)
+}
+
+/// Rounds every part alone. All of them go through the model together, so that each block is loaded once.
+///
+/// # Errors
+/// A block cannot be loaded; a divergence is not finite.
+pub fn measure(
+    model: &Model,
+    batch: &Batch,
+    inputs: &[Tensor],
+    types: [GgmlType; 2],
+    observer: &dyn Observer,
+) -> std::result::Result<Vec<Part>, Error> {
+    let layers = model.config.num_layers;
+    observer.event(Event::PhaseStart { name: "parts".into(), total: layers as u64, unit: "blocks" });
+    let mut parts = Vec::new();
+    let mut exact = inputs.to_vec();
+    // Of each part so far, its outputs by type and chunk.
+    let mut streams: Vec<[Vec<Tensor>; 2]> = Vec::new();
+    for layer in 0..layers {
+        let block = model.block(layer)?;
+        let step = |block: &Block, x: &[Tensor]| -> Result<Vec<Tensor>> {
+            batch.chunks.iter().zip(x).map(|(c, x)| block.forward(x, &c.spans)).collect()
+        };
+        for stream in streams.iter_mut().flatten() {
+            *stream = step(&block, stream)?;
+        }
+        for group in Group::ALL {
+            let run = |ty| step(&rounded(&block, group, ty)?, &exact);
+            streams.push([run(types[0])?, run(types[1])?]);
+            let weights = group.linears().iter().map(|&n| block.linear(n).weight.elem_count()).sum();
+            parts.push(Part { layer, group, weights, kl: [0.0; 2] });
+        }
+        exact = step(&block, &exact)?;
+        observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
+    }
+    let head = Head::load(model.checkpoint, model.config, &model.device)?;
+    for (part, stream) in parts.iter_mut().zip(&streams) {
+        for (kl, ys) in part.kl.iter_mut().zip(stream) {
+            for ((chunk, exact), y) in batch.chunks.iter().zip(&exact).zip(ys) {
+                let rows = answers(chunk);
+                *kl += divergence(&head, exact, y, &Tensor::new(rows, y.device())?)? / batch.answer as f64;
+            }
+            if !kl.is_finite() {
+                return Err(CalibrateError::Divergence { layer: part.layer }.into());
+            }
+        }
+    }
+    observer.event(Event::PhaseEnd);
+    Ok(parts)
+}
+
+/// The parts to be widened from `bits[0]` to `bits[1]` bits per weight, so that all parts together have `mean` at most.
+///
+/// # Errors
+/// `mean` is below `bits[0]`.
+pub fn widened(parts: &[Part], bits: [f64; 2], mean: f64) -> std::result::Result<Vec<usize>, CalibrateError> {
+    if mean < bits[0] {
+        return Err(CalibrateError::Budget { mean, least: bits[0] });
+    }
+    let total: usize = parts.iter().map(|p| p.weights).sum();
+    let mut left = (mean - bits[0]) * total as f64;
+    let saved = |p: &Part| (p.kl[0] - p.kl[1]) / p.weights as f64;
+    let mut order: Vec<usize> = (0..parts.len()).filter(|&i| saved(&parts[i]) > 0.0).collect();
+    order.sort_by(|&a, &b| saved(&parts[b]).total_cmp(&saved(&parts[a])));
+    order.retain(|&i| {
+        let cost = (bits[1] - bits[0]) * parts[i].weights as f64;
+        // What does not fit is passed over: a smaller part further on may.
+        let fits = cost <= left;
+        left -= if fits { cost } else { 0.0 };
+        fits
+    });
+    order.sort_unstable();
+    Ok(order)
+}
+
+/// The widened parts' linears with their type.
+pub fn types(parts: &[Part], widened: &[usize], ty: GgmlType) -> BTreeMap<String, GgmlType> {
+    widened.iter().flat_map(|&i| parts[i].linears()).map(|name| (name, ty)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(weights: usize, kl: [f64; 2]) -> Part {
+        Part { layer: 0, group: Group::Down, weights, kl }
+    }
+
+    #[test]
+    fn bits_go_where_most_is_saved_per_bit() {
+        // Saved per weight: .010, .016, .040, none.
+        let parts = [part(100, [1.0, 0.0]), part(50, [0.9, 0.1]), part(10, [0.5, 0.1]), part(40, [0.2, 0.2])];
+        let take = |mean: f64| widened(&parts, [3.25, 4.5], mean).unwrap();
+        assert_eq!(take(3.25), []);
+        // 200 weights: a mean of 3.25 + 1.25 * 60/200 pays for the two best.
+        assert_eq!(take(3.25 + 1.25 * 60.0 / 200.0), [1, 2]);
+        // One weight short of the second: the first of all does not fit either.
+        assert_eq!(take(3.25 + 1.25 * 59.0 / 200.0), [2]);
+        // However many bits there are, none go where nothing is saved.
+        assert_eq!(take(8.0), [0, 1, 2]);
+        assert!(matches!(widened(&parts, [3.25, 4.5], 3.0), Err(CalibrateError::Budget { .. })));
+    }
+}
