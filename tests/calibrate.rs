@@ -126,3 +126,34 @@ fn killed_and_resumed_gives_the_same_file() {
     let left: Vec<String> = left.filter(|n| n.contains("progress")).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
+
+/// `--bpw` keeps to its budget, spends it on the parts that the record says are worth it, and is refused where it
+/// cannot be kept.
+#[test]
+fn a_budget_of_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("o.gguf");
+    let pairs = demo().parent().unwrap().join("calib/pairs.json");
+    let calib = ["--calib", pairs.to_str().unwrap(), "--samples", "4", "--json", "--bpw"];
+    let run = |bpw: &str, more: &[&str]| {
+        let mut command = convert(&out, &[&calib[..], &[bpw], more].concat());
+        command.stdout(Stdio::piped()).output().unwrap()
+    };
+    for (bpw, more, words) in [("3.2", &[][..], "3.25"), ("3.5", &["--type", "q3_k"][..], "--bpw")] {
+        let done = run(bpw, more);
+        let message = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.code() == Some(1) && message.contains(words) && !out.exists(), "{message}");
+    }
+    let done = run("3.5", &[]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let summary: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    let bits = summary["decoder_bits_per_weight"].as_f64().unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(dir.path().join("o.mbq.json")).unwrap()).unwrap();
+    let parts = record["calibration"]["parts"].as_array().unwrap();
+    let weights = |p: &serde_json::Value| p["weights"].as_f64().unwrap();
+    let (all, least) = (parts.iter().map(weights).sum::<f64>(), parts.iter().map(weights).fold(f64::MAX, f64::min));
+    // 1.25 bits more for the smallest part would have gone over, or every part that gains has them already.
+    assert!(bits <= 3.5 && bits > 3.5 - 1.25 * least / all - 1e-9, "{bits}");
+    let wider = record["calibration"]["settings"]["wider"].as_object().unwrap();
+    assert!(!wider.is_empty() && wider.values().all(|ty| ty == "q4_0"), "{wider:?}");
+}

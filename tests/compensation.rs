@@ -235,3 +235,27 @@ fn what_cannot_be_used_is_refused() {
     let dead = factor(&h.zeros_like().unwrap()).unwrap();
     assert!(round(&w, &dead, Format::Mbq3, Fit::Plain).is_ok());
 }
+
+/// What is added to H's diagonal: a share of its mean, but where few channels hold nearly all of the activity a share
+/// of what the others have.
+#[test]
+fn damping_is_measured_by_ordinary_channels() {
+    let added = |diagonal: &[f32]| -> Vec<f32> {
+        let n = diagonal.len();
+        let mut h = vec![0f32; n * n];
+        diagonal.iter().enumerate().for_each(|(i, &d)| h[i * n + i] = d);
+        let h = Tensor::from_vec(h, (n, n), &Device::Cpu).unwrap();
+        let damped = factor(&h, 0.01, None).unwrap().damped(&h).unwrap();
+        let added: Vec<Vec<f32>> = (damped - h).unwrap().to_vec2().unwrap();
+        added.iter().enumerate().map(|(i, row)| row[i]).collect()
+    };
+    // Sums of f32 on the diagonal: an ulp of the channel's own value.
+    let is = |added: &[f32], want: f32| added.iter().all(|a| (a - want).abs() < 1e-6);
+    assert!(is(&added(&[1.0, 2.0, 3.0, 2.0]), 0.02));
+    let mut outlier = vec![1.0; 200];
+    outlier[7] = 1e6;
+    let mut found = added(&outlier);
+    // An ulp of a million is 1/16.
+    assert!((found.remove(7) - 0.1).abs() < 0.07);
+    assert!(is(&found, 0.1), "{found:?}");
+}

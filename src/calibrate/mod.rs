@@ -1,6 +1,6 @@
 //! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
 pub mod batch;
-pub mod budget;
+pub mod bits;
 pub mod builtin;
 pub mod compensate;
 pub mod feedback;

@@ -1,7 +1,7 @@
 //! The options of error compensation, and what it leaves on disk until the model is written.
 use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate::batch::{Sample, pack};
-use mbq_convert::calibrate::budget::{self, Part};
+use mbq_convert::calibrate::bits::{self, Part};
 use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
 use mbq_convert::calibrate::{Method, Model};
 use mbq_convert::events::{Event, Observer};
@@ -71,14 +71,14 @@ impl Args {
             bail!("--bpw mixes mbq3 and q4_0 where errors are compensated: leave out --type and --no-compensate");
         }
         let types = [GgmlType::MBQ3, GgmlType::Q4_0];
-        let bits = types.map(GgmlType::bits_per_weight);
+        let width = types.map(GgmlType::bits_per_weight);
         // Before the work, for the message.
-        budget::widened(&[], bits, mean).context("--bpw")?;
+        bits::widened(&[], width, mean).context("--bpw")?;
         let (batch, inputs) = pack(&samples[..samples.len().min(MEASURED)], 1024, &model.device)?;
-        let parts = budget::measure(model, &batch, &inputs, types, observer)?;
-        let widened = budget::widened(&parts, bits, mean)?;
+        let parts = bits::measure(model, &batch, &inputs, types, observer)?;
+        let widened = bits::widened(&parts, width, mean)?;
         observer.event(Event::Note(format!("--bpw {mean}: {} of {} parts are q4_0", widened.len(), parts.len())));
-        Ok((budget::types(&parts, &widened, types[1]), parts))
+        Ok((bits::types(&parts, &widened, types[1]), parts))
     }
 
     /// The compensation, where the method has one and there are linears that it can be done for.
