@@ -58,13 +58,15 @@ impl Budget {
         let head = 4 * c.vocab_size * (hidden + 4 * 128);
         let (kept, gather) = (total / 8, (total / 16).min(2 << 30));
         let second = if options.distort { block } else { 0 };
-        // Second moments, those shifted, the factor in f64 and in f32, and parts of them at work.
-        let moments = 6 * 4 * inner * inner + 6 * matrix;
+        // While they are gathered: second moments, those shifted, a part of a sum. Then the moments with their factor, in
+        // f64 and in f32, and a quarter of the former at work. Then moments, factor, and a linear in several states.
+        let square = 4 * inner * inner;
+        let moments = (forward + 5 * square / 2).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
         let search = if options.scales { kept + gather + 2 * matrix + 4 * matrix } else { 0 };
         let needs = [
             base + (block + block / 4 + backward).max(head),
             base + block + second + forward + search,
-            base + 2 * block + forward + moments.max(search),
+            base + 2 * block + moments.max(forward + search),
         ];
         let budget = Budget { memory: options.memory, device, needs, host: (768 << 20) + 4 * matrix, kept, gather };
         let need = if options.compensation.is_some() { needs[2] } else { needs[1] };

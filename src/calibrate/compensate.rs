@@ -159,6 +159,18 @@ struct Moments {
     residual: Option<Tensor>,
 }
 
+impl Moments {
+    /// What a linear's weights owe to inputs and residual stream being off: W S + R, to be divided by H.
+    fn pull(&self, weight: &Tensor) -> Result<Option<Tensor>> {
+        let Some(shift) = &self.shift else { return Ok(None) };
+        let pull = weight.matmul(shift)?;
+        Ok(Some(match &self.residual {
+            Some(residual) => (pull + residual)?,
+            None => pull,
+        }))
+    }
+}
+
 /// Adds `left^T right`, on an accelerator in parts: a sum of n x n is too large there to be had three times.
 fn add(sum: &mut Option<Tensor>, left: &Tensor, right: &Tensor) -> Result<()> {
     const ROWS: usize = 2048;
@@ -218,19 +230,25 @@ impl Compensation {
         let mut rounded = exact.clone();
         let mut found = Compensated::default();
         for group in Group::ALL {
-            let moments = if done {
+            let mut moments = if done {
                 Moments::default()
             } else {
                 self.moments(exact, &rounded, group, batch, activations, ratios, x, x_q)?
             };
-            let mut factors: Vec<(usize, Factor)> = Vec::new();
+            // The shifts are large and no more needed once they met the weights.
+            let mut pulls = Vec::new();
             for &name in group.linears() {
+                pulls.push(moments.pull(&exact.linear(name).weight)?);
+            }
+            (moments.shift, moments.residual) = (None, None);
+            let mut factors: Vec<(usize, Factor)> = Vec::new();
+            for (&name, pull) in group.linears().iter().zip(pulls) {
                 let source = tensor_name(layer, &format!("{}.weight", name.path()));
                 let ty = self.types.get(&source).copied().unwrap_or(GgmlType::F32);
                 let weight = match Format::of(ty) {
                     Some(_) if done => self.stored(&source, ty, &exact.linear(name).weight)?,
                     Some(format) => {
-                        let gain = self.linear(name, &source, format, exact, &moments, &mut factors)?;
+                        let gain = self.linear(name, &source, format, exact, &moments, pull, &mut factors)?;
                         found.linears.push(gain.0);
                         gain.1
                     }
@@ -292,6 +310,7 @@ impl Compensation {
     }
 
     /// Rounds one linear and stores it.
+    #[allow(clippy::too_many_arguments)]
     fn linear(
         &self,
         name: Name,
@@ -299,6 +318,7 @@ impl Compensation {
         format: Format,
         exact: &Block,
         moments: &Moments,
+        pull: Option<Tensor>,
         factors: &mut Vec<(usize, Factor)>,
     ) -> std::result::Result<(Gain, Tensor), Error> {
         let (s, weight) = (&self.settings, &exact.linear(name).weight);
@@ -313,12 +333,8 @@ impl Compensation {
             return Err(CalibrateError::NoSamples.into());
         };
         let mut target = weight.clone();
-        if let Some(shift) = &moments.shift {
-            let mut b = weight.matmul(shift)?;
-            if let Some(residual) = &moments.residual {
-                b = (b + residual)?;
-            }
-            target = (target + (factor.solve(&b)? * s.target)?)?;
+        if let Some(pull) = pull {
+            target = (target + (factor.solve(&pull)? * s.target)?)?;
         }
         let fit = if s.search_levels { Fit::Search } else { Fit::Plain };
         let mut coded = round(&target, factor, format, fit)?;

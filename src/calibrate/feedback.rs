@@ -242,12 +242,15 @@ impl Coded {
         if self.levels.iter().any(|l| !l.d.is_finite() || !l.m.is_finite()) {
             bail!("weights too large for {}'s halfs: check the checkpoint", self.format.ty());
         }
-        let ty = self.format.ty();
-        let mut bytes = Vec::with_capacity(self.codes.len() / ty.block_size() * ty.type_size());
-        for (l, c) in self.levels.iter().zip(self.codes.chunks(self.format.group())) {
-            self.format.pack(*l, c, &mut bytes);
-        }
-        Ok(bytes)
+        const BLOCKS: usize = 4096;
+        let group = self.format.group();
+        let parts = self.levels.par_chunks(BLOCKS).zip(self.codes.par_chunks(BLOCKS * group));
+        let pack = |(levels, codes): (&[Levels], &[u8])| {
+            let mut bytes = Vec::new();
+            levels.iter().zip(codes.chunks(group)).for_each(|(l, c)| self.format.pack(*l, c, &mut bytes));
+            bytes
+        };
+        Ok(parts.map(pack).collect::<Vec<_>>().concat())
     }
 }
 
