@@ -185,6 +185,7 @@ impl Search<'_> {
 
     /// Gathers the rows that strata `part` of the batch put into `group`'s loss, piece by piece; `done` gets as many
     /// pieces at once as there is room for.
+    #[allow(clippy::too_many_arguments)]
     fn pieces(
         &self,
         group: Group,
