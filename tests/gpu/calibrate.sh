@@ -10,6 +10,7 @@
 #   mbq         the paper's method: sensitivities and the search
 #   compensate  the default: error compensation, no gradients and no search
 #   gradients   --vision-weight ratio: sensitivities and compensation
+#   same        the first two on the CPU and on DEVICE, which must agree (compare.py; for the shape `tiny`)
 # LIMIT in seconds, 600 where none is given. Default steps: see below; four blocks tell the time per block.
 # Environment: DEVICE (cuda), MEMORY (16G), GPU_MEMORY (24G), PYTHON (python3), ARGS (further arguments).
 # Prints one table and leaves it as WORK/table.jsonl; a step that fails leaves its messages in WORK/<step>.log and does not
@@ -17,9 +18,25 @@
 set -u
 binary=$(realpath "$1") template=$(realpath "$2") here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$3"; work=$(realpath "$3"); shift 3
-[ $# -gt 0 ] || set -- 7b:4:1:128:mbq:150 7b:4:1:128:compensate:150 72b:2:1:32:compensate:120 72b:2:1:32:mbq:120 7b:2:4:32:mbq:60
+[ $# -gt 0 ] || set -- tiny:2:1:8:same:60 7b:4:1:128:mbq:150 7b:4:1:128:compensate:150 72b:2:1:32:compensate:120 72b:2:1:32:mbq:120 7b:2:4:32:mbq:60
 device=${DEVICE:-cuda} python=${PYTHON:-python3}
 status=0
+measure() { # NAME MODE DEVICE
+  case $2 in
+    mbq) args=(--method mbq --no-compensate) ;;
+    compensate) args=(--method mbq) ;;
+    gradients) args=(--method mbq --vision-weight ratio) ;;
+  esac
+  local out=$work/run-$1
+  rm -rf "$out"; mkdir -p "$out"
+  # shellcheck disable=SC2086
+  "$python" "$here/watch.py" "$1" "$work/table.jsonl" "$out/mbq-progress.json" "$out/model.mbq.json" "${limit:-600}" \
+    "$binary" "$data/model" -o "$out/model.gguf" --type mbq3 "${args[@]}" --calib "$data/pairs.jsonl" \
+    --samples "$samples" --device "$3" --memory "${MEMORY:-16G}" --gpu-memory "${GPU_MEMORY:-24G}" \
+    --work-dir "$out" ${ARGS:-} > "$work/$1.log" 2>&1 || status=1
+  cp "$out/model.mbq.json" "$work/$1.mbq.json" 2>/dev/null || { status=1; echo "$1:"; tail -n 5 "$work/$1.log"; }
+  rm -rf "$out"
+}
 for step in "$@"; do
   IFS=: read -r shape blocks tiles samples mode limit <<< "$step"
   data=$work/$shape-$blocks-$tiles
@@ -32,19 +49,15 @@ for step in "$@"; do
     touch "$data/made-$samples"
   fi
   case $mode in
-    mbq) args=(--method mbq --no-compensate) ;;
-    compensate) args=(--method mbq) ;;
-    gradients) args=(--method mbq --vision-weight ratio) ;;
-    *) echo "$name: no such mode"; status=1; continue ;;
+    same)
+      for m in mbq compensate; do
+        for d in cpu "$device"; do measure "$name-$m-$d" "$m" "$d"; done
+        echo -n "$m, cpu and $device: "
+        "$python" "$here/compare.py" "$work/$name-$m-cpu.mbq.json" "$work/$name-$m-$device.mbq.json" || status=1
+      done ;;
+    mbq | compensate | gradients) measure "$name" "$mode" "$device" ;;
+    *) echo "$name: no such mode"; status=1 ;;
   esac
-  out=$work/run-$name; rm -rf "$out"; mkdir -p "$out"
-  # shellcheck disable=SC2086
-  "$python" "$here/watch.py" "$name" "$work/table.jsonl" "$out/mbq-progress.json" "$out/model.mbq.json" "${limit:-600}" \
-    "$binary" "$data/model" -o "$out/model.gguf" --type mbq3 "${args[@]}" --calib "$data/pairs.jsonl" \
-    --samples "$samples" --device "$device" --memory "${MEMORY:-16G}" --gpu-memory "${GPU_MEMORY:-24G}" \
-    --work-dir "$out" ${ARGS:-} > "$work/$name.log" 2>&1 || status=1
-  cp "$out/model.mbq.json" "$work/$name.mbq.json" 2>/dev/null || { status=1; echo "$name:"; tail -n 5 "$work/$name.log"; }
-  rm -rf "$out"
 done
 "$python" - "$work/table.jsonl" << 'END'
 import json, sys
