@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use mbq_convert::calibrate::batch::{Kind, Sample};
 use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric};
+use mbq_convert::calibrate::importance::Weighting;
 use mbq_convert::calibrate::mbq::Loss;
 use mbq_convert::calibrate::{Method, Model, Options, Outcome, run};
 use mbq_convert::checkpoint::Checkpoint;
@@ -51,6 +52,17 @@ fn types(model: &LlavaOnevision) -> BTreeMap<String, GgmlType> {
 }
 
 fn calibrate(model: &Path, work: &Path, method: Method, stop: Option<&'static str>) -> Result<Outcome, String> {
+    within(1 << 20, model, work, method, stop)
+}
+
+/// [`calibrate`] with so many bytes of memory.
+fn within(
+    memory: usize,
+    model: &Path,
+    work: &Path,
+    method: Method,
+    stop: Option<&'static str>,
+) -> Result<Outcome, String> {
     let checkpoint = Checkpoint::open(model).unwrap();
     let config = LlavaOnevision::read(&checkpoint).unwrap();
     let model = Model::new(&checkpoint, &config.text, 64, Device::Cpu).unwrap();
@@ -75,10 +87,12 @@ fn calibrate(model: &Path, work: &Path, method: Method, stop: Option<&'static st
         exhaustive: false,
         share_heads: false,
         scales: true,
-        importance: None,
+        importance: Some(Weighting::Balanced),
         alpha: 0.5,
         chunk_tokens: 32,
-        memory: 1 << 20,
+        memory,
+        device_memory: None,
+        spill: Some(work.into()),
         compensation: Some(&compensation),
         progress: Some((work.join("progress.json"), "job".into())),
     };
@@ -131,4 +145,17 @@ fn a_resumed_run_gives_the_same_bytes() {
         let error = calibrate(&model, &cut, method, None).unwrap_err();
         assert!(error.contains(name) && error.contains("is missing"), "{error}");
     }
+}
+
+/// One byte of memory, so that every stream waits in the file, and more than enough: the same to the last bit.
+#[test]
+fn memory_changes_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = tiny::checkpoint(parent.path(), tiny::Naming::Published, 1);
+    let run = |memory: usize| {
+        let work = parent.path().join(memory.to_string());
+        std::fs::create_dir_all(&work).unwrap();
+        (format!("{:?}", within(memory, &model, &work, Method::Mbq, None).unwrap()), bytes(&work))
+    };
+    assert!(run(1) == run(1 << 40));
 }

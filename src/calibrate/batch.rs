@@ -1,7 +1,8 @@
 //! The calibration batch: samples packed into chunks, with the masks that the loss needs.
 use super::CalibrateError;
+use super::stream::{Room, Stream};
 use crate::model::decoder::Span;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 /// What a token is to the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub struct Sample {
 }
 
 /// Samples packed in one matrix.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Chunk {
     pub spans: Vec<Span>,
     pub kinds: Vec<Kind>,
@@ -51,54 +52,78 @@ pub struct Batch {
     pub longest: usize,
 }
 
-/// Packs `samples` in order into chunks of at least `chunk_tokens` tokens; returns the chunks' embeddings too.
-///
-/// # Errors
-/// No samples; a sample without an answer token (its loss would be NaN) or without a vision token.
-pub fn pack(
-    samples: &[Sample],
+/// Packs samples, one after the other, into chunks of at least `chunk_tokens` tokens.
+pub struct Packer {
     chunk_tokens: usize,
-    device: &Device,
-) -> std::result::Result<(Batch, Vec<Tensor>), crate::Error> {
-    if samples.is_empty() {
-        return Err(CalibrateError::NoSamples.into());
+    open: Chunk,
+    parts: Vec<Tensor>,
+    batch: Batch,
+    inputs: Stream,
+}
+
+impl Packer {
+    /// The chunks' embeddings wait in `room`.
+    pub fn new(chunk_tokens: usize, room: &Room) -> Self {
+        Packer {
+            chunk_tokens,
+            open: Chunk::default(),
+            parts: Vec::new(),
+            batch: Batch { chunks: Vec::new(), samples: 0, vision: 0, answer: 0, tokens: 0, longest: 0 },
+            inputs: room.stream(),
+        }
     }
-    for (index, s) in samples.iter().enumerate() {
+
+    /// # Errors
+    /// A sample without an answer token (its loss would be NaN) or without a vision token; no room for it.
+    pub fn push(&mut self, sample: Sample) -> std::result::Result<(), crate::Error> {
+        let index = self.batch.samples;
         for (kind, what) in [(Kind::Answer, "an answer token"), (Kind::Vision, "a vision token")] {
-            if !s.kinds[1..].contains(&kind) {
+            if !sample.kinds[1..].contains(&kind) {
                 return Err(CalibrateError::SampleWithout { index, what }.into());
             }
         }
+        let (len, b) = (sample.kinds.len(), &mut self.batch);
+        let count = |kind: Kind| sample.kinds.iter().filter(|&&k| k == kind).count();
+        (b.samples, b.tokens, b.longest) = (b.samples + 1, b.tokens + len, b.longest.max(len));
+        (b.vision, b.answer) = (b.vision + count(Kind::Vision), b.answer + count(Kind::Answer));
+        self.open.spans.push(Span { start: self.open.tokens(), len, real: sample.real });
+        self.open.kinds.extend(&sample.kinds);
+        self.open.ids.extend(&sample.ids);
+        self.parts.push(sample.embeds);
+        if self.open.tokens() >= self.chunk_tokens { Ok(self.close()?) } else { Ok(()) }
     }
-    let mut chunks = Vec::new();
-    let mut inputs = Vec::new();
-    let mut at = 0;
-    while at < samples.len() {
-        let mut chunk = Chunk { spans: Vec::new(), kinds: Vec::new(), ids: Vec::new() };
-        let mut parts = Vec::new();
-        while at < samples.len() && chunk.tokens() < chunk_tokens {
-            let s = &samples[at];
-            chunk.spans.push(Span { start: chunk.tokens(), len: s.kinds.len(), real: s.real });
-            chunk.kinds.extend(&s.kinds);
-            chunk.ids.extend(&s.ids);
-            parts.push(s.embeds.clone());
-            at += 1;
+
+    fn close(&mut self) -> Result<()> {
+        if !self.parts.is_empty() {
+            self.inputs.push(Tensor::cat(&std::mem::take(&mut self.parts), 0)?)?;
+            self.batch.chunks.push(std::mem::take(&mut self.open));
         }
-        inputs.push(concat(&parts)?.to_device(device)?);
-        chunks.push(chunk);
+        Ok(())
     }
-    let count = |kind: Kind| samples.iter().flat_map(|s| &s.kinds).filter(|&&k| k == kind).count();
-    let batch = Batch {
-        samples: samples.len(),
-        vision: count(Kind::Vision),
-        answer: count(Kind::Answer),
-        tokens: samples.iter().map(|s| s.kinds.len()).sum(),
-        longest: samples.iter().map(|s| s.kinds.len()).max().unwrap_or(0),
-        chunks,
-    };
-    Ok((batch, inputs))
+
+    /// The batch and its chunks' embeddings.
+    ///
+    /// # Errors
+    /// No samples; no room.
+    pub fn finish(mut self) -> std::result::Result<(Batch, Stream), crate::Error> {
+        self.close()?;
+        if self.batch.samples == 0 {
+            return Err(CalibrateError::NoSamples.into());
+        }
+        Ok((self.batch, self.inputs))
+    }
 }
 
-fn concat(parts: &[Tensor]) -> Result<Tensor> {
-    Tensor::cat(parts, 0)
+/// Packs `samples` in order.
+///
+/// # Errors
+/// As [`Packer`]'s.
+pub fn pack(
+    samples: &[Sample],
+    chunk_tokens: usize,
+    room: &Room,
+) -> std::result::Result<(Batch, Stream), crate::Error> {
+    let mut packer = Packer::new(chunk_tokens, room);
+    samples.iter().try_for_each(|s| packer.push(s.clone()))?;
+    packer.finish()
 }

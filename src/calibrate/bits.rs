@@ -3,7 +3,7 @@
 //! A part is the linears with a common input, of one block. Each is rounded alone, once to the narrow and once to the
 //! wide type, the rest of the model in full precision, and the divergence of the answers' distributions from the
 //! model's own is measured. Parts are widened in the order of divergence saved per bit, as far as the bits go.
-use super::batch::{Batch, Chunk, Kind};
+use super::batch::{Chunk, Kind};
 use super::compensate::nearest;
 use super::mbq::Group;
 use super::{CalibrateError, Model};
@@ -62,13 +62,14 @@ fn rounded(block: &Block, group: Group, ty: GgmlType) -> Result<Block> {
 /// A block cannot be loaded; a divergence is not finite.
 pub fn measure(
     model: &Model,
-    batch: &Batch,
+    chunks: &[Chunk],
     inputs: &[Tensor],
     types: [GgmlType; 2],
     observer: &dyn Observer,
 ) -> std::result::Result<Vec<Part>, Error> {
     let layers = model.config.num_layers;
     observer.event(Event::PhaseStart { name: "parts".into(), total: layers as u64, unit: "blocks" });
+    let positions: usize = chunks.iter().map(|c| answers(c).len()).sum();
     let mut parts = Vec::new();
     let mut exact = inputs.to_vec();
     // Of each part so far, its outputs by type and chunk.
@@ -76,7 +77,7 @@ pub fn measure(
     for layer in 0..layers {
         let block = model.block(layer)?;
         let step = |block: &Block, x: &[Tensor]| -> Result<Vec<Tensor>> {
-            batch.chunks.iter().zip(x).map(|(c, x)| block.forward(x, &c.spans)).collect()
+            chunks.iter().zip(x).map(|(c, x)| block.forward(x, &c.spans)).collect()
         };
         for stream in streams.iter_mut().flatten() {
             *stream = step(&block, stream)?;
@@ -93,9 +94,9 @@ pub fn measure(
     let head = Head::load(model.checkpoint, model.config, &model.device)?;
     for (part, stream) in parts.iter_mut().zip(&streams) {
         for (kl, ys) in part.kl.iter_mut().zip(stream) {
-            for ((chunk, exact), y) in batch.chunks.iter().zip(&exact).zip(ys) {
+            for ((chunk, exact), y) in chunks.iter().zip(&exact).zip(ys) {
                 let rows = answers(chunk);
-                *kl += divergence(&head, exact, y, &Tensor::new(rows, y.device())?)? / batch.answer as f64;
+                *kl += divergence(&head, exact, y, &Tensor::new(rows, y.device())?)? / positions as f64;
             }
             if !kl.is_finite() {
                 return Err(CalibrateError::Divergence { layer: part.layer }.into());

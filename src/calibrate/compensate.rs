@@ -10,6 +10,7 @@ use super::grid::Activations;
 use super::mbq::Group;
 use super::refine::refine;
 use super::sensitivity::Ratios;
+use super::stream::Stream;
 use crate::Error;
 use crate::ggml::{GgmlType, dequantize, quantize_rows};
 use crate::gguf::Encoder;
@@ -17,6 +18,7 @@ use crate::model::decoder::{Block, Name, tensor_name};
 use crate::model::ops::{row_errors, silu_mul};
 use crate::quant::levels::{Fit, Format};
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -157,11 +159,35 @@ struct Moments {
     residual: Option<Tensor>,
 }
 
-fn add(sum: &mut Option<Tensor>, part: Tensor) -> Result<()> {
-    *sum = Some(match sum.take() {
-        Some(sum) => (sum + part)?,
-        None => part,
-    });
+impl Moments {
+    /// What a linear's weights owe to inputs and residual stream being off: W S + R, to be divided by H.
+    fn pull(&self, weight: &Tensor) -> Result<Option<Tensor>> {
+        let Some(shift) = &self.shift else { return Ok(None) };
+        let pull = weight.matmul(shift)?;
+        Ok(Some(match &self.residual {
+            Some(residual) => (pull + residual)?,
+            None => pull,
+        }))
+    }
+}
+
+/// Adds `left^T right`, on an accelerator in parts: a sum of n x n is too large there to be had three times.
+fn add(sum: &mut Option<Tensor>, left: &Tensor, right: &Tensor) -> Result<()> {
+    const ROWS: usize = 2048;
+    let left = left.t()?;
+    match sum {
+        Some(sum) if !left.device().is_cpu() => {
+            let rows = left.dim(0)?;
+            for start in (0..rows).step_by(ROWS) {
+                let len = ROWS.min(rows - start);
+                // A transposed matrix' rows are strided: products want them in one piece.
+                let part = left.narrow(0, start, len)?.contiguous()?.matmul(right)?;
+                sum.slice_set(&(sum.narrow(0, start, len)? + part)?, 0, start)?;
+            }
+        }
+        Some(sum) => *sum = (&*sum + left.matmul(right)?)?,
+        None => *sum = Some(left.matmul(right)?),
+    }
     Ok(())
 }
 
@@ -198,25 +224,31 @@ impl Compensation {
         batch: &Batch,
         activations: Activations,
         ratios: Option<Ratios>,
-        (x, x_q): (&mut [Tensor], &mut [Tensor]),
+        (x, x_q): (&mut Stream, &mut Stream),
         done: bool,
     ) -> std::result::Result<Compensated, Error> {
         let mut rounded = exact.clone();
         let mut found = Compensated::default();
         for group in Group::ALL {
-            let moments = if done {
+            let mut moments = if done {
                 Moments::default()
             } else {
                 self.moments(exact, &rounded, group, batch, activations, ratios, x, x_q)?
             };
-            let mut factors: Vec<(usize, Factor)> = Vec::new();
+            // The shifts are large and no more needed once they met the weights.
+            let mut pulls = Vec::new();
             for &name in group.linears() {
+                pulls.push(moments.pull(&exact.linear(name).weight)?);
+            }
+            (moments.shift, moments.residual) = (None, None);
+            let mut factors: Vec<(usize, Factor)> = Vec::new();
+            for (&name, pull) in group.linears().iter().zip(pulls) {
                 let source = tensor_name(layer, &format!("{}.weight", name.path()));
                 let ty = self.types.get(&source).copied().unwrap_or(GgmlType::F32);
                 let weight = match Format::of(ty) {
                     Some(_) if done => self.stored(&source, ty, &exact.linear(name).weight)?,
                     Some(format) => {
-                        let gain = self.linear(name, &source, format, exact, &moments, &mut factors)?;
+                        let gain = self.linear(name, &source, format, exact, &moments, pull, &mut factors)?;
                         found.linears.push(gain.0);
                         gain.1
                     }
@@ -227,11 +259,13 @@ impl Compensation {
             if let Group::O | Group::Down = group {
                 // invariant: these groups have one linear.
                 let name = group.linears()[0];
-                for ((chunk, x), x_q) in batch.chunks.iter().zip(x.iter_mut()).zip(x_q.iter_mut()) {
-                    let i = inputs(exact, group, x, chunk, Activations::Float)?;
-                    *x = (&*x + exact.linear(name).forward(&i)?)?;
-                    let i = activations.apply(&inputs(&rounded, group, x_q, chunk, activations)?)?;
-                    *x_q = (&*x_q + rounded.linear(name).forward(&i)?)?;
+                for (c, chunk) in batch.chunks.iter().enumerate() {
+                    let s = x.get(c)?;
+                    let i = inputs(exact, group, &s, chunk, Activations::Float)?;
+                    x.set(c, (s + exact.linear(name).forward(&i)?)?)?;
+                    let s = x_q.get(c)?;
+                    let i = activations.apply(&inputs(&rounded, group, &s, chunk, activations)?)?;
+                    x_q.set(c, (s + rounded.linear(name).forward(&i)?)?)?;
                 }
             }
         }
@@ -248,8 +282,8 @@ impl Compensation {
         batch: &Batch,
         activations: Activations,
         ratios: Option<Ratios>,
-        x: &[Tensor],
-        x_q: &[Tensor],
+        x: &Stream,
+        x_q: &Stream,
     ) -> std::result::Result<Moments, Error> {
         let vision = match (self.settings.vision, ratios) {
             (Vision::Fixed(weight), _) => weight,
@@ -257,16 +291,18 @@ impl Compensation {
             (Vision::Ratio, None) => 1.0,
         };
         let mut moments = Moments::default();
-        for ((chunk, x), x_q) in batch.chunks.iter().zip(x).zip(x_q) {
-            let input = activations.apply(&inputs(rounded, group, x_q, chunk, activations)?)?;
+        for (c, chunk) in batch.chunks.iter().enumerate() {
+            let x_q = x_q.get(c)?;
+            let input = activations.apply(&inputs(rounded, group, &x_q, chunk, activations)?)?;
             let weights = Tensor::from_vec(token_weights(chunk, vision), (chunk.tokens(), 1), input.device())?;
             let weighted = input.broadcast_mul(&weights)?;
-            add(&mut moments.h, input.t()?.matmul(&weighted)?)?;
+            add(&mut moments.h, &input, &weighted)?;
             if self.settings.target > 0.0 {
-                let shift = (inputs(exact, group, x, chunk, Activations::Float)? - &input)?;
-                add(&mut moments.shift, shift.t()?.matmul(&weighted)?)?;
+                let x = x.get(c)?;
+                let shift = (inputs(exact, group, &x, chunk, Activations::Float)? - &input)?;
+                add(&mut moments.shift, &shift, &weighted)?;
                 if self.settings.residual && matches!(group, Group::O | Group::Down) {
-                    add(&mut moments.residual, (x - x_q)?.t()?.matmul(&weighted)?)?;
+                    add(&mut moments.residual, &(x - x_q)?, &weighted)?;
                 }
             }
         }
@@ -274,6 +310,7 @@ impl Compensation {
     }
 
     /// Rounds one linear and stores it.
+    #[allow(clippy::too_many_arguments)]
     fn linear(
         &self,
         name: Name,
@@ -281,6 +318,7 @@ impl Compensation {
         format: Format,
         exact: &Block,
         moments: &Moments,
+        pull: Option<Tensor>,
         factors: &mut Vec<(usize, Factor)>,
     ) -> std::result::Result<(Gain, Tensor), Error> {
         let (s, weight) = (&self.settings, &exact.linear(name).weight);
@@ -295,12 +333,8 @@ impl Compensation {
             return Err(CalibrateError::NoSamples.into());
         };
         let mut target = weight.clone();
-        if let Some(shift) = &moments.shift {
-            let mut b = weight.matmul(shift)?;
-            if let Some(residual) = &moments.residual {
-                b = (b + residual)?;
-            }
-            target = (target + (factor.solve(&b)? * s.target)?)?;
+        if let Some(pull) = pull {
+            target = (target + (factor.solve(&pull)? * s.target)?)?;
         }
         let fit = if s.search_levels { Fit::Search } else { Fit::Plain };
         let mut coded = round(&target, factor, format, fit)?;
@@ -335,10 +369,16 @@ pub(super) fn nearest(weight: &Tensor, ty: GgmlType) -> Result<Tensor> {
     if !ty.is_quantized() {
         return Ok(weight.clone());
     }
-    let values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
-    let wrap = |e: crate::ggml::GgmlError| candle_core::Error::Msg(e.to_string());
-    let bytes = quantize_rows(ty, &values, weight.dim(1)?, None).map_err(wrap)?;
-    Tensor::from_vec(dequantize(ty, &bytes).map_err(wrap)?, weight.shape(), weight.device())
+    let mut values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
+    let cols = weight.dim(1)?;
+    let round = |rows: &mut [f32]| -> std::result::Result<(), crate::ggml::GgmlError> {
+        let bytes = quantize_rows(ty, rows, cols, None)?;
+        rows.copy_from_slice(&dequantize(ty, &bytes)?);
+        Ok(())
+    };
+    let done: std::result::Result<(), _> = values.par_chunks_mut(cols * 64).try_for_each(round);
+    done.map_err(|e| candle_core::Error::Msg(e.to_string()))?;
+    Tensor::from_vec(values, weight.shape(), weight.device())
 }
 
 /// Padding weighs nothing.
@@ -352,10 +392,12 @@ fn token_weights(chunk: &Chunk, vision: f64) -> Vec<f32> {
 }
 
 /// Squared error over squared output, at vision and at text tokens.
-fn lost(batch: &Batch, x: &[Tensor], x_q: &[Tensor]) -> Result<(f64, f64)> {
+fn lost(batch: &Batch, x: &Stream, x_q: &Stream) -> Result<(f64, f64)> {
     let mut sums = [[0.0; 2]; 2];
-    for ((chunk, x), x_q) in batch.chunks.iter().zip(x).zip(x_q) {
-        let (errors, squares) = (row_errors(x, x_q, true)?, row_errors(x, &x.zeros_like()?, true)?);
+    for (c, chunk) in batch.chunks.iter().enumerate() {
+        let (x, x_q) = (x.get(c)?, x_q.get(c)?);
+        let of = |a: &Tensor, b: &Tensor| row_errors(a, b, true)?.values();
+        let (errors, squares) = (of(&x, &x_q)?, of(&x, &x.zeros_like()?)?);
         let real = token_weights(chunk, 1.0);
         for (t, kind) in chunk.kinds.iter().enumerate().filter(|(t, _)| real[*t] > 0.0) {
             let sum = &mut sums[usize::from(*kind != Kind::Vision)];

@@ -36,14 +36,13 @@ pub struct Factor {
 /// `h` is not finite.
 pub fn factor(h: &Tensor, damping: f64, order: Option<Vec<usize>>) -> Result<Factor> {
     let n = h.dim(0)?;
-    let h = h.to_dtype(DType::F64)?;
     let h = match &order {
         Some(order) => {
             let index: Vec<u32> = order.iter().map(|&i| i as u32).collect();
             let index = Tensor::new(index, h.device())?;
             h.index_select(&index, 0)?.index_select(&index, 1)?
         }
-        None => h,
+        None => h.clone(),
     };
     let diagonal = diagonal(&h)?;
     let mean = diagonal.iter().sum::<f64>() / n as f64;
@@ -59,7 +58,7 @@ pub fn factor(h: &Tensor, damping: f64, order: Option<Vec<usize>>) -> Result<Fac
             let order = order.unwrap_or_else(|| (0..n).collect());
             let mut added = vec![0.0; n];
             order.iter().zip(lift).for_each(|(&i, l)| added[i] = l);
-            return Ok(Factor { m: m.to_dtype(DType::F32)?, d, lift: added, order });
+            return Ok(Factor { m, d, lift: added, order });
         }
         damp = (10.0 * damp).max(1e-3 * mean);
     }
@@ -81,18 +80,19 @@ fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 fn diagonal(h: &Tensor) -> Result<Vec<f64>> {
     let n = h.dim(0)?;
     let index: Vec<u32> = (0..n as u32).collect();
-    h.gather(&Tensor::from_vec(index, (n, 1), h.device())?, 1)?.flatten_all()?.to_vec1()
+    h.gather(&Tensor::from_vec(index, (n, 1), h.device())?, 1)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()
 }
 
-/// H + diag(lift) = M D M^T, block column by block column from the last; none if it is not positive definite.
+/// H + diag(lift) = M D M^T, block column by block column from the last; M in f32; none if it is not positive definite.
 fn upper(h: &Tensor, lift: &[f64]) -> Result<Option<(Tensor, Vec<f64>)>> {
     let n = lift.len();
-    // R with H = R R^T.
-    let r = Tensor::zeros((n, n), DType::F64, h.device())?;
+    // R with H = R R^T, column by column in the place of H: the columns before are H's still.
+    let r = if h.dtype() == DType::F64 { h.copy()? } else { h.to_dtype(DType::F64)? };
+    let m = Tensor::zeros((n, n), DType::F32, h.device())?;
     let mut pivots = vec![0.0; n];
     for start in (0..n).step_by(BLOCK).rev() {
         let (len, end) = (BLOCK.min(n - start), (start + BLOCK).min(n));
-        let mut s = h.narrow(0, 0, end)?.narrow(1, start, len)?;
+        let mut s = r.narrow(0, 0, end)?.narrow(1, start, len)?;
         if end < n {
             let right = r.narrow(1, end, n - end)?;
             s = (s - product(&right.narrow(0, 0, end)?, &right.narrow(0, start, len)?.t()?)?)?;
@@ -108,10 +108,16 @@ fn upper(h: &Tensor, lift: &[f64]) -> Result<Option<(Tensor, Vec<f64>)>> {
         } else {
             Tensor::from_vec(corner, (len, len), h.device())?
         };
-        let rest = Tensor::zeros((n - end, len), DType::F64, h.device())?;
-        r.slice_set(&Tensor::cat(&[block, rest], 0)?.contiguous()?, 1, start)?;
+        // Devices have no tensors without elements.
+        let block = if end < n {
+            Tensor::cat(&[block, Tensor::zeros((n - end, len), DType::F64, h.device())?], 0)?.contiguous()?
+        } else {
+            block.contiguous()?
+        };
+        let by = Tensor::new(&pivots[start..start + len], h.device())?;
+        m.slice_set(&block.broadcast_div(&by)?.to_dtype(DType::F32)?, 1, start)?;
+        r.slice_set(&block, 1, start)?;
     }
-    let m = r.broadcast_div(&Tensor::new(pivots.as_slice(), h.device())?)?;
     Ok(Some((m, pivots.into_iter().map(|p| p * p).collect())))
 }
 
@@ -212,7 +218,7 @@ impl Factor {
 /// An order of columns that keeps blocks of `group` together: blocks, and columns in a block, of large `diagonal`
 /// first. What is rounded early can still be made up for.
 pub fn largest_first(h: &Tensor, group: usize) -> Result<Vec<usize>> {
-    let diagonal = diagonal(&h.to_dtype(DType::F64)?)?;
+    let diagonal = diagonal(h)?;
     let mut groups: Vec<Vec<usize>> =
         (0..diagonal.len()).collect::<Vec<_>>().chunks(group).map(<[usize]>::to_vec).collect();
     let sum = |g: &[usize]| g.iter().map(|&i| diagonal[i]).sum::<f64>();
@@ -248,12 +254,15 @@ impl Coded {
         if self.levels.iter().any(|l| !l.d.is_finite() || !l.m.is_finite()) {
             bail!("weights too large for {}'s halfs: check the checkpoint", self.format.ty());
         }
-        let ty = self.format.ty();
-        let mut bytes = Vec::with_capacity(self.codes.len() / ty.block_size() * ty.type_size());
-        for (l, c) in self.levels.iter().zip(self.codes.chunks(self.format.group())) {
-            self.format.pack(*l, c, &mut bytes);
-        }
-        Ok(bytes)
+        const BLOCKS: usize = 4096;
+        let group = self.format.group();
+        let parts = self.levels.par_chunks(BLOCKS).zip(self.codes.par_chunks(BLOCKS * group));
+        let pack = |(levels, codes): (&[Levels], &[u8])| {
+            let mut bytes = Vec::new();
+            levels.iter().zip(codes.chunks(group)).for_each(|(l, c)| self.format.pack(*l, c, &mut bytes));
+            bytes
+        };
+        Ok(parts.map(pack).collect::<Vec<_>>().concat())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Fake quantisers: weights and activations rounded to what the output type will hold, and back to f32.
 use crate::model::ops::with_cpu;
 use crate::quant::mbq3;
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Rounds a weight matrix `[out, in]` to the values its quantised form stands for.
@@ -24,6 +24,9 @@ pub struct Asymmetric {
 impl WeightGrid for Asymmetric {
     fn round_trip(&self, weight: &Tensor) -> Result<Tensor> {
         let top = ((1u32 << self.bits) - 1) as f32;
+        if !weight.device().is_cpu() {
+            return on_device(weight, self.group, |w| asymmetric_rows(w, top.into()));
+        }
         by_group(weight, self.group, |w| {
             let (low, high) = bounds(w);
             let step = (high - low).max(1e-5) / top;
@@ -43,6 +46,9 @@ pub struct Mbq3;
 
 impl WeightGrid for Mbq3 {
     fn round_trip(&self, weight: &Tensor) -> Result<Tensor> {
+        if !weight.device().is_cpu() {
+            return on_device(weight, mbq3::GROUP, mbq3_rows);
+        }
         by_group(weight, mbq3::GROUP, |w| {
             let (low, high) = bounds(w);
             let step = (high - low).max(1e-5) / 7.0;
@@ -55,6 +61,56 @@ impl WeightGrid for Mbq3 {
     fn name(&self) -> String {
         "mbq3".into()
     }
+}
+
+/// On an accelerator: `f` of the matrix with a group in each row.
+fn on_device(x: &Tensor, group: usize, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let cols = x.dim(D::Minus1)?;
+    if group == 0 || cols % group != 0 {
+        bail!("groups of {group} do not divide rows of {cols} weights");
+    }
+    f(&x.contiguous()?.reshape((x.elem_count() / group, group))?)?.reshape(x.shape())
+}
+
+/// Step, zero point and codes of groups of an asymmetric grid, on an accelerator.
+fn asymmetric(w: &Tensor, top: f64) -> Result<(Tensor, Tensor, Tensor)> {
+    let (low, high) = (w.min_keepdim(D::Minus1)?, w.max_keepdim(D::Minus1)?);
+    let step = over((high - &low)?.maximum(1e-5)?, top)?;
+    let zero = nearest((low / &step)?)?.neg()?.clamp(0.0, top)?;
+    let codes = nearest(w.broadcast_div(&step)?)?.broadcast_add(&zero)?.clamp(0.0, top)?;
+    Ok((step, zero, codes))
+}
+
+fn asymmetric_rows(w: &Tensor, top: f64) -> Result<Tensor> {
+    let (step, zero, codes) = asymmetric(w, top)?;
+    codes.broadcast_sub(&zero)?.broadcast_mul(&step)
+}
+
+fn mbq3_rows(w: &Tensor) -> Result<Tensor> {
+    let (step, zero, codes) = asymmetric(w, 7.0)?;
+    let half = |t: Tensor| t.to_dtype(DType::F16)?.to_dtype(DType::F32);
+    let d = half(step)?;
+    let m = half((&d * &zero)?.neg()?)?;
+    codes.broadcast_mul(&d)?.broadcast_add(&m)
+}
+
+fn q8_0_rows(x: &Tensor) -> Result<Tensor> {
+    let d = over(x.abs()?.max_keepdim(D::Minus1)?, 127.0)?;
+    let stored = d.to_dtype(DType::F16)?.to_dtype(DType::F32)?;
+    // Blocks of nothing but zeros: any step will do.
+    let inverse = d.maximum(f64::from(f32::MIN_POSITIVE))?.recip()?;
+    x.broadcast_mul(&inverse)?.round()?.broadcast_mul(&stored)
+}
+
+/// x / by; candle's own operator multiplies by 1 / by.
+fn over(x: Tensor, by: f64) -> Result<Tensor> {
+    x.broadcast_div(&Tensor::new(by as f32, x.device())?)
+}
+
+/// [`even`], on an accelerator.
+fn nearest(x: Tensor) -> Result<Tensor> {
+    const SHIFT: f64 = 12_582_912.0;
+    x.affine(1.0, SHIFT)?.affine(1.0, -SHIFT)
 }
 
 /// Rounds to the nearest integer, halves to even, where |v| < 2^22; beyond it errs by less than |v| / 2^22, which the
@@ -85,6 +141,9 @@ pub struct PerChannel {
 impl WeightGrid for PerChannel {
     fn round_trip(&self, weight: &Tensor) -> Result<Tensor> {
         let top = ((1u32 << (self.bits - 1)) - 1) as f32;
+        if !weight.device().is_cpu() {
+            return on_device(weight, weight.dim(D::Minus1)?, |w| symmetric_rows(w, top.into()));
+        }
         by_group(weight, weight.dim(D::Minus1)?, |w| symmetric(w, top))
     }
     fn name(&self) -> String {
@@ -130,6 +189,10 @@ impl Activations {
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
         match self {
             Activations::Float => Ok(x.clone()),
+            Activations::PerToken if !x.device().is_cpu() => {
+                on_device(x, x.dim(D::Minus1)?, |x| symmetric_rows(x, 127.0))
+            }
+            Activations::Blocks if !x.device().is_cpu() => on_device(x, 32, q8_0_rows),
             Activations::PerToken => by_group(x, x.dim(D::Minus1)?, |v| symmetric(v, 127.0)),
             Activations::Blocks => by_group(x, 32, |v| {
                 let max = v.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -141,6 +204,12 @@ impl Activations {
             }),
         }
     }
+}
+
+/// [`symmetric`] of each row, on an accelerator.
+fn symmetric_rows(x: &Tensor, top: f64) -> Result<Tensor> {
+    let step = over(x.abs()?.max_keepdim(D::Minus1)?.maximum(1e-5)?, top)?;
+    nearest(x.broadcast_div(&step)?)?.clamp(-top, top)?.broadcast_mul(&step)
 }
 
 fn symmetric(v: &mut [f32], top: f32) {
@@ -189,5 +258,33 @@ mod tests {
         let got: Vec<f32> = Mbq3.round_trip(&weight).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let different = got.iter().zip(&want).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         assert_eq!(different, 0);
+    }
+    /// What runs on accelerators, run on the CPU: the same values (0 and -0 alike).
+    #[test]
+    fn tensor_forms_are_the_same_grids() {
+        let mut state = 7u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let mut data: Vec<f32> = (0..64 * 256).map(|i| random() * (1.0 + (i / 256) as f32 * 0.1)).collect();
+        data[..128].fill(0.0);
+        data[128..256].fill(3.0);
+        data[256..512].iter_mut().for_each(|v| *v += 5.0);
+        data[512..640].iter_mut().enumerate().for_each(|(i, v)| *v = (i % 15) as f32 * 0.5 - 1.0);
+        let x = Tensor::from_vec(data, (64, 256), &candle_core::Device::Cpu).unwrap();
+        let same = |slices: Result<Tensor>, tensors: Result<Tensor>, what: &str| {
+            let of = |t: Result<Tensor>| t.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let (a, b) = (of(slices), of(tensors));
+            let different = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+            assert_eq!((a.len(), different), (b.len(), 0), "{what}");
+        };
+        let asymmetric = Asymmetric { bits: 4, group: 64 };
+        same(Mbq3.round_trip(&x), on_device(&x, 128, mbq3_rows), "mbq3");
+        same(asymmetric.round_trip(&x), on_device(&x, 64, |w| asymmetric_rows(w, 15.0)), "asymmetric");
+        let channels = PerChannel { bits: 4 };
+        same(channels.round_trip(&x), on_device(&x, 256, |w| symmetric_rows(w, 7.0)), "per channel");
+        same(Activations::PerToken.apply(&x), on_device(&x, 256, |w| symmetric_rows(w, 127.0)), "per token");
+        same(Activations::Blocks.apply(&x), on_device(&x, 32, q8_0_rows), "int8 blocks");
     }
 }

@@ -2,7 +2,7 @@
 //! Counted over vision and answer tokens; with balance, a vision token counts r times an answer token, as in
 //! [`super::mbq`].
 use super::CalibrateError;
-use super::batch::{Batch, Kind};
+use super::batch::{Batch, Chunk, Kind};
 use super::sensitivity::Ratios;
 use crate::Error;
 use crate::ggml::{GgmlType, Gguf, GgufFile};
@@ -48,34 +48,32 @@ impl Importance {
         Importance { sums: BTreeMap::new(), samples: batch.samples, longest: batch.longest, tokens }
     }
 
-    /// Adds a layer's full-precision passes. `ratios` as for [`Weighting::Balanced`].
-    pub fn add(&mut self, layer: usize, batch: &Batch, traces: &[Trace], ratios: Option<Ratios>) -> Result<()> {
-        for (chunk, t) in batch.chunks.iter().zip(traces) {
-            let inputs = [
-                (&t.attn_in, ratios.map(|r| r.attn), &[Name::Q, Name::K, Name::V][..]),
-                (&t.o_in, ratios.map(|r| r.attn), &[Name::O]),
-                (&t.mlp_in, ratios.map(|r| r.mlp), &[Name::Gate, Name::Up]),
-                (&t.down_in, ratios.map(|r| r.mlp), &[Name::Down]),
-            ];
-            for (x, ratio, names) in inputs {
-                let weights: Vec<f32> = chunk
-                    .kinds
-                    .iter()
-                    .map(|kind| match kind {
-                        Kind::Answer => 1.0,
-                        Kind::Vision => ratio.unwrap_or(1.0) as f32,
-                        Kind::Other => 0.0,
-                    })
-                    .collect();
-                let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
-                let row = Tensor::from_vec(weights, (1, chunk.tokens()), x.device())?;
-                let squares: Vec<f32> = row.matmul(&x.sqr()?)?.flatten_all()?.to_vec1()?;
-                for name in names {
-                    let sums = self.sums.entry(tensor_name(layer, &format!("{}.weight", name.path()))).or_default();
-                    sums.squares.resize(squares.len(), 0.0);
-                    sums.squares.iter_mut().zip(&squares).for_each(|(s, &q)| *s += f64::from(q));
-                    sums.weight += total;
-                }
+    /// Adds a chunk's full-precision pass through a layer. `ratios` as for [`Weighting::Balanced`].
+    pub fn add(&mut self, layer: usize, chunk: &Chunk, t: &Trace, ratios: Option<Ratios>) -> Result<()> {
+        let inputs = [
+            (&t.attn_in, ratios.map(|r| r.attn), &[Name::Q, Name::K, Name::V][..]),
+            (&t.o_in, ratios.map(|r| r.attn), &[Name::O]),
+            (&t.mlp_in, ratios.map(|r| r.mlp), &[Name::Gate, Name::Up]),
+            (&t.down_in, ratios.map(|r| r.mlp), &[Name::Down]),
+        ];
+        for (x, ratio, names) in inputs {
+            let weights: Vec<f32> = chunk
+                .kinds
+                .iter()
+                .map(|kind| match kind {
+                    Kind::Answer => 1.0,
+                    Kind::Vision => ratio.unwrap_or(1.0) as f32,
+                    Kind::Other => 0.0,
+                })
+                .collect();
+            let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+            let row = Tensor::from_vec(weights, (1, chunk.tokens()), x.device())?;
+            let squares: Vec<f32> = row.matmul(&x.sqr()?)?.flatten_all()?.to_vec1()?;
+            for name in names {
+                let sums = self.sums.entry(tensor_name(layer, &format!("{}.weight", name.path()))).or_default();
+                sums.squares.resize(squares.len(), 0.0);
+                sums.squares.iter_mut().zip(&squares).for_each(|(s, &q)| *s += f64::from(q));
+                sums.weight += total;
             }
         }
         Ok(())
@@ -173,6 +171,7 @@ impl Importance {
 mod tests {
     use super::super::Model;
     use super::super::batch::pack;
+    use super::super::stream::Room;
     use super::super::tests::{batch, oracle, text_config};
     use super::*;
     use crate::checkpoint::Checkpoint;
@@ -188,15 +187,17 @@ mod tests {
         let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
         let config = text_config(&checkpoint);
         let model = Model::new(&checkpoint, &config, 512, Device::Cpu).unwrap();
-        let (batch, first) = pack(&batch(&dir.join("runs"), false), 300, &Device::Cpu).unwrap();
+        let room = Room::new(&Device::Cpu, usize::MAX, &dir);
+        let (batch, first) = pack(&batch(&dir.join("runs"), false), 300, &room).unwrap();
         for (key, ratio) in [("image", None), ("quarter", Some(Ratios { attn: 0.25, mlp: 0.25 }))] {
-            let (mut x, mut importance) = (first.clone(), Importance::new(&batch));
+            let (mut x, mut importance) = (first.copy().unwrap(), Importance::new(&batch));
             for layer in 0..config.num_layers {
                 let block = model.block(layer).unwrap();
-                let traces = batch.chunks.iter().zip(&x).map(|(c, x)| block.trace(x, &c.spans, &|x| Ok(x.clone())));
-                let traces: Vec<Trace> = traces.collect::<Result<_>>().unwrap();
-                importance.add(layer, &batch, &traces, ratio).unwrap();
-                x = traces.iter().map(Trace::output).collect::<Result<_>>().unwrap();
+                for (c, chunk) in batch.chunks.iter().enumerate() {
+                    let t = block.trace(&x.get(c).unwrap(), &chunk.spans, &|x| Ok(x.clone())).unwrap();
+                    importance.add(layer, chunk, &t, ratio).unwrap();
+                    x.set(c, t.output().unwrap()).unwrap();
+                }
             }
             let means = importance.means();
             assert_eq!(means.len(), golden.len());

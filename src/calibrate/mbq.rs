@@ -7,10 +7,12 @@
 //! times those at answer tokens. r is how much less the model's loss minds them (see [`super::sensitivity`]).
 use super::batch::{Batch, Kind};
 use super::grid::{Activations, WeightGrid};
+use super::pass::{Keep, Pass};
 use super::race::{BY_QUERY, BY_TOKEN, STRATA, deal, race};
 use super::sensitivity::Ratios;
-use crate::model::decoder::{Block, Linear, Name, Span, Trace};
-use crate::model::ops::{column_abs, row_errors, silu_mul};
+use super::stream::Stream;
+use crate::model::decoder::{Block, Linear, Name, Span};
+use crate::model::ops::{Fast, row_errors, select_rows, silu_mul};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -45,24 +47,6 @@ impl Group {
         }
     }
 
-    /// The input x of the group's linears.
-    fn input(self, t: &Trace) -> &Tensor {
-        match self {
-            Group::Qkv => &t.attn_in,
-            Group::O => &t.o_in,
-            Group::GateUp => &t.mlp_in,
-            Group::Down => &t.down_in,
-        }
-    }
-
-    /// The output on which errors are measured.
-    fn target(self, t: &Trace) -> &Tensor {
-        match self {
-            Group::Qkv | Group::O => &t.attn_out,
-            Group::GateUp | Group::Down => &t.mlp_out,
-        }
-    }
-
     pub(super) fn ratio(self, r: Ratios) -> f64 {
         match self {
             Group::Qkv | Group::O => r.attn,
@@ -89,6 +73,8 @@ pub struct Search<'a> {
     pub exhaustive: bool,
     /// Bytes that candidates' quantised weights may take, to be used again.
     pub memory: usize,
+    /// Bytes of a group's inputs and targets that are gathered at once, at least one piece of them.
+    pub gather: usize,
     /// With grouped queries, one s per key head, so that v -> o folds too (not in the authors' code).
     pub share_heads: bool,
 }
@@ -103,22 +89,22 @@ struct Piece {
     /// Of each row: its sample, and its weight in the loss.
     owners: Vec<(usize, f64)>,
     /// For attention: the chunk's whole input, its samples, and which of its rows are in `x`.
-    context: Tensor,
-    spans: Vec<Span>,
-    rows: Vec<u32>,
+    attention: Option<(Tensor, Vec<Span>, Vec<u32>)>,
+}
+
+impl Piece {
+    fn bytes(&self) -> usize {
+        let whole = self.attention.as_ref().map_or(0, |(x, ..)| x.elem_count());
+        4 * (self.x.elem_count() + self.target.elem_count() + whole)
+    }
 }
 
 /// A piece in the making.
 #[derive(Default)]
 struct Gather {
-    x: Vec<Tensor>,
+    source: Vec<Tensor>,
     target: Vec<Tensor>,
     owners: Vec<(usize, f64)>,
-}
-
-/// Rows `rows` of `x`, in order; not copied when they are all of them.
-fn pick(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    if rows.len() == x.dim(0)? { Ok(x.clone()) } else { x.index_select(&Tensor::new(rows, x.device())?, 0) }
 }
 
 /// What was found for a group.
@@ -136,19 +122,6 @@ pub struct Found {
     pub losses: Vec<Option<f64>>,
     pub x_max: Vec<f32>,
     pub scales: Vec<f32>,
-}
-
-/// Mean |x| per channel over all tokens, padding and prompt included.
-fn x_max<'a>(inputs: impl Iterator<Item = Result<&'a Tensor>>) -> Result<Vec<f32>> {
-    let (mut sum, mut rows) = (Vec::new(), 0);
-    for x in inputs {
-        let x = x?;
-        rows += x.dim(0)?;
-        let (part, _) = column_abs(x)?;
-        sum.resize(part.len(), 0.0);
-        sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
-    }
-    Ok(sum.into_iter().map(|s| (s / rows as f64) as f32).collect())
 }
 
 /// s = max(x_max^a, 1e-4), divided by sqrt(max s * min s).
@@ -174,6 +147,11 @@ fn token_weight(kind: Kind, batch: &Batch, channels: usize, loss: Loss, ratio: O
 }
 
 impl Search<'_> {
+    /// Whether v's outputs are o's inputs one to one, or can be made so by sharing.
+    fn folds(&self, block: &Block) -> Result<bool> {
+        Ok(self.share_heads || block.linear(Name::V).weight.dim(0)? == block.linear(Name::O).weight.dim(1)?)
+    }
+
     /// A group's linears with W' = Q(W s) / s, or Q(W s) where activations are divided by s instead.
     fn candidate(&self, block: &Block, group: Group, s: &Tensor) -> Result<Vec<Linear>> {
         let quantised = group.linears().iter().map(|&name| {
@@ -192,30 +170,34 @@ impl Search<'_> {
             quantiser => quantiser.apply(&x.broadcast_div(s)?),
         };
         let x = scaled(&piece.x)?;
+        if let Some((all, spans, rows)) = &piece.attention {
+            // Keys and values of all tokens, queries of the rows alone.
+            let all = scaled(all)?;
+            let (k, v) = (q[1].forward(&all)?, q[2].forward(&all)?);
+            let o_in = block.attend_at(&q[0].forward(&x)?, &k, &v, spans, Some(rows))?;
+            return block.linear(Name::O).forward(&o_in);
+        }
         match group {
-            Group::Qkv => {
-                // Keys and values of all tokens, queries of the rows alone.
-                let all = scaled(&piece.context)?;
-                let (k, v) = (q[1].forward(&all)?, q[2].forward(&all)?);
-                let o_in = block.attend_at(&q[0].forward(&x)?, &k, &v, &piece.spans, Some(&piece.rows))?;
-                block.linear(Name::O).forward(&o_in)
-            }
             Group::GateUp => block.linear(Name::Down).forward(&silu_mul(q[0].forward(&x)?, &q[1].forward(&x)?)?),
-            Group::O | Group::Down => q[0].forward(&x),
+            Group::Qkv | Group::O | Group::Down => q[0].forward(&x),
         }
     }
 
-    /// The rows that strata `part` of the batch put into `group`'s loss, gathered.
+    /// Gathers the rows that strata `part` of the batch put into `group`'s loss, piece by piece; `done` gets as many
+    /// pieces at once as there is room for.
+    #[allow(clippy::too_many_arguments)]
     fn pieces(
         &self,
         group: Group,
         batch: &Batch,
-        (traces, seen): (&[Trace], &[Trace]),
+        (full, seen): (&Pass, &Pass),
         strata: &[Vec<usize>],
         part: &Range<usize>,
         weight: &dyn Fn(Kind) -> f64,
-    ) -> Result<Vec<Piece>> {
-        let mut pieces = Vec::new();
+        mut done: impl FnMut(&[Piece]) -> Result<()>,
+    ) -> Result<()> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut bytes = 0;
         let (mut first, mut open) = (0, Gather::default());
         for (c, chunk) in batch.chunks.iter().enumerate() {
             let wanted = |t: &usize| part.contains(&strata[c][*t]) && weight(chunk.kinds[*t]) != 0.0;
@@ -225,26 +207,37 @@ impl Search<'_> {
                 open.owners.extend(of_span.map(|&t| (first + i, weight(chunk.kinds[t as usize]))));
             }
             first += chunk.spans.len();
-            open.x.push(pick(group.input(&seen[c]), &rows)?);
-            open.target.push(pick(group.target(&traces[c]), &rows)?);
-            // Attention needs its own chunk's keys; elsewhere small parts of chunks are multiplied together.
-            let context = (group == Group::Qkv).then(|| group.input(&seen[c]).clone());
-            if context.is_some() || open.owners.len() >= ROWS || c + 1 == batch.chunks.len() {
-                let done = std::mem::take(&mut open);
-                if !done.owners.is_empty() {
-                    let x = Tensor::cat(&done.x, 0)?;
-                    pieces.push(Piece {
-                        context: context.unwrap_or_else(|| x.clone()),
-                        x,
-                        target: Tensor::cat(&done.target, 0)?,
-                        owners: done.owners,
-                        spans: chunk.spans.clone(),
-                        rows,
-                    });
+            // Devices have no tensors without elements.
+            if !rows.is_empty() {
+                open.target.push(full.target(group, c, &rows)?);
+                if group != Group::Qkv {
+                    open.source.push(seen.source(group, c, &rows)?);
                 }
             }
+            // Attention needs its own chunk's keys; elsewhere small parts of chunks are multiplied together.
+            let last = c + 1 == batch.chunks.len();
+            let full_piece = group == Group::Qkv || open.owners.len() >= ROWS || last;
+            if full_piece && !open.owners.is_empty() {
+                let Gather { source, target, owners } = std::mem::take(&mut open);
+                let attention = match group {
+                    Group::Qkv => Some((seen.attn_in(c)?, chunk.spans.clone(), rows)),
+                    _ => None,
+                };
+                let x = match &attention {
+                    Some((all, _, rows)) => select_rows(all, rows)?,
+                    None => seen.input(group, &Tensor::cat(&source, 0)?)?,
+                };
+                let piece = Piece { x, target: Tensor::cat(&target, 0)?, owners, attention };
+                bytes += piece.bytes();
+                pieces.push(piece);
+            }
+            if !pieces.is_empty() && (bytes >= self.gather || last) {
+                done(&pieces)?;
+                pieces.clear();
+                bytes = 0;
+            }
         }
-        Ok(pieces)
+        Ok(())
     }
 
     /// The finished block: every linear quantised.
@@ -256,38 +249,39 @@ impl Search<'_> {
         Ok(q)
     }
 
-    /// Searches the block's groups. `x` holds the chunks' inputs, `x_q` those of the quantised stream (with
-    /// `distort`). `traces` are the full-precision passes over x.
+    /// Searches the block's groups. `full` is its full-precision pass, outputs and sums kept; `x_q` holds the chunks'
+    /// inputs as the quantised stream has them (with `distort`).
     pub fn block(
         &self,
         block: &Block,
         batch: &Batch,
-        traces: &[Trace],
-        x_q: Option<&[Tensor]>,
+        full: &Pass,
+        x_q: Option<&Stream>,
         ratios: Option<Ratios>,
     ) -> Result<Vec<Found>> {
         let mut found: Vec<Found> = Vec::new();
         for group in Group::ALL {
-            if group == Group::O && !folds(block, self.share_heads)? {
+            if group == Group::O && !self.folds(block)? {
                 continue;
             }
-            // Later groups see the scales found so far, all linears quantised.
-            let distorted = match x_q {
-                None => None,
-                Some(x_q) => {
-                    let mut scaled = block.clone();
-                    found.iter().try_for_each(|f| apply(&mut scaled, f.group, &f.scales))?;
-                    let q = self.quantise(&scaled)?;
-                    let pass = batch.chunks.iter().zip(x_q);
-                    let pass = pass.map(|(c, x)| q.trace(x, &c.spans, &|x| self.activations.apply(x)));
-                    Some(pass.collect::<Result<Vec<Trace>>>()?)
-                }
-            };
-            let seen: &[Trace] = distorted.as_deref().unwrap_or(traces);
             let ratio = ratios.map(|r| group.ratio(r));
-            found.push(self.group(block, batch, group, traces, seen, ratio)?);
+            let Some(x_q) = x_q else {
+                found.push(self.group(block, batch, group, full, full, ratio)?);
+                continue;
+            };
+            // Later groups see the scales found so far, all linears quantised.
+            let mut scaled = block.clone();
+            found.iter().try_for_each(|f| apply(&mut scaled, f.group, &f.scales))?;
+            let q = self.quantise(&scaled)?;
+            let seen = Pass::run(&q, batch, x_q, self.activations, self.keep(block)?, |_, _| Ok(()))?;
+            found.push(self.group(block, batch, group, full, &seen, ratio)?);
         }
         Ok(found)
+    }
+
+    /// What the search needs of a pass.
+    pub fn keep(&self, block: &Block) -> Result<Keep> {
+        Ok(Keep { o_in: self.folds(block)?, outputs: true, sums: true, maxima: false })
     }
 
     fn group(
@@ -295,14 +289,14 @@ impl Search<'_> {
         block: &Block,
         batch: &Batch,
         group: Group,
-        traces: &[Trace],
-        seen: &[Trace],
+        full: &Pass,
+        seen: &Pass,
         ratio: Option<f64>,
     ) -> Result<Found> {
-        let x_max = x_max(seen.iter().map(|t| Ok(group.input(t))))?;
+        let x_max = seen.mean(group);
         let shared = if group == Group::O { share(block, &x_max)? } else { x_max.clone() };
         let candidates: Vec<Vec<f32>> = (0..GRID).map(|i| scales(&shared, i as f32 / GRID as f32)).collect();
-        let channels = group.target(&traces[0]).dim(1)?;
+        let channels = block.norm1.elem_count();
         let weight = |kind: Kind| token_weight(kind, batch, channels, self.loss, ratio);
 
         let strata = deal(batch);
@@ -315,30 +309,47 @@ impl Search<'_> {
         let mut kept: BTreeMap<usize, Vec<Linear>> = BTreeMap::new();
         let floats: usize = group.linears().iter().map(|&n| block.linear(n).weight.elem_count()).sum();
         let room = if self.exhaustive { 0 } else { self.memory / (4 * floats).max(1) };
-        let score = |wanted: &[usize], part: Range<usize>| -> Result<Vec<Vec<f64>>> {
-            let pieces = self.pieces(group, batch, (traces, seen), &strata, &part, &weight)?;
+        let mut score = |wanted: &[usize], part: Range<usize>| -> Result<Vec<Vec<f64>>> {
             kept.retain(|i, _| wanted.contains(i));
-            let mut scores = Vec::new();
-            for &i in wanted {
-                let s = Tensor::from_slice(&candidates[i], candidates[i].len(), block.norm1.device())?;
-                let q = match kept.get(&i) {
-                    Some(q) => q.clone(),
-                    None => self.candidate(block, group, &s)?,
-                };
-                if kept.len() < room {
-                    kept.insert(i, q.clone());
+            let mut shares = vec![vec![0.0; batch.samples]; wanted.len()];
+            self.pieces(group, batch, (full, seen), &strata, &part, &weight, |pieces| {
+                for (&i, shares) in wanted.iter().zip(&mut shares) {
+                    let s = Tensor::from_slice(&candidates[i], candidates[i].len(), block.norm1.device())?;
+                    let q = match kept.get(&i) {
+                        Some(q) => q.clone(),
+                        None => self.candidate(block, group, &s)?,
+                    };
+                    if kept.len() < room {
+                        kept.insert(i, q.clone());
+                    }
+                    let mut errors = Vec::new();
+                    for piece in pieces {
+                        let out = self.output(block, group, &q, &s, piece)?;
+                        errors.push(row_errors(&piece.target, &out, self.loss == Loss::Mse)?);
+                    }
+                    for (piece, errors) in pieces.iter().zip(errors) {
+                        let owners = piece.owners.iter().zip(errors.values()?);
+                        owners.for_each(|(&(sample, weight), e)| shares[sample] += weight * e);
+                    }
                 }
-                let mut shares = vec![0.0; batch.samples];
-                for piece in &pieces {
-                    let out = self.output(block, group, &q, &s, piece)?;
-                    let errors = row_errors(&piece.target, &out, self.loss == Loss::Mse)?;
-                    piece.owners.iter().zip(errors).for_each(|(&(sample, weight), e)| shares[sample] += weight * e);
-                }
-                scores.push(shares);
-            }
-            Ok(scores)
+                Ok(())
+            })?;
+            Ok(shares)
         };
-        let losses = race(GRID, rounds, score)?;
+        // In TF32 a product is off by 3e-4, the rounding of weights by 1e-1: errors add up in squares, so candidates
+        // differ in the sixth digit. Those that are nearer to each other than a thousandth are scored again in f32.
+        let fast = (!self.exhaustive && !block.norm1.device().is_cpu()).then(Fast::new);
+        let mut losses = race(GRID, rounds, &mut score)?;
+        if fast.is_some() {
+            drop(fast);
+            let least = losses.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+            let near: Vec<usize> = (0..GRID).filter(|&i| losses[i].is_some_and(|l| l <= least * 1.001)).collect();
+            if near.len() > 1 {
+                for (&i, shares) in near.iter().zip(score(&near, 0..STRATA)?) {
+                    losses[i] = Some(shares.iter().sum());
+                }
+            }
+        }
 
         // The first strict minimum wins.
         let mut best = None;
@@ -358,11 +369,6 @@ impl Search<'_> {
         let scales = candidates[best].clone();
         Ok(Found { group, ratio, best, best_loss, margin, losses, x_max, scales })
     }
-}
-
-/// Whether v's outputs are o's inputs one to one, or can be made so by sharing.
-fn folds(block: &Block, share_heads: bool) -> Result<bool> {
-    Ok(share_heads || block.linear(Name::V).weight.dim(0)? == block.linear(Name::O).weight.dim(1)?)
 }
 
 /// Where several query heads read one value head: the mean of x_max over them, for each of them.

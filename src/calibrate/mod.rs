@@ -1,5 +1,6 @@
 //! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
 pub mod batch;
+mod budget;
 pub mod bits;
 pub mod builtin;
 pub mod compensate;
@@ -8,15 +9,17 @@ pub mod grid;
 pub mod importance;
 pub mod mbq;
 pub mod pairs;
+pub mod pass;
 pub mod race;
 pub mod refine;
 mod run;
 pub mod sensitivity;
 pub mod smoothquant;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use run::{Method, Model, Options, Outcome, run};
+pub use run::{Method, Model, Options, Outcome, run, run_packed};
 
 use std::path::PathBuf;
 

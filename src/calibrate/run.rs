@@ -1,18 +1,21 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
-use super::batch::{Batch, Chunk, Sample, pack};
+use super::batch::{Batch, Sample, pack};
+use super::budget::{Budget, Phase};
 use super::compensate::{Compensated, Compensation, Vision};
 use super::grid::{Activations, WeightGrid};
 use super::importance::{Importance, Weighting};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
+use super::pass::{Keep, Pass};
 use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
+use super::stream::{Room, Stream};
 use super::{CalibrateError, smoothquant};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::model::TextConfig;
-use crate::model::decoder::{Block, Name, Rope, Trace, tensor_name};
+use crate::model::decoder::{Block, Name, Rope, tensor_name};
 use crate::quant::fold::Folds;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -79,8 +82,12 @@ pub struct Options<'a> {
     pub alpha: f32,
     /// Tokens that are multiplied at once, at least.
     pub chunk_tokens: usize,
-    /// Bytes that stored activations may take.
+    /// Bytes of host memory that may be taken. Activations that do not fit wait in a file.
     pub memory: usize,
+    /// The same of the device's memory, where it has its own; none: nine tenths of what is free.
+    pub device_memory: Option<usize>,
+    /// Where that file is [default: the system's directory for temporary files].
+    pub spill: Option<PathBuf>,
     /// How rounding errors are compensated, if they are.
     pub compensation: Option<&'a Compensation>,
     /// Where finished blocks are written down, with the digest that says which job they belong to.
@@ -141,6 +148,13 @@ impl Progress {
     }
 }
 
+impl Options<'_> {
+    /// Room for what waits between passes. What a block takes beside it is known once the batch is packed.
+    pub fn room(&self, device: &Device) -> Room {
+        Room::new(device, self.memory / 2, &self.spill.clone().unwrap_or_else(std::env::temp_dir))
+    }
+}
+
 /// Calibrates on `samples`.
 ///
 /// # Errors
@@ -149,7 +163,25 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
     if options.method == Method::Rtn && options.importance.is_none() {
         return Ok(Outcome::default());
     }
-    let (batch, mut x) = pack(samples, options.chunk_tokens, &model.device)?;
+    let (batch, inputs) = pack(samples, options.chunk_tokens, &options.room(&model.device))?;
+    run_packed(model, &batch, inputs, options, observer)
+}
+
+/// Calibrates on a packed batch, whose embeddings are in `x`.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_packed(
+    model: &Model,
+    batch: &Batch,
+    mut x: Stream,
+    options: &Options,
+    observer: &dyn Observer,
+) -> Result<Outcome, Error> {
+    if options.method == Method::Rtn && options.importance.is_none() {
+        return Ok(Outcome::default());
+    }
+    let budget = Budget::new(model, batch, options, observer)?;
     let mut progress = match &options.progress {
         Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job)? },
         None => Progress::default(),
@@ -163,7 +195,9 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
     let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == Vision::Ratio);
     let weighted = options.importance == Some(Weighting::Balanced);
     if (balance || by_ratio || weighted) && progress.sensitivities.is_empty() {
-        let (sums, loss) = sensitivities(model, &batch, &x, options.memory, observer)?;
+        budget.share(Phase::Gradients, x.room());
+        x.settle()?;
+        let (sums, loss) = sensitivities(model, batch, &x, observer)?;
         (progress.sensitivities, progress.loss) = (sums, Some(loss));
         save(&progress)?;
     }
@@ -174,48 +208,57 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
         loss: options.loss,
         distort: options.distort,
         exhaustive: options.exhaustive,
-        memory: options.memory / 4,
+        memory: budget.kept,
+        gather: budget.gather,
         share_heads: options.share_heads,
     };
+    budget.share(if options.compensation.is_some() { Phase::Compensation } else { Phase::Search }, x.room());
+    x.settle()?;
     let mut folds = Folds::new();
-    let mut importance = options.importance.map(|_| Importance::new(&batch));
-    let mut x_q = (options.distort || options.compensation.is_some()).then(|| x.clone());
+    let mut importance = options.importance.map(|_| Importance::new(batch));
+    let second = options.distort || options.compensation.is_some();
+    let mut x_q = second.then(|| x.copy()).transpose()?;
     let layers = model.config.num_layers;
     observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
     for layer in 0..layers {
         let block = model.block(layer)?;
-        let trace = |(c, x): (&Chunk, &Tensor)| block.trace(x, &c.spans, &|x| Ok(x.clone()));
-        let mut traces: Vec<Trace> = Vec::new();
-        if scales || importance.is_some() || options.compensation.is_none() {
-            traces = batch.chunks.iter().zip(&x).map(trace).collect::<Result<_, _>>()?;
+        let ratios = ratios.get(layer).copied();
+        let searched = scales && options.method != Method::SmoothQuant && progress.blocks.len() == layer;
+        let smooth = scales && options.method == Method::SmoothQuant;
+        let mut keep = Keep { outputs: options.compensation.is_none(), maxima: smooth, ..Keep::default() };
+        if searched {
+            keep = search.keep(&block)?;
         }
-        if let Some(importance) = &mut importance {
-            let ratios = ratios.get(layer).copied().filter(|_| weighted);
-            importance.add(layer, &batch, &traces, ratios)?;
+        let mut pass = None;
+        if searched || smooth || importance.is_some() || options.compensation.is_none() {
+            pass =
+                Some(Pass::run(&block, batch, &x, Activations::Float, keep, |chunk, trace| match &mut importance {
+                    Some(importance) => importance.add(layer, chunk, trace, ratios.filter(|_| weighted)),
+                    None => Ok(()),
+                })?);
         }
-        let scales: Vec<(Group, Vec<f32>)> = if !scales {
-            Vec::new()
-        } else if options.method == Method::SmoothQuant {
-            smoothquant::block(&block, &traces, options.alpha)?
-        } else {
-            if progress.blocks.len() == layer {
-                let x_q = x_q.as_deref().filter(|_| options.distort);
-                let ratios = ratios.get(layer).copied().filter(|_| balance);
-                let found = search.block(&block, &batch, &traces, x_q, ratios)?;
-                progress.blocks.push(found);
-                save(&progress)?;
+        let scales: Vec<(Group, Vec<f32>)> = match &pass {
+            _ if !scales => Vec::new(),
+            Some(pass) if smooth => smoothquant::block(&block, pass, options.alpha)?,
+            _ => {
+                if let (true, Some(pass)) = (searched, &pass) {
+                    let x_q = x_q.as_ref().filter(|_| options.distort);
+                    let found = search.block(&block, batch, pass, x_q, ratios.filter(|_| balance))?;
+                    progress.blocks.push(found);
+                    save(&progress)?;
+                }
+                progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect()
             }
-            progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect()
         };
+        let outputs = pass.map(Pass::outputs);
         match (options.compensation, &mut x_q) {
             (Some(compensation), Some(x_q)) => {
-                drop(traces);
+                drop(outputs);
                 let mut scaled = block.clone();
                 scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
                 let done = progress.compensated.len() > layer;
-                let (activations, ratios) = (options.activations, ratios.get(layer).copied());
-                let streams = (&mut x[..], &mut x_q[..]);
-                let found = compensation.block(layer, &scaled, &batch, activations, ratios, streams, done)?;
+                let streams = (&mut x, &mut *x_q);
+                let found = compensation.block(layer, &scaled, batch, options.activations, ratios, streams, done)?;
                 if !done {
                     progress.compensated.push(found);
                     save(&progress)?;
@@ -223,9 +266,14 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
             }
             (_, x_q) => {
                 if let Some(x_q) = x_q {
-                    *x_q = quantised_stream(&search, &block, &scales, &batch, x_q)?;
+                    quantised_stream(&search, &block, &scales, batch, x_q)?;
                 }
-                x = traces.iter().map(Trace::output).collect::<Result<_, _>>()?;
+                if let Some((mut attn_out, mut mlp_out)) = outputs {
+                    for c in 0..x.len() {
+                        let h = (x.take(c)? + attn_out.take(c)?)?;
+                        x.set(c, (h + mlp_out.take(c)?)?)?;
+                    }
+                }
             }
         }
         for (group, scales) in scales {
@@ -245,20 +293,22 @@ pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn 
     })
 }
 
-/// The second stream through the finished quantised block.
+/// Moves the second stream on through the finished quantised block.
 fn quantised_stream(
     search: &Search,
     block: &Block,
     scales: &[(Group, Vec<f32>)],
     batch: &Batch,
-    x_q: &[Tensor],
-) -> Result<Vec<Tensor>, Error> {
+    x_q: &mut Stream,
+) -> Result<(), Error> {
     let mut scaled = block.clone();
     scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
     let q = search.quantise(&scaled)?;
-    let pass = batch.chunks.iter().zip(x_q);
-    let pass = pass.map(|(c, x)| q.trace(x, &c.spans, &|x| search.activations.apply(x))?.output());
-    Ok(pass.collect::<Result<_, _>>()?)
+    for (c, chunk) in batch.chunks.iter().enumerate() {
+        let x = x_q.take(c)?;
+        x_q.set(c, q.trace(&x, &chunk.spans, &|x| search.activations.apply(x))?.output()?)?;
+    }
+    Ok(())
 }
 
 /// Writes a group's scales down as folds of the tensors they change.

@@ -2,6 +2,7 @@
 //! o_proj and down_proj (the paper's eq. 6), from which the balance ratios follow.
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
+use super::stream::Stream;
 use crate::events::{Event, Observer};
 use crate::model::decoder::{Head, Span};
 use crate::model::ops::row_abs;
@@ -80,26 +81,29 @@ fn add_means(g: &Tensor, spans: &[Span], kinds: &[Kind], sum: &mut Sensitivity) 
     Ok(())
 }
 
+/// Tokens whose block inputs are held at least, in the file if need be: the blocks are loaded anew for each part.
+const PART: usize = if cfg!(test) { 600 } else { 8192 };
+
 /// Sensitivities of every block, and the calibration loss.
 ///
-/// Block inputs of as many chunks as fit `memory` bytes are held at a time; the blocks are loaded again for each such
-/// part, forward and backward.
+/// The inputs of every block are held for as many chunks at a time as there is room for; the blocks are loaded again
+/// for each such part, forward and backward.
 ///
 /// # Errors
 /// A block cannot be loaded, or its gradient is zero at the answer tokens or not finite.
 pub fn sensitivities(
     model: &super::Model,
     batch: &Batch,
-    inputs: &[Tensor],
-    memory: usize,
+    inputs: &Stream,
     observer: &dyn Observer,
 ) -> std::result::Result<(Vec<BlockSensitivity>, f64), crate::Error> {
     let layers = model.config.num_layers;
     let mut sums = vec![BlockSensitivity::default(); layers];
     let mut loss = 0.0;
-    let head = Head::load(model.checkpoint, model.config, &model.device)?;
-    let bytes_per_token = layers * model.config.hidden_size * 4;
-    let part_tokens = (memory / bytes_per_token).max(1);
+    let room = inputs.room();
+    // Between two blocks there are a gradient and a next input as well.
+    let bytes_per_token = (layers + 1) * model.config.hidden_size * 4;
+    let part_tokens = (room.left() / bytes_per_token).max(PART);
     let mut parts = Vec::new();
     let mut start = 0;
     while start < inputs.len() {
@@ -115,29 +119,41 @@ pub fn sensitivities(
     observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
     for part in parts {
         let chunks = &batch.chunks[part.clone()];
-        let mut stored: Vec<Vec<Tensor>> = vec![inputs[part].to_vec()];
+        // Of each block but the first; then the last one's outputs, which become the gradients.
+        let mut stored: Vec<Stream> = Vec::new();
         for layer in 0..layers {
             let block = model.block(layer)?;
-            // invariant: one entry was pushed before the loop and one per block since.
-            let last = &stored[layer];
-            let next: Result<Vec<Tensor>> = chunks.iter().zip(last).map(|(c, x)| block.forward(x, &c.spans)).collect();
-            stored.push(next?);
+            let mut next = room.stream();
+            for (i, chunk) in chunks.iter().enumerate() {
+                let x = match stored.last() {
+                    Some(last) => last.get(i)?,
+                    None => inputs.get(part.start + i)?,
+                };
+                next.push(block.forward(&x, &chunk.spans)?)?;
+            }
+            stored.push(next);
             observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
         }
-        let outputs = stored.pop().unwrap_or_default();
-        let mut gradients = Vec::new();
-        for (chunk, y) in chunks.iter().zip(&outputs) {
-            gradients.push(head_gradient(&head, chunk, y, batch.samples, &mut loss)?);
+        let Some(mut gradients) = stored.pop() else { continue };
+        let head = Head::load(model.checkpoint, model.config, &model.device)?;
+        for (i, chunk) in chunks.iter().enumerate() {
+            let y = gradients.take(i)?;
+            gradients.set(i, head_gradient(&head, chunk, &y, batch.samples, &mut loss)?)?;
         }
-        drop(outputs);
+        drop(head);
         for layer in (0..layers).rev() {
             let block = model.block(layer)?;
-            let xs = stored.pop().unwrap_or_default();
-            for ((chunk, x), g) in chunks.iter().zip(&xs).zip(&mut gradients) {
-                add_means(g, &chunk.spans, &chunk.kinds, &mut sums[layer].mlp)?;
-                let back = block.backward(x, &chunk.spans, g)?;
+            let mut xs = stored.pop();
+            for (i, chunk) in chunks.iter().enumerate() {
+                let x = match &mut xs {
+                    Some(xs) => xs.take(i)?,
+                    None => inputs.get(part.start + i)?,
+                };
+                let g = gradients.take(i)?;
+                add_means(&g, &chunk.spans, &chunk.kinds, &mut sums[layer].mlp)?;
+                let back = block.backward(&x, &chunk.spans, &g)?;
                 add_means(&back.attn_out, &chunk.spans, &chunk.kinds, &mut sums[layer].attn)?;
-                *g = back.input;
+                gradients.set(i, back.input)?;
             }
             observer.event(Event::Advance { n: 1, detail: format!("block {layer} backward") });
         }

@@ -50,6 +50,19 @@ pub(super) fn batch(runs: &Path, padded: bool) -> Vec<Sample> {
 }
 
 fn calibrate(dir: &Path, method: Method, wa: bool, distort: bool, exhaustive: bool, padded: bool) -> Outcome {
+    within(20 << 20, dir, method, wa, distort, exhaustive, padded)
+}
+
+/// [`calibrate`] with so many bytes of memory.
+fn within(
+    memory: usize,
+    dir: &Path,
+    method: Method,
+    wa: bool,
+    distort: bool,
+    exhaustive: bool,
+    padded: bool,
+) -> Outcome {
     let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
     let config = text_config(&checkpoint);
     let model = Model::new(&checkpoint, &config, 512, Device::Cpu).unwrap();
@@ -69,7 +82,9 @@ fn calibrate(dir: &Path, method: Method, wa: bool, distort: bool, exhaustive: bo
         alpha: 0.5,
         importance: None,
         chunk_tokens: 300,
-        memory: 20 << 20,
+        memory,
+        device_memory: None,
+        spill: None,
         compensation: None,
         progress: None,
     };
@@ -185,6 +200,18 @@ fn race_agrees(dir: &Path, method: Method, all: &Outcome) {
     }
     println!("{} {method:?}: {scored} of {} candidates finished", dir.display(), 20 * groups);
     assert!(scored < 10 * groups, "the race dropped too few");
+}
+
+/// With next to no memory (everything waits in a file, gradients in several parts, the search gathers piece by piece)
+/// and with more than enough: the same to the last bit.
+#[test]
+fn memory_changes_nothing() {
+    let Some(oracle) = oracle() else { return };
+    let dir = oracle.join("tiny-onevision");
+    for distort in [false, true] {
+        let run = |memory| format!("{:?}", within(memory, &dir, Method::Mbq, distort, distort, false, false));
+        assert!(run(1) == run(1 << 40), "distort {distort}");
+    }
 }
 
 macro_rules! oracle_tests {
@@ -324,6 +351,8 @@ fn testbed_points() {
             importance: None,
             chunk_tokens: 1024,
             memory: 4 << 30,
+            device_memory: None,
+            spill: None,
             compensation: None,
             progress: None,
         };

@@ -1,11 +1,13 @@
 //! The calibration's options, and how a run is put together from them.
+use super::clock::Clock;
 use super::compensate::{self, Leftovers};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use mbq_convert::calibrate::batch::Sample;
+use mbq_convert::calibrate::batch::{Batch, Packer, Sample};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric, Mbq3, PerChannel, Stored, WeightGrid};
 use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
+use mbq_convert::calibrate::stream::{Room, Stream};
 use mbq_convert::calibrate::{self, Method, Model, builtin, pairs};
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::convert::Calibration;
@@ -67,10 +69,13 @@ pub struct Args {
     /// cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     device: DeviceArg,
-    /// Memory for stored activations, such as 16G
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = size)]
-    memory: usize,
-    /// Where the progress file is kept [default: beside the output]
+    /// Memory that calibration may take, such as 16G [default: half of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<usize>,
+    /// The same of the GPU's memory [default: nine tenths of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    gpu_memory: Option<usize>,
+    /// Where the progress file is kept, and activations that do not fit the memory [default: beside the output]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Continue after the last finished block of an interrupted run
@@ -207,16 +212,22 @@ pub fn run(
         bail!("--paper-w4a8 is for --bits w4a8");
     }
     let start = Instant::now();
+    let clock = Clock::new(observer);
+    let observer: &dyn Observer = &clock;
     let device = match args.device {
         DeviceArg::Cpu => Device::Cpu,
         DeviceArg::Cuda(n) => Device::new_cuda(n)
             .with_context(|| format!("--device cuda:{n} (a build with `--features cuda` and a GPU are needed)"))?,
     };
     let config = LlavaOnevision::read(checkpoint)?;
-    let (samples, source) = samples(args, checkpoint, &config, &device, observer)?;
-    let vision_seconds = start.elapsed().as_secs_f64();
-    let longest = samples.iter().map(|s| s.real).max().unwrap_or(1);
-    let model = Model::new(checkpoint, &config.text, longest, device)?;
+    let (progress, store) = compensate::kept(args.work_dir.as_deref(), output)?;
+    let memory = args.memory.unwrap_or_else(half_of_free);
+    // What does not fit waits beside the progress.
+    let spill = progress.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let room = Room::new(&device, memory / 2, spill);
+    let Samples { batch, inputs, data, source } = samples(args, checkpoint, &config, &device, &room, observer)?;
+    let embedding_seconds = start.elapsed().as_secs_f64();
+    let model = Model::new(checkpoint, &config.text, batch.longest, device)?;
     let weights: Box<dyn WeightGrid> =
         if args.paper_w4a8 { Box::new(PerChannel { bits: 4 }) } else { stored(file, &config.text) };
     let activations = match (w4a8, args.paper_w4a8) {
@@ -228,8 +239,7 @@ pub fn run(
         (Some(LossArg::Mae), _) | (None, Method::Mbq) => Loss::Mae,
         _ => Loss::Mse,
     };
-    let (progress, store) = compensate::kept(args.work_dir.as_deref(), output)?;
-    let (linears, parts) = args.compensation.widen(method, file, &model, &samples, observer)?;
+    let (linears, parts) = args.compensation.widen(method, file, &model, (&batch, &inputs), observer)?;
     let types = TypeChoice { linears, ..types };
     let compensation = args.compensation.build(method, &types, &config, &store);
     // On the testbed scales made compensated models no better (docs/compensation.md) and took most of the time.
@@ -238,10 +248,9 @@ pub fn run(
         "method": record(method), "weights": weights.name(), "activations": format!("{activations:?}"),
         "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
         "share_heads": args.share_heads, "compensation": compensation.as_ref().map(|c| c.settings),
-        "scales": scales, "samples": samples.len(), "source": source, "imatrix": importance,
+        "scales": scales, "samples": batch.samples, "source": source, "imatrix": importance,
         "wider": types.linears.iter().map(|(name, ty)| (name, ty.to_string())).collect::<BTreeMap<_, _>>(),
     });
-    let data = digest(&samples)?;
     let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
     if !args.resume {
         store.clear()?;
@@ -249,7 +258,7 @@ pub fn run(
             std::fs::remove_file(&progress).with_context(|| format!("removing {}", progress.display()))?;
         }
     }
-    let tokens: usize = samples.iter().map(|s| s.real).sum();
+    let tokens = batch.tokens;
     estimate(&model, tokens, method, observer)?;
     let options = calibrate::Options {
         method,
@@ -263,12 +272,14 @@ pub fn run(
         scales,
         importance,
         alpha: 0.5,
-        chunk_tokens: 1024,
-        memory: args.memory,
+        chunk_tokens: CHUNK,
+        memory,
+        device_memory: args.gpu_memory,
+        spill: Some(spill.into()),
         compensation: compensation.as_ref(),
         progress: Some((progress.clone(), job)),
     };
-    let found = calibrate::run(&model, &samples, &options, observer)?;
+    let found = calibrate::run_packed(&model, &batch, inputs, &options, observer)?;
     let groups = |found: &[calibrate::mbq::Found]| -> Vec<serde_json::Value> {
         found
             .iter()
@@ -289,7 +300,7 @@ pub fn run(
         "blocks": found.blocks.iter().map(|b| groups(b)).collect::<Vec<_>>(),
         "parts": parts,
         "compensated": found.compensated,
-        "seconds": {"vision": vision_seconds, "all": start.elapsed().as_secs_f64()},
+        "seconds": {"embedding": embedding_seconds, "phases": clock.record(), "all": start.elapsed().as_secs_f64()},
     });
     let encoder = compensation.is_some().then(|| Box::new(store.clone()) as Box<dyn Encoder>);
     let weights = given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
@@ -298,28 +309,52 @@ pub fn run(
     Ok(Found { calibration, importance: found.importance, leftovers, linears: types.linears })
 }
 
+/// Tokens that are packed together, at least.
+const CHUNK: usize = 1024;
+
+/// The embedded pairs.
+struct Samples {
+    batch: Batch,
+    inputs: Stream,
+    /// SHA-256 of what enters the text model.
+    data: String,
+    source: String,
+}
+
 /// Embeds the pairs.
 fn samples(
     args: &Args,
     checkpoint: &Checkpoint,
     config: &LlavaOnevision,
     device: &Device,
+    room: &Room,
     observer: &dyn Observer,
-) -> Result<(Vec<Sample>, String)> {
+) -> Result<Samples> {
     let context = config.text.max_position_embeddings;
     let max_tokens = args.max_tokens.unwrap_or(context).min(context);
     let embedder = Embedder::load(config, checkpoint, device)?;
     let begin =
         |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pictures" });
-    let mut out = Vec::new();
+    let (mut packer, mut hash) = (Packer::new(CHUNK, room), Sha256::new());
+    let mut add = |sample: Sample, name: String| -> Result<()> {
+        let values = sample.embeds.flatten_all()?.to_vec1::<f32>()?;
+        for part in values.chunks(4096) {
+            let bytes: Vec<u8> = part.iter().flat_map(|v| v.to_le_bytes()).collect();
+            hash.update(bytes);
+        }
+        sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        packer.push(sample)?;
+        observer.event(Event::Advance { n: 1, detail: name });
+        Ok(())
+    };
     let source = match &args.calib {
         Some(path) => {
             let all = pairs::read(path, args.image_root.as_deref())?;
             let pairs = pairs::choose(all, args.samples as usize, args.seed);
             begin(pairs.len());
             for p in &pairs {
-                out.push(embedder.sample(&p.image, &load_rgb(&p.image)?, &p.question, &p.answer, max_tokens)?);
-                observer.event(Event::Advance { n: 1, detail: p.image.display().to_string() });
+                let sample = embedder.sample(&p.image, &load_rgb(&p.image)?, &p.question, &p.answer, max_tokens)?;
+                add(sample, p.image.display().to_string())?;
             }
             path.display().to_string()
         }
@@ -330,26 +365,24 @@ fn samples(
             observer.event(Event::Note(note));
             begin(n);
             for p in &set[..n] {
-                out.push(embedder.sample(Path::new(p.name), &p.image, p.question, p.answer, max_tokens)?);
-                observer.event(Event::Advance { n: 1, detail: p.name.into() });
+                let sample = embedder.sample(Path::new(p.name), &p.image, p.question, p.answer, max_tokens)?;
+                add(sample, p.name.into())?;
             }
             "built-in".into()
         }
     };
     observer.event(Event::PhaseEnd);
-    Ok((out, source))
+    let (batch, inputs) = packer.finish()?;
+    Ok(Samples { batch, inputs, data: hex(&hash.finalize()), source })
 }
 
-/// SHA-256 of what enters the text model.
-fn digest(samples: &[Sample]) -> Result<String> {
-    let mut hash = Sha256::new();
-    for s in samples {
-        for v in s.embeds.flatten_all()?.to_vec1::<f32>()? {
-            hash.update(v.to_le_bytes());
-        }
-        s.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-    }
-    Ok(hex(&hash.finalize()))
+/// Half of the memory that no one uses, or 4 GiB where the system does not say.
+fn half_of_free() -> usize {
+    let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+        line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()
+    });
+    free.map_or(4 << 30, |kib| kib * 512)
 }
 
 fn hex(bytes: &[u8]) -> String {

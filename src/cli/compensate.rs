@@ -1,8 +1,9 @@
 //! The options of error compensation, and what it leaves on disk until the model is written.
 use anyhow::{Context, Result, bail};
-use mbq_convert::calibrate::batch::{Sample, pack};
+use mbq_convert::calibrate::batch::Batch;
 use mbq_convert::calibrate::bits::{self, Part};
 use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
+use mbq_convert::calibrate::stream::Stream;
 use mbq_convert::calibrate::{Method, Model};
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::GgmlType;
@@ -48,7 +49,7 @@ pub struct Args {
     bpw: Option<f64>,
 }
 
-/// Pairs that parts of the decoder are measured on.
+/// Pairs that parts of the decoder are measured on, or a few more: what is packed with them.
 const MEASURED: usize = 8;
 
 impl Args {
@@ -63,7 +64,7 @@ impl Args {
         method: Method,
         file: FileType,
         model: &Model,
-        samples: &[Sample],
+        (batch, inputs): (&Batch, &Stream),
         observer: &dyn Observer,
     ) -> Result<(BTreeMap<String, GgmlType>, Vec<Part>)> {
         let Some(mean) = self.bpw else { return Ok(Default::default()) };
@@ -74,8 +75,15 @@ impl Args {
         let width = types.map(GgmlType::bits_per_weight);
         // Before the work, for the message.
         bits::widened(&[], width, mean).context("--bpw")?;
-        let (batch, inputs) = pack(&samples[..samples.len().min(MEASURED)], 1024, &model.device)?;
-        let parts = bits::measure(model, &batch, &inputs, types, observer)?;
+        let mut pairs = 0;
+        let few = batch.chunks.iter().take_while(|chunk| {
+            let before = pairs;
+            pairs += chunk.spans.len();
+            before < MEASURED
+        });
+        let chunks = &batch.chunks[..few.count()];
+        let inputs = (0..chunks.len()).map(|i| inputs.get(i)).collect::<Result<Vec<_>, _>>()?;
+        let parts = bits::measure(model, chunks, &inputs, types, observer)?;
         let widened = bits::widened(&parts, width, mean)?;
         observer.event(Event::Note(format!("--bpw {mean}: {} of {} parts are q4_0", widened.len(), parts.len())));
         Ok((bits::types(&parts, &widened, types[1]), parts))

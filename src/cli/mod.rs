@@ -2,6 +2,7 @@
 //! subcommands beside it are one file each.
 mod calibrate;
 mod chat;
+mod clock;
 mod compensate;
 mod convert;
 mod eval;

@@ -4,9 +4,12 @@
 //!
 //! Samples are packed: a matrix `[tokens, hidden]` holds several, and [`Span`] says where each begins and ends.
 use super::config::TextConfig;
-use super::ops::{causal_softmax, f32, rms_norm, rms_scale, rope_tables, rotate, silu_mul};
+use super::ops::{causal_softmax, rms_norm, rms_scale, rope_tables, rotate, silu_mul};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
+
+/// Bytes of attention scores that are held at once, where one key head's are not more.
+pub const SCORES: usize = 256 << 20;
 
 /// One sample's rows in a packed matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +151,31 @@ pub struct Gradients {
     pub attn_out: Tensor,
 }
 
+/// Reads a tensor, f32. On an accelerator it is widened there, half of the bytes on the way.
+fn read(
+    checkpoint: &Checkpoint,
+    name: &str,
+    shape: &[usize],
+    device: &Device,
+) -> std::result::Result<Tensor, crate::Error> {
+    if !device.is_cpu() {
+        checkpoint.check(name, shape)?;
+        let view = checkpoint.tensor(name)?;
+        let dtype = DType::try_from(view.dtype)?;
+        let t = Tensor::from_raw_buffer(view.bytes, dtype, shape, device)?.to_dtype(DType::F32)?;
+        // Zero times a number that is not finite is none.
+        let finite = (&t * 0.0)?.sum(D::Minus1)?.sum_all()?.to_scalar::<f32>()? == 0.0;
+        checkpoint.release(name);
+        if finite {
+            return Ok(t);
+        }
+        // Else the same again on the CPU says which number it is.
+    }
+    let data = checkpoint.f32(name, shape)?;
+    checkpoint.release(name);
+    Ok(Tensor::from_vec(data, shape, device)?)
+}
+
 impl Block {
     /// Reads block `layer`.
     ///
@@ -162,10 +190,7 @@ impl Block {
     ) -> std::result::Result<Self, crate::Error> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
-        let read = |name: String, shape: &[usize]| -> std::result::Result<Tensor, crate::Error> {
-            let data = checkpoint.f32(&name, shape)?;
-            Ok(Tensor::from_vec(data, shape, device)?)
-        };
+        let read = |name: String, shape: &[usize]| read(checkpoint, &name, shape, device);
         let mut linears = Vec::with_capacity(7);
         for name in Name::ALL {
             let shape = match name {
@@ -236,6 +261,13 @@ impl Block {
         q.contiguous()?.reshape((self.kv_heads, self.repeats * n, d))
     }
 
+    /// Key heads whose scores are made together, for `rows` queries of `keys` keys: first, how many.
+    fn head_parts(&self, rows: usize, keys: usize) -> impl Iterator<Item = (usize, usize)> {
+        let each = 4 * self.repeats * rows * keys;
+        let (all, step) = (self.kv_heads, (SCORES / each.max(1)).clamp(1, self.kv_heads));
+        (0..all).step_by(step).map(move |at| (at, step.min(all - at)))
+    }
+
     fn probabilities(&self, q: &Tensor, k: &Tensor, positions: &[usize], real: usize) -> Result<Tensor> {
         let scores = (q.matmul(&k.t()?)? * (1.0 / (self.head_dim as f64).sqrt()))?;
         causal_softmax(scores, positions, real)
@@ -275,7 +307,13 @@ impl Block {
             let whole = n == span.len;
             let heads = if whole { self.rope.apply(&heads, false)? } else { self.rope.apply_at(&heads, &positions)? };
             let k = self.rope.apply(&of(k)?, false)?;
-            let out = self.probabilities(&self.stack(&heads)?, &k, &positions, span.real)?.matmul(&of(v)?)?;
+            let (q, v) = (self.stack(&heads)?, of(v)?);
+            let mut outs = Vec::new();
+            for (at, len) in self.head_parts(n, span.len) {
+                let of = |t: &Tensor| t.narrow(0, at, len);
+                outs.push(self.probabilities(&of(&q)?, &of(&k)?, &positions, span.real)?.matmul(&of(&v)?)?);
+            }
+            let out = Tensor::cat(&outs, 0)?;
             parts.push(self.join(&out.reshape((self.kv_heads * self.repeats, n, self.head_dim))?)?);
             from += n;
         }
@@ -329,16 +367,25 @@ impl Block {
             let q = self.stack(&self.rope.apply(&of(&q)?, false)?)?;
             let k = self.rope.apply(&of(&k)?, false)?;
             let positions: Vec<usize> = (0..span.len).collect();
-            let p = self.probabilities(&q, &k, &positions, span.real)?;
-            let g_out = self.stack(&of(&g_o)?)?;
-            g_v.push(self.join(&p.t()?.matmul(&g_out)?)?);
-            let g_p = g_out.matmul(&of(&v)?.t()?)?;
-            // Softmax: g_s = p * (g_p - sum(g_p * p)).
-            let pg = (&p * &g_p)?;
-            let g_s = ((&pg - p.broadcast_mul(&pg.sum_keepdim(D::Minus1)?)?)? * scale)?;
-            let back_q = g_s.matmul(&k)?.reshape((self.kv_heads * self.repeats, span.len, self.head_dim))?;
+            let (v, g_out) = (of(&v)?, self.stack(&of(&g_o)?)?);
+            let (mut of_q, mut of_k, mut of_v) = (Vec::new(), Vec::new(), Vec::new());
+            for (at, len) in self.head_parts(span.len, span.len) {
+                let of = |t: &Tensor| t.narrow(0, at, len);
+                let (q, k, v, g_out) = (of(&q)?, of(&k)?, of(&v)?, of(&g_out)?);
+                let p = self.probabilities(&q, &k, &positions, span.real)?;
+                of_v.push(p.t()?.matmul(&g_out)?);
+                let g_p = g_out.matmul(&v.t()?)?;
+                // Softmax: g_s = p * (g_p - sum(g_p * p)).
+                let pg = (&p * &g_p)?;
+                drop(g_p);
+                let g_s = ((&pg - p.broadcast_mul(&pg.sum_keepdim(D::Minus1)?)?)? * scale)?;
+                of_q.push(g_s.matmul(&k)?);
+                of_k.push(g_s.t()?.matmul(&q)?);
+            }
+            g_v.push(self.join(&Tensor::cat(&of_v, 0)?)?);
+            let back_q = Tensor::cat(&of_q, 0)?.reshape((self.kv_heads * self.repeats, span.len, self.head_dim))?;
             g_q.push(self.join(&self.rope.apply(&back_q, true)?)?);
-            g_k.push(self.join(&self.rope.apply(&g_s.t()?.matmul(&q)?, true)?)?);
+            g_k.push(self.join(&self.rope.apply(&Tensor::cat(&of_k, 0)?, true)?)?);
         }
         let (g_q, g_k, g_v) = (Tensor::cat(&g_q, 0)?, Tensor::cat(&g_k, 0)?, Tensor::cat(&g_v, 0)?);
         let g_a = ((back(Name::Q, &g_q)? + back(Name::K, &g_k)?)? + back(Name::V, &g_v)?)?;
@@ -385,10 +432,9 @@ impl Head {
             "language_model.lm_head.weight"
         };
         let shape = [config.vocab_size, config.hidden_size];
-        let norm = checkpoint.f32("language_model.model.norm.weight", &shape[1..])?;
         Ok(Head {
-            norm: Tensor::from_vec(norm, &shape[1..], device)?,
-            weight: f32(Tensor::from_vec(checkpoint.f32(name, &shape)?, &shape[..], device)?)?,
+            norm: read(checkpoint, "language_model.model.norm.weight", &shape[1..], device)?,
+            weight: read(checkpoint, name, &shape, device)?,
             eps: config.rms_norm_eps,
         })
     }

@@ -53,6 +53,11 @@ pub(crate) fn with_cpu<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> 
     }
 }
 
+/// Rows `rows` of `x`, in order; not copied when they are all of them.
+pub(crate) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if rows.len() == x.dim(0)? { Ok(x.clone()) } else { x.index_select(&Tensor::new(rows, x.device())?, 0) }
+}
+
 /// Row-wise root-mean-square scale, `1 / sqrt(mean x^2 + eps)`: `[n, c]` to `[n, 1]`.
 pub(crate) fn rms_scale(x: &Tensor, eps: f64) -> Result<Tensor> {
     (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()
@@ -100,10 +105,14 @@ pub(crate) fn causal_softmax(scores: Tensor, positions: &[usize], keys: usize) -
         return Ok(scores);
     }
     let rows = positions.len();
-    let seen = |&p: &usize| (0..n).map(move |j| if j <= p && j < keys { 0.0 } else { f32::NEG_INFINITY });
-    let mask: Vec<f32> = positions.iter().flat_map(seen).collect();
+    let device = scores.device();
+    let last: Vec<f32> = positions.iter().map(|&p| p.min(keys.saturating_sub(1)) as f32).collect();
+    let last = Tensor::from_vec(last, (rows, 1), device)?.broadcast_as((rows, n))?;
+    let columns = Tensor::arange(0f32, n as f32, device)?.unsqueeze(0)?.broadcast_as((rows, n))?;
+    let zeros = Tensor::zeros((rows, n), DType::F32, device)?;
+    let hidden = Tensor::new(f32::NEG_INFINITY, device)?.broadcast_as((rows, n))?;
+    let mask = columns.le(&last)?.where_cond(&zeros, &hidden)?.reshape((1, 1, rows, n))?;
     let (batch, all, _) = scores.dims3()?;
-    let mask = Tensor::from_vec(mask, (1, 1, rows, n), scores.device())?;
     let scores = scores.reshape((batch, all / rows, rows, n))?.broadcast_add(&mask)?.reshape((batch, all, n))?;
     let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
@@ -123,16 +132,31 @@ pub(crate) fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(gate)
 }
 
+/// A number per row; on an accelerator it may still be in the making.
+pub(crate) enum Rows {
+    Host(Vec<f64>),
+    Device(Tensor),
+}
+
+impl Rows {
+    /// The numbers, waited for.
+    pub(crate) fn values(self) -> Result<Vec<f64>> {
+        match self {
+            Rows::Host(values) => Ok(values),
+            Rows::Device(t) => Ok(t.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f64::from).collect()),
+        }
+    }
+}
+
 /// Per row, the sum of `|a - b|` (`squared`: of `(a - b)^2`).
-pub(crate) fn row_errors(a: &Tensor, b: &Tensor, squared: bool) -> Result<Vec<f64>> {
+pub(crate) fn row_errors(a: &Tensor, b: &Tensor, squared: bool) -> Result<Rows> {
     let cols = a.dim(D::Minus1)?;
     if !a.device().is_cpu() {
         let d = (a - b)?;
         let d = if squared { d.sqr()? } else { d.abs()? };
-        let rows: Vec<f32> = d.sum(D::Minus1)?.flatten_all()?.to_vec1()?;
-        return Ok(rows.into_iter().map(f64::from).collect());
+        return Ok(Rows::Device(d.sum(D::Minus1)?));
     }
-    with_cpu(a, |a| {
+    let rows = with_cpu(a, |a| {
         with_cpu(b, |b| {
             a.par_chunks(cols)
                 .zip(b.par_chunks(cols))
@@ -149,7 +173,8 @@ pub(crate) fn row_errors(a: &Tensor, b: &Tensor, squared: bool) -> Result<Vec<f6
                 })
                 .collect()
         })
-    })?
+    })??;
+    Ok(Rows::Host(rows))
 }
 
 /// Per row, the sum of `|x|`.
@@ -158,29 +183,46 @@ pub(crate) fn row_abs(x: &Tensor) -> Result<Vec<f64>> {
     Ok(rows.into_iter().map(f64::from).collect())
 }
 
-/// Per column, the sum and the maximum of `|x|` of `[n, c]`.
-pub(crate) fn column_abs(x: &Tensor) -> Result<(Vec<f64>, Vec<f32>)> {
+/// Per column, the sum of `|x|` of `[n, c]`.
+pub(crate) fn column_abs(x: &Tensor) -> Result<Vec<f64>> {
+    if !x.device().is_cpu() {
+        // As a product: reductions over rows are slow there.
+        let ones = Tensor::ones((1, x.dim(0)?), DType::F32, x.device())?;
+        let sums: Vec<f32> = ones.matmul(&x.abs()?)?.flatten_all()?.to_vec1()?;
+        return Ok(sums.into_iter().map(f64::from).collect());
+    }
+    by_column(x, 0f64, |s, v| *s += f64::from(v.abs()), |s, v| *s += v)
+}
+
+/// Per column, the maximum of `|x|` of `[n, c]`.
+pub(crate) fn column_max(x: &Tensor) -> Result<Vec<f32>> {
+    if !x.device().is_cpu() {
+        return x.abs()?.max(0)?.to_vec1();
+    }
+    by_column(x, 0f32, |m, v| *m = m.max(v.abs()), |m, v| *m = m.max(v))
+}
+
+/// Folds each column of a CPU tensor, in 16 parts of the rows.
+fn by_column<S: Copy + Send + Sync>(
+    x: &Tensor,
+    zero: S,
+    add: impl Fn(&mut S, f32) + Sync,
+    join: impl Fn(&mut S, S),
+) -> Result<Vec<S>> {
     let cols = x.dim(D::Minus1)?;
-    let x = x.to_device(&Device::Cpu)?;
-    with_cpu(&x, |data| {
+    with_cpu(x, |data| {
         let rows = data.len() / cols;
-        let parts: Vec<(Vec<f64>, Vec<f32>)> = data
+        let parts: Vec<Vec<S>> = data
             .par_chunks(cols * rows.div_ceil(16).max(1))
             .map(|part| {
-                let (mut sum, mut max) = (vec![0f64; cols], vec![0f32; cols]);
-                for row in part.chunks(cols) {
-                    for ((s, m), v) in sum.iter_mut().zip(&mut max).zip(row) {
-                        *s += f64::from(v.abs());
-                        *m = m.max(v.abs());
-                    }
-                }
-                (sum, max)
+                let mut out = vec![zero; cols];
+                part.chunks(cols).for_each(|row| out.iter_mut().zip(row).for_each(|(s, &v)| add(s, v)));
+                out
             })
             .collect();
-        parts.into_iter().fold((vec![0f64; cols], vec![0f32; cols]), |(mut sum, mut max), (s, m)| {
-            sum.iter_mut().zip(s).for_each(|(a, b)| *a += b);
-            max.iter_mut().zip(m).for_each(|(a, b)| *a = a.max(b));
-            (sum, max)
+        parts.into_iter().fold(vec![zero; cols], |mut all, part| {
+            all.iter_mut().zip(part).for_each(|(a, b)| join(a, b));
+            all
         })
     })
 }
@@ -204,9 +246,20 @@ pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, backward: bool) -> 
     Tensor::cat(&[first, second], D::Minus1)
 }
 
-/// Asserts f32, which all of this is written for.
-pub(crate) fn f32(t: Tensor) -> Result<Tensor> {
-    t.to_dtype(DType::F32)
+/// Lets products of f32 matrices run in TF32 on an accelerator, while it lives.
+pub(crate) struct Fast(());
+
+impl Fast {
+    pub(crate) fn new() -> Self {
+        candle_core::cuda::set_gemm_reduced_precision_f32(true);
+        Fast(())
+    }
+}
+
+impl Drop for Fast {
+    fn drop(&mut self) {
+        candle_core::cuda::set_gemm_reduced_precision_f32(false);
+    }
 }
 
 /// Applies `f` to every row of a contiguous CPU tensor, in place.

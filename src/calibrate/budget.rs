@@ -1,0 +1,131 @@
+//! How the memory that calibration may take is shared out: what the work on a block needs comes first, the rest is for
+//! the activations that wait between passes.
+use super::batch::Batch;
+use super::run::{Model, Options};
+use super::stream::Room;
+use crate::events::{Event, Observer};
+use crate::model::decoder::SCORES;
+use candle_core::{Device, Result};
+
+/// What is being done.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Phase {
+    Gradients,
+    Search,
+    Compensation,
+}
+
+/// Bytes, by what they are for. Estimates from the shapes, a little generous.
+#[derive(Debug)]
+pub(super) struct Budget {
+    memory: usize,
+    /// None on the CPU.
+    device: Option<usize>,
+    needs: [usize; 3],
+    /// Of the host while a device works.
+    host: usize,
+    /// For candidates' weights that are kept from round to round of a search.
+    pub kept: usize,
+    /// For rows that are gathered at once in a search.
+    pub gather: usize,
+}
+
+impl Budget {
+    /// # Errors
+    /// The device does not say how much memory it has.
+    pub fn new(model: &Model, batch: &Batch, options: &Options, observer: &dyn Observer) -> Result<Self> {
+        let c = model.config;
+        let cpu = model.device.is_cpu();
+        let device = match options.device_memory {
+            _ if cpu => None,
+            Some(bytes) => Some(bytes),
+            None => Some(free(&model.device)? / 10 * 9),
+        };
+        if let Some(bytes) = device {
+            hold(&model.device, bytes.saturating_sub(1 << 30))?;
+        }
+        let total = device.unwrap_or(options.memory);
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let wide = (c.num_heads + c.num_kv_heads) * c.head_dim;
+        let block = 4 * (2 * hidden * wide + 3 * hidden * inner);
+        let matrix = 4 * hidden * inner;
+        let rows = batch.chunks.iter().map(|c| c.tokens()).max().unwrap_or(0);
+        let scores = SCORES.max(4 * c.num_heads / c.num_kv_heads * batch.longest * batch.longest);
+        let forward = 4 * rows * (6 * hidden + 3 * wide + 4 * inner) + 5 * scores;
+        let backward = 4 * rows * (12 * hidden + 4 * wide + 9 * inner) + 8 * scores;
+        // The program, its libraries and their workspaces.
+        let base = if cpu { 200 << 20 } else { 1 << 30 };
+        let head = 4 * c.vocab_size * (hidden + 4 * 128);
+        let (kept, gather) = (total / 8, (total / 16).min(2 << 30));
+        let second = if options.distort { block } else { 0 };
+        // While they are gathered: second moments, those shifted, a part of a sum. Then the moments with their factor, in
+        // f64 and in f32, and a quarter of the former at work. Then moments, factor, and a linear in several states.
+        let square = 4 * inner * inner;
+        let moments = (forward + 5 * square / 2).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
+        let search = if options.scales { kept + gather + 2 * matrix + 4 * matrix } else { 0 };
+        let needs = [
+            base + (block + block / 4 + backward).max(head),
+            base + block + second + forward + search,
+            base + 2 * block + moments.max(forward + search),
+        ];
+        let budget = Budget { memory: options.memory, device, needs, host: (768 << 20) + 4 * matrix, kept, gather };
+        let need = if options.compensation.is_some() { needs[2] } else { needs[1] };
+        if need > total {
+            let flag = if cpu { "--memory" } else { "--gpu-memory" };
+            let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+            observer.event(Event::Note(format!(
+                "work on one block takes about {:.1} GiB, more than the {:.1} GiB of {flag}: all else waits elsewhere",
+                gib(need),
+                gib(total)
+            )));
+        }
+        Ok(budget)
+    }
+
+    /// Leaves `room` what `phase` does not need.
+    pub fn share(&self, phase: Phase, room: &Room) {
+        let need = self.needs[phase as usize];
+        match self.device {
+            None => room.limit(self.memory.saturating_sub(need), 0),
+            Some(device) => room.limit(self.memory.saturating_sub(self.host), device.saturating_sub(need)),
+        }
+    }
+}
+
+/// Bytes that are free on the device.
+#[cfg(feature = "cuda")]
+fn free(device: &Device) -> Result<usize> {
+    let (free, _) =
+        device.as_cuda_device()?.cuda_stream().context().mem_get_info().map_err(candle_core::Error::wrap)?;
+    Ok(free)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn free(_: &Device) -> Result<usize> {
+    Ok(usize::MAX)
+}
+
+/// Lets the driver keep so many freed bytes for what comes next: by default it gives them back whenever the program
+/// waits for a result, and maps them again after it.
+#[cfg(feature = "cuda")]
+fn hold(device: &Device, bytes: usize) -> Result<()> {
+    use candle_core::cuda_backend::cudarc::driver::{result, sys};
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let context = stream.context();
+    let mut bytes = bytes as u64;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    let mut set = || {
+        context.bind_to_thread()?;
+        // SAFETY: the device is the context's own, the pool the device's own; this attribute is a 64 bit number.
+        unsafe {
+            let pool = result::device::get_default_mem_pool(context.cu_device())?;
+            result::mem_pool::set_attribute(pool, attribute, (&raw mut bytes).cast())
+        }
+    };
+    set().map_err(candle_core::Error::wrap)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn hold(_: &Device, _: usize) -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! A block's pass over the whole batch, chunk by chunk: what the search and the statistics need of it is kept, the rest
+//! is gone with its chunk, and made again from the kept for the rows that are asked for.
+use super::batch::{Batch, Chunk};
+use super::grid::Activations;
+use super::mbq::Group;
+use super::stream::Stream;
+use crate::model::decoder::{Block, Name, Trace};
+use crate::model::ops::{column_abs, column_max, silu_mul};
+use candle_core::{Result, Tensor};
+
+/// What a pass keeps.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Keep {
+    /// The input of o, for a search of [`Group::O`].
+    pub o_in: bool,
+    /// The outputs of o and of down.
+    pub outputs: bool,
+    /// Sums of |x| of each group's input.
+    pub sums: bool,
+    /// The largest |x| of each group's input.
+    pub maxima: bool,
+}
+
+/// A block's pass over `x`.
+pub struct Pass<'a> {
+    block: &'a Block,
+    x: &'a Stream,
+    activations: Activations,
+    attn_out: Stream,
+    mlp_out: Stream,
+    o_in: Stream,
+    rows: usize,
+    /// By group, each channel's sum and maximum of |x|.
+    sums: [Vec<f64>; 4],
+    maxima: [Vec<f32>; 4],
+}
+
+impl<'a> Pass<'a> {
+    /// Runs `block` on `x`, `activations` applied to what enters a linear; `each` sees every chunk's trace.
+    ///
+    /// # Errors
+    /// The arithmetic, or there is no room for what is kept.
+    pub fn run(
+        block: &'a Block,
+        batch: &Batch,
+        x: &'a Stream,
+        activations: Activations,
+        keep: Keep,
+        mut each: impl FnMut(&Chunk, &Trace) -> Result<()>,
+    ) -> Result<Self> {
+        let new = || x.room().stream();
+        let (attn_out, mlp_out, o_in) = (new(), new(), new());
+        let (sums, maxima) = Default::default();
+        let mut pass = Pass { block, x, activations, attn_out, mlp_out, o_in, rows: 0, sums, maxima };
+        for (c, chunk) in batch.chunks.iter().enumerate() {
+            let t = block.trace(&x.get(c)?, &chunk.spans, &|x| activations.apply(x))?;
+            each(chunk, &t)?;
+            pass.rows += chunk.tokens();
+            for group in Group::ALL {
+                let input = match group {
+                    Group::Qkv => &t.attn_in,
+                    Group::O => &t.o_in,
+                    Group::GateUp => &t.mlp_in,
+                    Group::Down => &t.down_in,
+                };
+                if keep.sums {
+                    let (sums, part) = (&mut pass.sums[group as usize], column_abs(input)?);
+                    sums.resize(part.len(), 0.0);
+                    sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+                }
+                if keep.maxima {
+                    let (maxima, part) = (&mut pass.maxima[group as usize], column_max(input)?);
+                    maxima.resize(part.len(), 0.0);
+                    maxima.iter_mut().zip(part).for_each(|(m, p)| *m = m.max(p));
+                }
+            }
+            if keep.o_in {
+                pass.o_in.push(t.o_in)?;
+            }
+            if keep.outputs {
+                pass.attn_out.push(t.attn_out)?;
+                pass.mlp_out.push(t.mlp_out)?;
+            }
+        }
+        Ok(pass)
+    }
+
+    /// Mean |x| per channel of what enters `group`, over all tokens, padding and prompt included.
+    pub fn mean(&self, group: Group) -> Vec<f32> {
+        self.sums[group as usize].iter().map(|s| (s / self.rows as f64) as f32).collect()
+    }
+
+    /// Largest |x| per channel of what enters `group`.
+    pub fn maxima(&self, group: Group) -> &[f32] {
+        &self.maxima[group as usize]
+    }
+
+    /// What enters q, k, v, of a whole chunk.
+    pub fn attn_in(&self, chunk: usize) -> Result<Tensor> {
+        self.block.attn_norm(&self.x.get(chunk)?)
+    }
+
+    /// That from which [`Pass::input`] makes what enters `group`, at some rows of a chunk.
+    pub fn source(&self, group: Group, chunk: usize, rows: &[u32]) -> Result<Tensor> {
+        match group {
+            Group::Qkv => self.x.rows(chunk, rows),
+            Group::O => self.o_in.rows(chunk, rows),
+            Group::GateUp | Group::Down => self.x.rows(chunk, rows)? + self.attn_out.rows(chunk, rows)?,
+        }
+    }
+
+    /// What enters the linears of `group`, from rows of [`Pass::source`].
+    pub fn input(&self, group: Group, source: &Tensor) -> Result<Tensor> {
+        let run = |name: Name, x: &Tensor| self.block.linear(name).forward(x);
+        match group {
+            Group::Qkv => self.block.attn_norm(source),
+            Group::O => Ok(source.clone()),
+            Group::GateUp => self.block.mlp_norm(source),
+            Group::Down => {
+                let m = self.activations.apply(&self.block.mlp_norm(source)?)?;
+                silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
+            }
+        }
+    }
+
+    /// The outputs of o and of down.
+    pub fn outputs(self) -> (Stream, Stream) {
+        (self.attn_out, self.mlp_out)
+    }
+
+    /// The output that errors of `group` are measured on.
+    pub fn target(&self, group: Group, chunk: usize, rows: &[u32]) -> Result<Tensor> {
+        match group {
+            Group::Qkv | Group::O => self.attn_out.rows(chunk, rows),
+            Group::GateUp | Group::Down => self.mlp_out.rows(chunk, rows),
+        }
+    }
+}

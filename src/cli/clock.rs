@@ -1,0 +1,61 @@
+//! Times of a calibration's phases, for the record.
+use mbq_convert::events::{Event, Observer};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Hands events on and notes when they came.
+pub struct Clock<'a> {
+    inner: &'a dyn Observer,
+    phases: Mutex<Vec<Phase>>,
+}
+
+struct Phase {
+    name: String,
+    start: Instant,
+    /// Seconds after the start at which a unit was done.
+    steps: Vec<f64>,
+    seconds: f64,
+}
+
+impl<'a> Clock<'a> {
+    pub fn new(inner: &'a dyn Observer) -> Self {
+        Clock { inner, phases: Mutex::new(Vec::new()) }
+    }
+
+    /// Per phase its seconds; of the blocks each one's.
+    pub fn record(&self) -> serde_json::Value {
+        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = serde_json::Map::new();
+        let short = |s: f64| (s * 1000.0).round() / 1000.0;
+        for p in phases.iter() {
+            out.insert(p.name.clone(), short(p.seconds).into());
+            if p.name == "blocks" {
+                let before = std::iter::once(&0.0).chain(&p.steps);
+                let each: Vec<f64> = p.steps.iter().zip(before).map(|(a, b)| short(a - b)).collect();
+                out.insert("each block".into(), each.into());
+            }
+        }
+        out.into()
+    }
+}
+
+impl Observer for Clock<'_> {
+    fn event(&self, event: Event) {
+        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        match &event {
+            Event::PhaseStart { name, .. } => {
+                phases.push(Phase { name: name.clone(), start: Instant::now(), steps: Vec::new(), seconds: 0.0 });
+            }
+            Event::Advance { .. } | Event::PhaseEnd => {
+                if let Some(phase) = phases.last_mut() {
+                    phase.seconds = phase.start.elapsed().as_secs_f64();
+                    if let Event::Advance { .. } = event {
+                        phase.steps.push(phase.seconds);
+                    }
+                }
+            }
+            _ => (),
+        }
+        self.inner.event(event);
+    }
+}

@@ -1,0 +1,161 @@
+//! A rotation of the residual stream (QuaRot, arXiv 2404.00456; SpinQuant, arXiv 2405.16406): a checkpoint that
+//! computes the same, in which no channel of the stream stands out.
+//!
+//! With Q orthogonal, a stream x becomes x Q. What writes to it (embedding, projector, newline, o, down) is multiplied
+//! by Q, what reads from it (q, k, v, gate, up, head) by Q^T on the other side. An RMS norm commutes with Q once its gain
+//! is moved into the linears behind it, so gains become 1 and a tied head becomes a tensor of its own.
+//!
+//! Q is a Hadamard matrix times an orthonormal cosine transform (for what is odd in the width), columns' signs drawn at
+//! random: no matrix is stored, and a row of n weights is rotated in O(n log n).
+use std::f64::consts::PI;
+
+/// An orthogonal matrix of `n` rows.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    signs: Vec<f64>,
+    /// The odd part m of n = 2^k m.
+    cosines: Vec<f64>,
+    odd: usize,
+}
+
+impl Rotation {
+    /// Of width `n`; another `seed` draws other signs.
+    pub fn new(n: usize, seed: u64) -> Self {
+        let odd = n >> n.trailing_zeros();
+        let mut state = seed;
+        // SplitMix64 (Steele, Lea, Flood 2014).
+        let mut next = || {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        };
+        let signs = (0..n).map(|_| if next() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
+        // DCT-II, orthonormal: row k, column j.
+        let cosine = |k: usize, j: usize| {
+            let norm = if k == 0 { 1.0 } else { 2f64.sqrt() } / (odd as f64).sqrt();
+            norm * (PI * (j as f64 + 0.5) * k as f64 / odd as f64).cos()
+        };
+        let cosines = (0..odd * odd).map(|i| cosine(i / odd, i % odd)).collect();
+        Rotation { signs, cosines, odd }
+    }
+
+    /// Width.
+    pub fn len(&self) -> usize {
+        self.signs.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.signs.is_empty()
+    }
+
+    /// x Q, in place. `x` is as wide as the matrix.
+    pub fn apply(&self, x: &mut [f64]) {
+        let (n, m) = (self.len(), self.odd);
+        x.iter_mut().zip(&self.signs).for_each(|(x, s)| *x *= s);
+        let mut part = vec![0.0; m];
+        for x in x.chunks_exact_mut(m) {
+            for (p, row) in part.iter_mut().zip(self.cosines.chunks_exact(m)) {
+                *p = row.iter().zip(x.iter()).map(|(c, x)| c * x).sum();
+            }
+            x.copy_from_slice(&part);
+        }
+        // Fast Walsh-Hadamard transform over the power of two.
+        let mut half = m;
+        while half < n {
+            for pair in x.chunks_exact_mut(2 * half) {
+                let (a, b) = pair.split_at_mut(half);
+                for (a, b) in a.iter_mut().zip(b) {
+                    (*a, *b) = (*a + *b, *a - *b);
+                }
+            }
+            half *= 2;
+        }
+        let scale = 1.0 / ((n / m) as f64).sqrt();
+        x.iter_mut().for_each(|x| *x *= scale);
+    }
+
+    /// W Q of `[rows, n]`: what reads from the stream. `gain` is the norm's before it.
+    pub fn readers(&self, w: &mut [f32], gain: Option<&[f32]>) {
+        use rayon::prelude::*;
+        w.par_chunks_mut(self.len()).for_each(|row| {
+            let mut x: Vec<f64> = row.iter().map(|&v| f64::from(v)).collect();
+            if let Some(gain) = gain {
+                x.iter_mut().zip(gain).for_each(|(x, &g)| *x *= f64::from(g));
+            }
+            self.apply(&mut x);
+            row.iter_mut().zip(x).for_each(|(v, x)| *v = x as f32);
+        });
+    }
+
+    /// Q^T W of `[n, cols]`: what writes to the stream.
+    pub fn writers(&self, w: &[f32], cols: usize) -> Vec<f32> {
+        use rayon::prelude::*;
+        let n = self.len();
+        let columns: Vec<Vec<f64>> = (0..cols)
+            .into_par_iter()
+            .map(|j| {
+                let mut x: Vec<f64> = (0..n).map(|i| f64::from(w[i * cols + j])).collect();
+                self.apply(&mut x);
+                x
+            })
+            .collect();
+        let mut out = vec![0f32; n * cols];
+        out.par_chunks_mut(cols).enumerate().for_each(|(i, row)| {
+            row.iter_mut().zip(&columns).for_each(|(v, x)| *v = x[i] as f32);
+        });
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Q Q^T = 1 for widths with and without an odd part, and no entry is far from the mean size 1/sqrt(n).
+    #[test]
+    fn is_orthogonal_and_spread_out() {
+        for n in [8, 12, 96, 448] {
+            let q = Rotation::new(n, 1);
+            let row = |i: usize| {
+                let mut x = vec![0.0; n];
+                x[i] = 1.0;
+                q.apply(&mut x);
+                x
+            };
+            let rows: Vec<Vec<f64>> = (0..n).map(row).collect();
+            for (i, a) in rows.iter().enumerate() {
+                // The cosine transform's entries are at most sqrt(2) times the mean size.
+                assert!(a.iter().all(|v| v.abs() < 1.42 / (n as f64).sqrt()), "{n}");
+                for (j, b) in rows.iter().enumerate() {
+                    let dot: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                    let want = if i == j { 1.0 } else { 0.0 };
+                    // A few hundred roundings of f64.
+                    assert!((dot - want).abs() < 1e-13, "{n}: {i} {j} {dot}");
+                }
+            }
+        }
+    }
+
+    /// A writer's and a reader's rotations cancel.
+    #[test]
+    fn readers_undo_writers() {
+        let (n, cols) = (24, 5);
+        let q = Rotation::new(n, 7);
+        let w: Vec<f32> = (0..n * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) / 10.0).collect();
+        let r: Vec<f32> = (0..3 * n).map(|i| ((i * 53 % 97) as f32 - 48.0) / 10.0).collect();
+        let gain: Vec<f32> = (0..n).map(|i| 1.0 + i as f32 / 8.0).collect();
+        let product = |r: &[f32], gain: &dyn Fn(usize) -> f32, w: &[f32]| -> Vec<f64> {
+            let at = |i: usize, j: usize| (0..n).map(|k| f64::from(r[i * n + k] * gain(k)) * f64::from(w[k * cols + j]));
+            (0..3 * cols).map(|c| at(c / cols, c % cols).sum()).collect()
+        };
+        let before = product(&r, &|k| gain[k], &w);
+        let mut rotated = r.clone();
+        q.readers(&mut rotated, Some(&gain));
+        let after = product(&rotated, &|_| 1.0, &q.writers(&w, cols));
+        for (a, b) in before.iter().zip(&after) {
+            // Both factors were rounded to f32, sums of 24 products of up to 100.
+            assert!((a - b).abs() < 2e-3, "{a} {b}");
+        }
+    }
+}
