@@ -11,6 +11,7 @@ pub mod hub;
 pub mod image;
 pub mod model;
 pub mod quant;
+pub mod rotate;
 pub mod runtime;
 
 pub use error::Error;

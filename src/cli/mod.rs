@@ -9,6 +9,7 @@ mod eval;
 mod imatrix;
 mod inspect;
 mod progress;
+mod rotate;
 mod runtime;
 
 use clap::{Parser, Subcommand};
@@ -34,6 +35,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Asks a converted model about a picture
     Chat(chat::Args),
+    /// Writes the checkpoint with its residual stream rotated: the same model, easier to round to few bits
+    Rotate(rotate::Args),
     /// Writes the llama.cpp that this program carries, built or as source
     Runtime(runtime::Args),
 }
@@ -47,6 +50,7 @@ pub fn main() -> ExitCode {
         Some(Command::Imatrix(args)) => imatrix::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Chat(args)) => chat::run(args),
+        Some(Command::Rotate(args)) => rotate::run(args),
         Some(Command::Runtime(args)) => runtime::run(args),
     };
     match result {

@@ -3,3 +3,4 @@
 pub mod fold;
 pub mod levels;
 pub mod mbq3;
+pub mod rotate;
