@@ -59,7 +59,12 @@ fn changes(checkpoint: &Checkpoint, layers: usize) -> BTreeMap<String, (String, 
     out
 }
 
-/// Writes the rotated checkpoint into the new directory `out`: what changes in float32, everything else as it is.
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// Writes the rotated checkpoint into the new directory `out`, all weights in float32: transformers takes one type for a
+/// whole model.
 ///
 /// # Errors
 /// A tensor is missing or not finite; `out` exists; the disk is full. Nothing is left then.
@@ -100,6 +105,7 @@ pub fn rotate(checkpoint: &Checkpoint, out: &Path, seed: u64, observer: &dyn Obs
         let shape = view.shape;
         let cols = shape.last().copied().unwrap_or(1);
         let values = match change {
+            Change::Keep if is_float(view.dtype) => Some(checkpoint.f32(from, shape)?),
             Change::Keep => {
                 weights.write(view.bytes)?;
                 None
@@ -147,7 +153,7 @@ fn header(checkpoint: &Checkpoint, changes: &BTreeMap<String, (String, Change)>)
     let mut at = 0;
     for (name, (from, change)) in changes {
         let view = checkpoint.tensor(from)?;
-        let kept = matches!(change, Change::Keep);
+        let kept = matches!(change, Change::Keep) && !is_float(view.dtype);
         let bytes = if kept { view.bytes.len() } else { 4 * view.shape.iter().product::<usize>() };
         let dtype = if kept { view.dtype } else { Dtype::F32 };
         tensors.insert(name.clone(), json!({"dtype": dtype, "shape": view.shape, "data_offsets": [at, at + bytes]}));
