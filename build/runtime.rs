@@ -5,6 +5,7 @@
 //!
 //! Environment: `MBQ_PORTABLE=1` makes the CPU code choose its instructions at run time instead of
 //! compiling for this machine; `MBQ_EMPTY_RUNTIME` packs nothing, for checks that only compile this package;
+//! `MBQ_CMAKE_ARGS` are further arguments of the configuring cmake, split at white space, after all others;
 //! `CMAKE_<LANG>_COMPILER_LAUNCHER` and `CUDAARCHS` mean what they mean to cmake.
 
 use crate::Result;
@@ -27,9 +28,10 @@ const TOOLS: [&str; 7] = [
 ];
 
 /// What changes the result without being an input file.
-const ENVIRONMENT: [&str; 15] = [
+const ENVIRONMENT: [&str; 16] = [
     "MBQ_EMPTY_RUNTIME",
     "MBQ_PORTABLE",
+    "MBQ_CMAKE_ARGS",
     "CUDAARCHS",
     "CUDA_HOME",
     "CUDACXX",
@@ -136,6 +138,8 @@ fn arguments(tree: &Path, folder: &Path, server: bool) -> Vec<String> {
             set("CMAKE_CUDA_ARCHITECTURES", &architectures);
         }
     }
+    // The last setting of a name holds: these override the ones above.
+    arguments.extend(std::env::var("MBQ_CMAKE_ARGS").unwrap_or_default().split_whitespace().map(String::from));
     arguments
 }
 

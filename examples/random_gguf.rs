@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use half::f16;
+use mbq_convert::eval::stats::Rng;
 
 #[derive(Parser)]
 struct Args {
@@ -200,23 +201,7 @@ impl Header {
     }
 }
 
-/// Sebastiano Vigna's SplitMix64: fast, and good enough for bytes that nothing depends on.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    fn uniform(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 24) as f32 * 2.0 - 1.0
-    }
-}
-
-fn write_tensor(out: &mut impl Write, tensor: &Tensor, random: &mut Random) -> Result<()> {
+fn write_tensor(out: &mut impl Write, tensor: &Tensor, random: &mut Rng) -> Result<()> {
     let layout = tensor.kind.layout();
     let mut row = vec![0u8; usize::try_from(tensor.columns / layout.block * layout.bytes)?];
     for _ in 0..tensor.rows {
@@ -235,7 +220,7 @@ fn write_tensor(out: &mut impl Write, tensor: &Tensor, random: &mut Random) -> R
             }
             _ => {
                 for word in row.chunks_mut(8) {
-                    word.copy_from_slice(&random.next().to_le_bytes()[..word.len()]);
+                    word.copy_from_slice(&random.next_u64().to_le_bytes()[..word.len()]);
                 }
                 let (at, scale, second) = layout.scale;
                 for block in row.chunks_exact_mut(usize::try_from(layout.bytes)?) {
@@ -297,7 +282,7 @@ fn main() -> Result<()> {
     start.resize(start.len().next_multiple_of(ALIGNMENT as usize), 0);
     out.write_all(&start).with_context(at)?;
 
-    let mut random = Random(args.seed);
+    let mut random = Rng::new(args.seed);
     for tensor in &tensors {
         write_tensor(&mut out, tensor, &mut random).with_context(at)?;
         let padding = tensor.bytes().next_multiple_of(ALIGNMENT) - tensor.bytes();

@@ -157,6 +157,16 @@ fn configuration() {
     );
 }
 
+/// Library errors hold their cause's text, and the program prints causes: once is enough.
+#[test]
+fn a_cause_is_named_once() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), Naming::Published, 1);
+    overwrite("config.json", b"{".to_vec())(&model);
+    let message = text(&convert(&model, &parent.path().join("o.gguf"), &[]).stderr);
+    assert_eq!(message.matches("EOF while parsing").count(), 1, "{message}");
+}
+
 #[test]
 fn tokenizer() {
     let file = "tokenizer.json";

@@ -159,3 +159,20 @@ fn memory_changes_nothing() {
     };
     assert!(run(1) == run(1 << 40));
 }
+
+/// A weight, a bias, a norm's gain that is not a number: refused with its name, whatever the method.
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    let names = ["mlp.up_proj.weight", "self_attn.k_proj.bias", "post_attention_layernorm.weight"];
+    for (i, (name, value)) in names.into_iter().zip([f32::NAN, f32::INFINITY, f32::NEG_INFINITY]).enumerate() {
+        let name = format!("language_model.model.layers.1.{name}");
+        let parent = tempfile::tempdir().unwrap();
+        let mut tensors = tiny::tensors();
+        tensors.get_mut(&name).unwrap().1[i + 3] = value;
+        let model = tiny::checkpoint_with(parent.path(), tiny::Naming::Published, 1, tensors);
+        for method in [Method::Gptq, Method::Mbq] {
+            let error = calibrate(&model, &parent.path().join("work"), method, None).unwrap_err();
+            assert!(error.contains(&name) && error.contains(&(i + 3).to_string()), "{error}");
+        }
+    }
+}

@@ -5,12 +5,18 @@ use common::{convert, root, runtime_dir};
 use mbq_convert::runtime;
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// The greedy answer of llama-mtmd-cli.
 fn answer(tool: &Path, model: &Path, question: &Value) -> String {
+    let output = ask(tool, model, question);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn ask(tool: &Path, model: &Path, question: &Value) -> Output {
     let image = root().join("demo/eval").join(question["image"].as_str().unwrap());
-    let output = Command::new(tool)
+    Command::new(tool)
         .arg("-m")
         .arg(model)
         .arg("--mmproj")
@@ -20,9 +26,12 @@ fn answer(tool: &Path, model: &Path, question: &Value) -> String {
         .args(["-p", question["question"].as_str().unwrap()])
         .args(["--temp", "0", "--verbosity", "1", "-t", "1", "-c", "1024", "-n", "32", "--no-warmup"])
         .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        .unwrap()
+}
+
+fn questions() -> Vec<Value> {
+    let text = std::fs::read_to_string(root().join("demo/eval/questions.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// Converts to `kind` and wants `least` of the 200 questions answered exactly.
@@ -31,8 +40,7 @@ fn answers(kind: &str, least: usize) {
     let folder = tempfile::tempdir().unwrap();
     let model = convert(&root().join("demo/model"), kind, folder.path());
     let tool = runtime::tool(&runtime_dir, "llama-mtmd-cli").unwrap();
-    let text = std::fs::read_to_string(root().join("demo/eval/questions.jsonl")).unwrap();
-    let questions: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let questions = questions();
     assert_eq!(questions.len(), 200);
     let (first, second) = questions.split_at(100);
     let count = |part: &[Value]| part.iter().filter(|q| answer(&tool, &model, q) == q["answer"]).count();
@@ -52,4 +60,40 @@ fn f16_answers_95_of_100_figures() {
 #[test]
 fn mbq3_answers_90_of_100_figures() {
     answers("mbq3", 180);
+}
+
+/// A portable runtime holds CPU code for many processors. Each that this one can run answers alone; the others are
+/// refused, not crashed into.
+#[test]
+fn every_cpu_variant_answers() {
+    let Some(runtime_dir) = runtime_dir() else { return };
+    let files: Vec<_> = std::fs::read_dir(&runtime_dir).unwrap().map(|f| f.unwrap().path()).collect();
+    let is_variant = |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().contains("ggml-cpu-"));
+    let (variants, others): (Vec<_>, Vec<_>) = files.iter().partition(|path| is_variant(path));
+    if variants.is_empty() {
+        eprintln!("skipped: {} was built for one processor (MBQ_PORTABLE=1 builds all)", runtime_dir.display());
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = convert(&root().join("demo/model"), "mbq3", folder.path());
+    let questions = questions();
+    let mut ran = 0;
+    for variant in &variants {
+        let alone = tempfile::tempdir().unwrap();
+        for file in others.iter().chain([variant]) {
+            std::fs::copy(file, alone.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let tool = runtime::tool(alone.path(), "llama-mtmd-cli").unwrap();
+        let first = ask(&tool, &model, &questions[0]);
+        if !first.status.success() {
+            assert_eq!(first.status.code(), Some(1), "{variant:?}: {}", String::from_utf8_lossy(&first.stderr));
+            continue;
+        }
+        ran += 1;
+        eprintln!("{}", variant.display());
+        for question in &questions[..6] {
+            assert_eq!(answer(&tool, &model, question), question["answer"], "{variant:?}");
+        }
+    }
+    assert!(ran > 0, "none of {} variants runs here", variants.len());
 }

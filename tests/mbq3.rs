@@ -3,26 +3,10 @@ use std::path::Path;
 
 use half::f16;
 use mbq_convert::checkpoint::Checkpoint;
+use mbq_convert::eval::stats::Rng;
 use mbq_convert::ggml::{self, GgmlType};
 use mbq_convert::quant::mbq3::{self, BLOCK_BYTES, Base, GROUP, Grid, Group};
 use sha2::{Digest, Sha256};
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    /// In -1..1.
-    fn uniform(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    }
-}
 
 fn both_quantise_alike(weights: &[f32; GROUP], what: &str) {
     let c = ggml::quantize_rows(GgmlType::MBQ3, weights, GROUP, None).expect("finite weights");
@@ -35,7 +19,7 @@ fn both_quantise_alike(weights: &[f32; GROUP], what: &str) {
 
 #[test]
 fn rust_and_ggml_quantise_bit_for_bit() {
-    let mut random = Random(7);
+    let mut random = Rng::new(7);
     for n in 0..20_000 {
         let scale = 10f32.powi(n % 12 - 7);
         let shift = if n % 3 == 0 { 0.0 } else { 1.5 * random.uniform() };
@@ -43,10 +27,10 @@ fn rust_and_ggml_quantise_bit_for_bit() {
         match n % 5 {
             // exact halves of a step of 1/8: ties everywhere
             1 => {
-                weights.iter_mut().for_each(|w| *w = (random.next() % 15) as f32 / 16.0 - 0.4375);
+                weights.iter_mut().for_each(|w| *w = (random.next_u64() % 15) as f32 / 16.0 - 0.4375);
                 (weights[0], weights[1]) = (-0.5, 0.375);
             }
-            2 => weights[usize::try_from(random.next() % 128).expect("an index")] *= 50.0,
+            2 => weights[usize::try_from(random.next_u64() % 128).expect("an index")] *= 50.0,
             _ => {}
         }
         both_quantise_alike(&weights, "random");
@@ -87,16 +71,16 @@ fn rust_and_ggml_agree_on_extreme_groups() {
 
 #[test]
 fn rust_and_ggml_dequantise_bit_for_bit() {
-    let mut random = Random(8);
+    let mut random = Rng::new(8);
     let mut bytes = Vec::new();
     for n in 0..5000u32 {
-        let mut block: [u8; BLOCK_BYTES] = std::array::from_fn(|_| random.next() as u8);
+        let mut block: [u8; BLOCK_BYTES] = std::array::from_fn(|_| random.next_u64() as u8);
         // all scales but NaN: subnormals, zeros, the largest and infinities among them
         let special = [0x0000u16, 0x8000, 0x0001, 0x83ff, 0x7bff, 0xfbff, 0x7c00, 0x0400];
         if n % 4 == 0 {
             let pick = |bits: u64| special[(bits % 8) as usize].to_le_bytes();
-            block[..2].copy_from_slice(&pick(random.next()));
-            block[2..4].copy_from_slice(&pick(random.next()));
+            block[..2].copy_from_slice(&pick(random.next_u64()));
+            block[2..4].copy_from_slice(&pick(random.next_u64()));
         }
         bytes.extend(block);
     }

@@ -84,7 +84,8 @@ impl Budget {
 
     /// Leaves `room` what `phase` does not need.
     pub fn share(&self, phase: Phase, room: &Room) {
-        let need = self.needs[phase as usize];
+        // What the driver cannot hand out again in one piece.
+        let need = self.needs[phase as usize] + self.device.unwrap_or(0) / 16;
         match self.device {
             None => room.limit(self.memory.saturating_sub(need), 0),
             Some(device) => room.limit(self.memory.saturating_sub(self.host), device.saturating_sub(need)),

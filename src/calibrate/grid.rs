@@ -287,4 +287,15 @@ mod tests {
         same(Activations::PerToken.apply(&x), on_device(&x, 256, |w| symmetric_rows(w, 127.0)), "per token");
         same(Activations::Blocks.apply(&x), on_device(&x, 32, q8_0_rows), "int8 blocks");
     }
+
+    #[test]
+    fn groups_that_do_not_divide_are_refused() {
+        let x = Tensor::zeros((2, 320), DType::F32, &candle_core::Device::Cpu).unwrap();
+        for (group, given) in [(96, Asymmetric { bits: 3, group: 96 }), (0, Asymmetric { bits: 3, group: 0 })] {
+            let error = given.round_trip(&x).unwrap_err().to_string();
+            assert!(error.contains(&format!("groups of {group} do not divide rows of 320")), "{error}");
+            assert!(on_device(&x, group, mbq3_rows).is_err());
+        }
+        assert!(Mbq3.round_trip(&x).is_err());
+    }
 }

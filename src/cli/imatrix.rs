@@ -34,7 +34,10 @@ pub fn run(args: Args) -> Result<()> {
     let types = TypeChoice::of(FileType::Plain(GgmlType::F16));
     let found = super::calibrate::run(&calibration, Method::Rtn, types, false, &checkpoint, &args.output, &bars)
         .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
-    let Some(importance) = found.importance else { bail!("--imatrix none gathers nothing") };
+    // `none` gathers the default; only a file is read in place of gathering.
+    let Some(importance) = found.importance else {
+        bail!("--imatrix FILE is for a conversion; here it says what to gather: balanced or image")
+    };
     importance.write(&config, &calibration.source(), &args.output)?;
     bars.clear();
     println!("{}", args.output.display());

@@ -126,16 +126,49 @@ fn plots(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
+/// A table's start up to its body, in a box that scrolls by itself; columns whose name begins with `#` hold numbers.
+fn open_table(out: &mut String, class: &str, label: &str, caption: &str, columns: &[String]) -> std::fmt::Result {
+    writeln!(
+        out,
+        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{}\"><table class=\"{class}\">",
+        text(label)
+    )?;
+    if !caption.is_empty() {
+        writeln!(out, "<caption>{}</caption>", text(caption))?;
+    }
+    out.push_str("<thead><tr>");
+    for column in columns {
+        match column.strip_prefix('#') {
+            Some(name) => write!(out, "<th scope=\"col\" class=\"n\">{name}</th>")?,
+            None => write!(out, "<th scope=\"col\">{column}</th>")?,
+        }
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    Ok(())
+}
+
+const TABLE_END: &str = "</tbody></table></div>\n";
+
+/// The reference's accuracy and the candidates', each with its name and the class of its row.
+fn each_accuracy<'a>(
+    reference: &'a Accuracy,
+    r: &'a Report,
+    names: &'a [String],
+) -> impl Iterator<Item = (&'a str, &'a Accuracy, &'static str)> {
+    let candidates = r.candidates.iter().zip(names);
+    let rows = candidates.filter_map(|(c, name)| Some((name.as_str(), c.accuracy.as_ref()?, "")));
+    std::iter::once(("reference", reference, "ref")).chain(rows)
+}
+
 fn accuracies(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     let Some(reference) = &r.reference_accuracy else { return Ok(()) };
     out.push_str(
         "<section aria-labelledby=\"h-acc\">\n<h2 id=\"h-acc\">Right answers</h2>\n<p>Share of questions whose greedy answer \
-         equals the given one, with its 95 % interval.</p>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" \
-         aria-label=\"Accuracy of each model\"><table class=\"bars\">\n<thead><tr><th scope=\"col\">Model</th>\
-         <th scope=\"col\" class=\"bar-head\"><span class=\"sr\">Bar</span></th><th scope=\"col\" class=\"n\">%</th><th scope=\"col\" class=\"n\">95 %</th>\
-         <th scope=\"col\" class=\"n\">Right</th></tr></thead>\n<tbody>\n",
+         equals the given one, with its 95 % interval.</p>\n",
     );
-    let mut row = |name: &str, a: &Accuracy, class: &str| {
+    let columns = ["Model", "<span class=\"sr\">Bar</span>", "#%", "#95 %", "#Right"].map(String::from);
+    open_table(out, "bars", "Accuracy of each model", "", &columns)?;
+    for (name, a, class) in each_accuracy(reference, r, names) {
         let p = |v: f64| 100.0 * v;
         writeln!(
             out,
@@ -151,16 +184,9 @@ fn accuracies(r: &Report, names: &[String], out: &mut String) -> std::fmt::Resul
             p(a.all.high),
             a.correct,
             a.questions
-        )
-    };
-    row("reference", reference, "ref")?;
-    for (c, name) in r.candidates.iter().zip(names) {
-        if let Some(a) = &c.accuracy {
-            row(name, a, "")?;
-        }
+        )?;
     }
-    out.push_str("</tbody></table></div>\n</section>\n");
-    Ok(())
+    writeln!(out, "{TABLE_END}</section>")
 }
 
 fn fidelities(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
@@ -192,16 +218,23 @@ fn fidelities(r: &Report, names: &[String], out: &mut String) -> std::fmt::Resul
 }
 
 fn table(out: &mut String, caption: &str, rows: &[(&Candidate, &String, &Fidelity)]) -> std::fmt::Result {
-    writeln!(
-        out,
-        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{0}\"><table>\n<caption>{0}</caption>\n<thead><tr>\
-         <th scope=\"col\">Model</th><th scope=\"col\" class=\"n\">MB</th><th scope=\"col\" class=\"n\">Bits</th>\
-         <th scope=\"col\" class=\"n\">in blocks</th><th scope=\"col\" class=\"n\">KL mean</th>\
-         <th scope=\"col\" class=\"n\">95 %</th><th scope=\"col\" class=\"n\">median</th><th scope=\"col\" class=\"n\">p99</th>\
-         <th scope=\"col\" class=\"n\">max</th><th scope=\"col\" class=\"n\">Agree %</th><th scope=\"col\" class=\"n\">95 %</th>\
-         <th scope=\"col\" class=\"n\">Ppl ratio</th><th scope=\"col\" class=\"n\">prefill/s</th><th scope=\"col\" class=\"n\">decode/s</th></tr></thead>\n<tbody>",
-        text(caption)
-    )?;
+    let columns = [
+        "Model",
+        "#MB",
+        "#Bits",
+        "#in blocks",
+        "#KL mean",
+        "#95 %",
+        "#median",
+        "#p99",
+        "#max",
+        "#Agree %",
+        "#95 %",
+        "#Ppl ratio",
+        "#prefill/s",
+        "#decode/s",
+    ];
+    open_table(out, "", caption, caption, &columns.map(String::from))?;
     for (c, name, f) in rows {
         let range = |i: &Interval, show: &dyn Fn(f64) -> String| format!("{} – {}", show(i.low), show(i.high));
         let percent = |v: f64| format!("{:.1}", 100.0 * v);
@@ -227,38 +260,27 @@ fn table(out: &mut String, caption: &str, rows: &[(&Candidate, &String, &Fidelit
             c.speed.decode_tokens_per_second,
         )?;
     }
-    out.push_str("</tbody></table></div>\n");
+    out.push_str(TABLE_END);
     Ok(())
 }
 
 fn kinds(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     let Some(reference) = r.reference_accuracy.as_ref().filter(|a| a.kinds.len() > 1) else { return Ok(()) };
-    out.push_str(
-        "<section aria-labelledby=\"h-kind\">\n<h2 id=\"h-kind\">By kind of question</h2>\n<div class=\"scroll\" tabindex=\"0\" \
-         role=\"region\" aria-label=\"Accuracy by kind\"><table>\n<caption>Right answers in %, and how many were asked</caption>\n\
-         <thead><tr><th scope=\"col\">Model</th>",
-    );
+    out.push_str("<section aria-labelledby=\"h-kind\">\n<h2 id=\"h-kind\">By kind of question</h2>\n");
+    let mut columns = vec!["Model".to_owned()];
     for (kind, (_, asked)) in &reference.kinds {
-        write!(out, "<th scope=\"col\" class=\"n\">{} <span class=\"dim\">({asked})</span></th>", text(kind))?;
+        columns.push(format!("#{} <span class=\"dim\">({asked})</span>", text(kind)));
     }
-    out.push_str("</tr></thead>\n<tbody>\n");
-    let mut row = |name: &str, a: &Accuracy, class: &str| {
+    open_table(out, "", "Accuracy by kind", "Right answers in %, and how many were asked", &columns)?;
+    for (name, a, class) in each_accuracy(reference, r, names) {
         write!(out, "<tr class=\"{class}\"><th scope=\"row\">{}</th>", text(name))?;
         for (right, asked) in a.kinds.values() {
             let share = *right as f64 / (*asked).max(1) as f64;
             write!(out, "<td class=\"n heat\" style=\"--v:{share:.3}\">{:.1}</td>", 100.0 * share)?;
         }
         out.push_str("</tr>\n");
-        Ok(())
-    };
-    row("reference", reference, "ref")?;
-    for (c, name) in r.candidates.iter().zip(names) {
-        if let Some(a) = &c.accuracy {
-            row(name, a, "")?;
-        }
     }
-    out.push_str("</tbody></table></div>\n</section>\n");
-    Ok(())
+    writeln!(out, "{TABLE_END}</section>")
 }
 
 fn pairs(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
@@ -270,13 +292,12 @@ fn pairs(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
         "<section aria-labelledby=\"h-pair\">\n<h2 id=\"h-pair\">Which differences are real</h2>\n<p>Both models of a pair answered \
          the same questions. Divergence: paired sign-flip test of the mean difference by question. Accuracy: McNemar’s \
          exact test on the questions only one got right. The p-values are corrected (Holm) for all {} pairs.</p>\n\
-         <details{}><summary>All {0} pairs</summary>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" \
-         aria-label=\"Paired tests\"><table>\n<thead><tr><th scope=\"col\">Model A</th><th scope=\"col\">Model B</th>\
-         <th scope=\"col\" class=\"n\">KL of A less B</th><th scope=\"col\" class=\"n\">95 %</th><th scope=\"col\" class=\"n\">p</th>\
-         <th scope=\"col\" class=\"n\">right only A</th><th scope=\"col\" class=\"n\">only B</th><th scope=\"col\" class=\"n\">p</th></tr></thead>\n<tbody>",
+         <details{}><summary>All {0} pairs</summary>\n",
         r.pairs.len(),
         if r.pairs.len() <= 10 { " open" } else { "" }
     )?;
+    let columns = ["Model A", "Model B", "#KL of A less B", "#95 %", "#p", "#right only A", "#only B", "#p"];
+    open_table(out, "", "Paired tests", "", &columns.map(String::from))?;
     for p in &r.pairs {
         let class = |v: f64| if v < 0.05 { "n strong" } else { "n dim" };
         writeln!(
@@ -296,8 +317,7 @@ fn pairs(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
             report::probability(p.mcnemar_holm),
         )?;
     }
-    out.push_str("</tbody></table></div>\n</details>\n</section>\n");
-    Ok(())
+    writeln!(out, "{TABLE_END}</details>\n</section>")
 }
 
 /// Questions that the reference got right and most candidates did not, with picture and answers.

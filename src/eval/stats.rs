@@ -58,6 +58,11 @@ impl Rng {
         z ^ (z >> 31)
     }
 
+    /// A number in -1..1, a multiple of 2^-23.
+    pub fn uniform(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+
     /// A number below `n`: the high half of the 128-bit product, whose bias is below n / 2^64.
     pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next_u64()) * n as u128) >> 64) as usize

@@ -208,32 +208,16 @@ pub fn dequantize(bytes: &[u8]) -> Result<Vec<f32>, Mbq3Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// SplitMix64.
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^ (z >> 31)
-        }
-        /// In -1..1.
-        fn uniform(&mut self) -> f32 {
-            (self.next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-        }
-    }
+    use crate::eval::stats::Rng;
 
     #[test]
     fn codes_survive_packing() {
-        let mut random = Random(1);
+        let mut random = Rng::new(1);
         for _ in 0..1000 {
             let block = Block {
-                d: f16::from_bits(random.next() as u16 & 0x7bff),
-                m: f16::from_bits(random.next() as u16 & 0x7bff),
-                codes: std::array::from_fn(|_| (random.next() & 7) as u8),
+                d: f16::from_bits(random.next_u64() as u16 & 0x7bff),
+                m: f16::from_bits(random.next_u64() as u16 & 0x7bff),
+                codes: std::array::from_fn(|_| (random.next_u64() & 7) as u8),
             };
             assert_eq!(Block::unpack(&block.pack()), block);
         }
@@ -241,9 +225,9 @@ mod tests {
 
     #[test]
     fn every_bit_of_a_block_means_something() {
-        let mut random = Random(2);
+        let mut random = Rng::new(2);
         for _ in 0..100 {
-            let bytes: [u8; BLOCK_BYTES] = std::array::from_fn(|_| random.next() as u8);
+            let bytes: [u8; BLOCK_BYTES] = std::array::from_fn(|_| random.next_u64() as u8);
             assert_eq!(Block::unpack(&bytes).pack(), bytes);
         }
     }
@@ -300,7 +284,7 @@ mod tests {
             let up = f16::from_bits(v.to_bits() + 1).to_f32();
             f64::from((up - v.to_f32()).abs()) / 2.0
         };
-        let mut random = Random(3);
+        let mut random = Rng::new(3);
         for n in 0..2000 {
             let scale = 10f32.powi(n % 9 - 6);
             let shift = random.uniform();
