@@ -84,7 +84,8 @@ pub fn rotate(checkpoint: &Checkpoint, out: &Path, seed: u64, observer: &dyn Obs
     for entry in std::fs::read_dir(checkpoint.dir()).map_err(io(checkpoint.dir()))? {
         let path = entry.map_err(io(checkpoint.dir()))?.path();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let weights = [".safetensors", ".safetensors.index.json", ".bin", ".gguf"].iter().any(|end| name.ends_with(end));
+        let weights =
+            [".safetensors", ".safetensors.index.json", ".bin", ".gguf"].iter().any(|end| name.ends_with(end));
         if path.is_file() && !weights && name != "config.json" {
             std::fs::copy(&path, beside.path().join(&name)).map_err(io(&path))?;
         }
@@ -113,7 +114,8 @@ pub fn rotate(checkpoint: &Checkpoint, out: &Path, seed: u64, observer: &dyn Obs
             Change::Ones => Some(vec![1.0; shape.iter().product()]),
             Change::Reads(gain) => {
                 let gain = gain.as_ref().map(|g| checkpoint.f32(g, &[text.hidden_size])).transpose()?;
-                let mut values = width(checkpoint, from, cols, text.hidden_size).map(|()| checkpoint.f32(from, shape))??;
+                let mut values =
+                    width(checkpoint, from, cols, text.hidden_size).map(|()| checkpoint.f32(from, shape))??;
                 rotation.readers(&mut values, gain.as_deref());
                 Some(values)
             }
@@ -143,7 +145,8 @@ fn width(checkpoint: &Checkpoint, name: &str, found: usize, hidden: usize) -> Re
         return Ok(());
     }
     let expected = vec![hidden];
-    Err(CheckpointError::Shape { path: checkpoint.dir().into(), tensor: name.into(), found: vec![found], expected }.into())
+    Err(CheckpointError::Shape { path: checkpoint.dir().into(), tensor: name.into(), found: vec![found], expected }
+        .into())
 }
 
 /// The safetensors header of what will follow.

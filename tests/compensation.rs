@@ -1,7 +1,6 @@
 //! Rounding with feedback against a plain restatement in numpy, and what its parts promise.
 use candle_core::{DType, Device, Tensor};
 use mbq_convert::calibrate::feedback::{factor, largest_first, round};
-use mbq_convert::calibrate::refine::refine;
 use mbq_convert::ggml::{dequantize, quantize_rows};
 use mbq_convert::quant::levels::{Fit, Format};
 
@@ -177,9 +176,7 @@ fn bytes_hold_what_the_feedback_assumed() {
             let order = ordered.then(|| largest_first(&h, format.group()).unwrap());
             let factor = factor(&h, 0.01, order).unwrap();
             for fit in [Fit::Plain, Fit::Search] {
-                let mut rounded = round(&w, &factor, format, fit).unwrap();
-                let before = factor.error(&w, &rounded.weight(&Device::Cpu).unwrap()).unwrap();
-                refine(&w, &factor.damped(&h).unwrap(), &mut rounded, 2).unwrap();
+                let rounded = round(&w, &factor, format, fit).unwrap();
                 let read = dequantize(format.ty(), &rounded.bytes().unwrap()).unwrap();
                 let bits = |v: &[f32]| v.iter().map(|v| (v + 0.0).to_bits()).collect::<Vec<_>>();
                 assert_eq!(
@@ -191,7 +188,7 @@ fn bytes_hold_what_the_feedback_assumed() {
                     factor.error(&w, &rounded.weight(&Device::Cpu).unwrap()).unwrap(),
                     factor.error(&w, &plain).unwrap(),
                 );
-                assert!(before < 0.8 * nearest && ours < before, "{format:?} {ordered} {fit:?}: {ours} of {nearest}");
+                assert!(ours < 0.8 * nearest, "{format:?} {ordered} {fit:?}: {ours} of {nearest}");
             }
         }
     }
@@ -240,22 +237,15 @@ fn what_cannot_be_used_is_refused() {
 /// of what the others have.
 #[test]
 fn damping_is_measured_by_ordinary_channels() {
-    let added = |diagonal: &[f32]| -> Vec<f32> {
+    let added = |diagonal: &[f32]| -> Vec<f64> {
         let n = diagonal.len();
         let mut h = vec![0f32; n * n];
         diagonal.iter().enumerate().for_each(|(i, &d)| h[i * n + i] = d);
         let h = Tensor::from_vec(h, (n, n), &Device::Cpu).unwrap();
-        let damped = factor(&h, 0.01, None).unwrap().damped(&h).unwrap();
-        let added: Vec<Vec<f32>> = (damped - h).unwrap().to_vec2().unwrap();
-        added.iter().enumerate().map(|(i, row)| row[i]).collect()
+        factor(&h, 0.01, None).unwrap().added().to_vec()
     };
-    // Sums of f32 on the diagonal: an ulp of the channel's own value.
-    let is = |added: &[f32], want: f32| added.iter().all(|a| (a - want).abs() < 1e-6);
-    assert!(is(&added(&[1.0, 2.0, 3.0, 2.0]), 0.02));
+    assert_eq!(added(&[1.0, 2.0, 3.0, 2.0]), [0.02; 4]);
     let mut outlier = vec![1.0; 200];
     outlier[7] = 1e6;
-    let mut found = added(&outlier);
-    // An ulp of a million is 1/16.
-    assert!((found.remove(7) - 0.1).abs() < 0.07);
-    assert!(is(&found, 0.1), "{found:?}");
+    assert_eq!(added(&outlier), [0.1; 200]);
 }

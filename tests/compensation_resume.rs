@@ -73,7 +73,6 @@ fn within(
         search_levels: true,
         target: 1.0,
         residual: true,
-        passes: 1,
     };
     let store = Store::new(work.join("store"));
     let compensation = Compensation { settings, types: types(&config), store };

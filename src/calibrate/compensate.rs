@@ -8,7 +8,6 @@ use super::batch::{Batch, Chunk, Kind};
 use super::feedback::{Factor, factor, largest_first, round};
 use super::grid::Activations;
 use super::mbq::Group;
-use super::refine::refine;
 use super::sensitivity::Ratios;
 use super::stream::Stream;
 use crate::Error;
@@ -46,8 +45,6 @@ pub struct Settings {
     pub target: f64,
     /// Whether `o` and `down` also aim at what the residual stream has lost so far, as far as `target` goes.
     pub residual: bool,
-    /// How often levels and codes are gone over again once all columns are rounded.
-    pub passes: usize,
 }
 
 impl Settings {
@@ -59,7 +56,6 @@ impl Settings {
         search_levels: false,
         target: 0.0,
         residual: false,
-        passes: 0,
     };
 }
 
@@ -337,10 +333,7 @@ impl Compensation {
             target = (target + (factor.solve(&pull)? * s.target)?)?;
         }
         let fit = if s.search_levels { Fit::Search } else { Fit::Plain };
-        let mut coded = round(&target, factor, format, fit)?;
-        if s.passes > 0 {
-            refine(&target, &factor.damped(h)?, &mut coded, s.passes)?;
-        }
+        let coded = round(&target, factor, format, fit)?;
         self.store.put(source, format.ty(), &coded.bytes()?)?;
         let rounded = coded.weight(weight.device())?;
         let error = factor.error(&target, &rounded)?;

@@ -194,12 +194,9 @@ impl Factor {
         x.index_select(&Tensor::new(back, device)?, 1)
     }
 
-    /// `h` with the damping that it was factored with.
-    pub fn damped(&self, h: &Tensor) -> Result<Tensor> {
-        let n = self.lift.len();
-        let mut added = vec![0f32; n * n];
-        self.lift.iter().enumerate().for_each(|(i, &l)| added[i * n + i] = l as f32);
-        h + Tensor::from_vec(added, (n, n), h.device())?
+    /// What was added to H's diagonal, in the weights' order of columns.
+    pub fn added(&self) -> &[f64] {
+        &self.lift
     }
 
     fn permute(&self, w: &Tensor) -> Result<Tensor> {

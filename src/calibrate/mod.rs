@@ -1,7 +1,7 @@
 //! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
 pub mod batch;
-mod budget;
 pub mod bits;
+mod budget;
 pub mod builtin;
 pub mod compensate;
 pub mod feedback;
@@ -11,7 +11,6 @@ pub mod mbq;
 pub mod pairs;
 pub mod pass;
 pub mod race;
-pub mod refine;
 mod run;
 pub mod sensitivity;
 pub mod smoothquant;

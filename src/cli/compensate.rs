@@ -25,24 +25,15 @@ pub struct Args {
     /// What a vision token weighs in the compensation beside a text token: a number, or `ratio` for the layer's own
     #[arg(long, value_name = "W", default_value = "1", value_parser = vision)]
     vision_weight: Vision,
-    /// Share of the mean squared activation that is added to every channel's in the compensation
-    #[arg(long, value_name = "SHARE", default_value = "0.01", value_parser = share)]
-    damping: f64,
     /// Compensate in the order of the activations' sizes
     #[arg(long)]
     order: bool,
-    /// Take each block's levels by the type's own rule, not those of least error
-    #[arg(long)]
-    plain_levels: bool,
     /// How far compensation aims at the full-precision stream: 0 to 1
-    #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
+    #[arg(long, value_name = "SHARE", default_value = "0.5", value_parser = share)]
     target: f64,
-    /// Leave what the residual stream has lost to the blocks after
+    /// Aim o and down at what the residual stream has lost, too
     #[arg(long)]
-    no_residual: bool,
-    /// Go over levels and codes again, this often
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    passes: usize,
+    residual: bool,
     /// Bits per weight that the decoder's linears may have on average, from 3.25 on: those of which it helps most are
     /// q4_0 instead of mbq3
     #[arg(long, value_name = "BITS")]
@@ -103,12 +94,11 @@ impl Args {
             Method::Gptq => Settings::GPTQ,
             _ => Settings {
                 vision: self.vision_weight,
-                damping: self.damping,
                 order: self.order,
-                search_levels: !self.plain_levels,
+                search_levels: true,
                 target: self.target,
-                residual: !self.no_residual,
-                passes: self.passes,
+                residual: self.residual,
+                ..Settings::GPTQ
             },
         };
         (self.wanted(method) && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {

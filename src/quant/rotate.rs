@@ -146,8 +146,8 @@ mod tests {
         let r: Vec<f32> = (0..3 * n).map(|i| ((i * 53 % 97) as f32 - 48.0) / 10.0).collect();
         let gain: Vec<f32> = (0..n).map(|i| 1.0 + i as f32 / 8.0).collect();
         let product = |r: &[f32], gain: &dyn Fn(usize) -> f32, w: &[f32]| -> Vec<f64> {
-            let at = |i: usize, j: usize| (0..n).map(|k| f64::from(r[i * n + k] * gain(k)) * f64::from(w[k * cols + j]));
-            (0..3 * cols).map(|c| at(c / cols, c % cols).sum()).collect()
+            let term = |i: usize, j: usize, k: usize| f64::from(r[i * n + k] * gain(k)) * f64::from(w[k * cols + j]);
+            (0..3 * cols).map(|c| (0..n).map(|k| term(c / cols, c % cols, k)).sum()).collect()
         };
         let before = product(&r, &|k| gain[k], &w);
         let mut rotated = r.clone();
