@@ -7,6 +7,7 @@
 //!
 //! Q is a Hadamard matrix times an orthonormal cosine transform (for what is odd in the width), columns' signs drawn at
 //! random: no matrix is stored, and a row of n weights is rotated in O(n log n).
+use crate::eval::stats::Rng;
 use std::f64::consts::PI;
 
 /// An orthogonal matrix of `n` rows.
@@ -22,15 +23,8 @@ impl Rotation {
     /// Of width `n`; another `seed` draws other signs.
     pub fn new(n: usize, seed: u64) -> Self {
         let odd = n >> n.trailing_zeros();
-        let mut state = seed;
-        // SplitMix64 (Steele, Lea, Flood 2014).
-        let mut next = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ (z >> 31)
-        };
-        let signs = (0..n).map(|_| if next() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
+        let mut random = Rng::new(seed);
+        let signs = (0..n).map(|_| if random.next_u64() >> 63 == 0 { 1.0 } else { -1.0 }).collect();
         // DCT-II, orthonormal: row k, column j.
         let cosine = |k: usize, j: usize| {
             let norm = if k == 0 { 1.0 } else { 2f64.sqrt() } / (odd as f64).sqrt();
