@@ -50,7 +50,8 @@ impl Budget {
         let block = 4 * (2 * hidden * wide + 3 * hidden * inner);
         let matrix = 4 * hidden * inner;
         let rows = batch.chunks.iter().map(|c| c.tokens()).max().unwrap_or(0);
-        let scores = SCORES.max(4 * c.num_heads / c.num_kv_heads * batch.longest * batch.longest);
+        let scores = |heads: usize| 4 * heads * batch.longest * batch.longest;
+        let scores = scores(c.num_heads).min(SCORES.max(scores(c.num_heads / c.num_kv_heads)));
         let forward = 4 * rows * (6 * hidden + 3 * wide + 4 * inner) + 5 * scores;
         let backward = 4 * rows * (12 * hidden + 4 * wide + 9 * inner) + 8 * scores;
         // The program, its libraries and their workspaces.
