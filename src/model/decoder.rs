@@ -4,7 +4,7 @@
 //!
 //! Samples are packed: a matrix `[tokens, hidden]` holds several, and [`Span`] says where each begins and ends.
 use super::config::TextConfig;
-use super::ops::{causal_softmax, rms_norm, rms_scale, rope_tables, rotate, silu_mul};
+use super::ops::{causal_softmax, rms_backward, rms_norm, rope_tables, rotate, silu_mul, silu_mul_backward};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -152,7 +152,7 @@ pub struct Gradients {
 }
 
 /// Reads a tensor, f32. On an accelerator it is widened there, half of the bytes on the way.
-fn read(
+pub(super) fn read(
     checkpoint: &Checkpoint,
     name: &str,
     shape: &[usize],
@@ -394,77 +394,9 @@ impl Block {
     }
 }
 
-/// Gradients of `silu(gate) * up` at gate and up.
-fn silu_mul_backward(gate: &Tensor, up: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
-    let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
-    let silu = (gate * &sigmoid)?;
-    let slope = (&sigmoid + (&silu * (1.0 - &sigmoid)?)?)?;
-    Ok(((g * up)?.mul(&slope)?, (g * silu)?))
-}
-
-/// Gradient of RMS norm with gain `w` at its input: with n = x * r and u = g * w, `r * (u - n * mean(u * n))`.
-pub(crate) fn rms_backward(x: &Tensor, w: &Tensor, eps: f64, g: &Tensor) -> Result<Tensor> {
-    let r = rms_scale(x, eps)?;
-    let n = x.broadcast_mul(&r)?;
-    let u = g.broadcast_mul(w)?;
-    let mean = (&u * &n)?.mean_keepdim(D::Minus1)?;
-    (u - n.broadcast_mul(&mean)?)?.broadcast_mul(&r)
-}
-
-/// Final norm and output head.
-pub struct Head {
-    norm: Tensor,
-    weight: Tensor,
-    eps: f64,
-}
-
-impl Head {
-    /// # Errors
-    /// As [`Block::load`].
-    pub fn load(
-        checkpoint: &Checkpoint,
-        config: &TextConfig,
-        device: &Device,
-    ) -> std::result::Result<Self, crate::Error> {
-        let name = if config.tie_word_embeddings && !checkpoint.contains("language_model.lm_head.weight") {
-            "language_model.model.embed_tokens.weight"
-        } else {
-            "language_model.lm_head.weight"
-        };
-        let shape = [config.vocab_size, config.hidden_size];
-        Ok(Head {
-            norm: read(checkpoint, "language_model.model.norm.weight", &shape[1..], device)?,
-            weight: read(checkpoint, name, &shape, device)?,
-            eps: config.rms_norm_eps,
-        })
-    }
-
-    /// Log-probabilities `[k, vocabulary]` of what comes after the rows `x` `[k, hidden]`.
-    pub fn log_probabilities(&self, x: &Tensor) -> Result<Tensor> {
-        let logits = rms_norm(x, &self.norm, self.eps)?.matmul(&self.weight.t()?)?;
-        let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-        logits.broadcast_sub(&logits.exp()?.sum_keepdim(D::Minus1)?.log()?)
-    }
-
-    /// Mean cross-entropy of `targets` given the rows `x` `[k, hidden]` that predict them, and `scale` times its
-    /// gradient at x.
-    pub fn loss(&self, x: &Tensor, targets: &[u32], scale: f64) -> Result<(f64, Tensor)> {
-        let k = targets.len();
-        let logits = rms_norm(x, &self.norm, self.eps)?.matmul(&self.weight.t()?)?;
-        let e = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?.exp()?;
-        let p = e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?;
-        let index = Tensor::from_slice(targets, (k, 1), x.device())?;
-        let chosen: Vec<f32> = p.gather(&index, 1)?.flatten_all()?.to_vec1()?;
-        let loss = chosen.iter().map(|&p| -f64::from(p.max(f32::MIN_POSITIVE)).ln()).sum::<f64>() / k as f64;
-        // (p - onehot) W = p W - W[targets].
-        let rows = self.weight.index_select(&index.flatten_all()?, 0)?;
-        let g = ((p.matmul(&self.weight)? - rows)? * (scale / k as f64))?;
-        Ok((loss, rms_backward(x, &self.norm, self.eps, &g)?))
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::ops::rms_scale;
     use super::*;
     use crate::model::config::TextArch;
     use candle_core::Var;

@@ -316,3 +316,20 @@ pub(crate) fn gelu_tanh(x: Tensor) -> Result<Tensor> {
     })?;
     Ok(x)
 }
+
+/// Gradients of `silu(gate) * up` at gate and up.
+pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+    let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
+    let silu = (gate * &sigmoid)?;
+    let slope = (&sigmoid + (&silu * (1.0 - &sigmoid)?)?)?;
+    Ok(((g * up)?.mul(&slope)?, (g * silu)?))
+}
+
+/// Gradient of RMS norm with gain `w` at its input: with n = x * r and u = g * w, `r * (u - n * mean(u * n))`.
+pub(crate) fn rms_backward(x: &Tensor, w: &Tensor, eps: f64, g: &Tensor) -> Result<Tensor> {
+    let r = rms_scale(x, eps)?;
+    let n = x.broadcast_mul(&r)?;
+    let u = g.broadcast_mul(w)?;
+    let mean = (&u * &n)?.mean_keepdim(D::Minus1)?;
+    (u - n.broadcast_mul(&mean)?)?.broadcast_mul(&r)
+}
