@@ -15,14 +15,15 @@ FAMILIES = [
     ("scales", "down", "scales of any method", None),
     ("both", "cross", "MBQ scales + balanced", ["scales + balanced"]),
     ("gptq", "ring", "GPTQ", ["gptq"]),
-    ("comp", "star", "compensated", ["compensated", "compensated, --target 0"]),
+    ("comp", "star", "compensated", [f"compensated{x}" for x in ("", ", --target 0", ", 128 pairs", ", --bpw 3.4375")]),
+    ("rot", "star", "rotated, compensated", [f"rotated{x}" for x in ("", ", --order", ", --bpw 3.4375")]),
 ]
 SHIFT = {"Q3_K": -6, "IQ3_S": 6, "Q4_K": -6, "Q4_0": 6}  # the same bytes
 STYLE = """
 svg{--ink:#1c1d21;--dim:#5d616b;--line:#e2e2dc;--card:#fff;--plain:#6b6f78;--text:#1f6fd6;--image:#0d8f7f;--bal:#2a8f2a;\
---scales:#c07000;--both:#c2321f;--gptq:#7d5a3c;--comp:#7a34c4}
+--scales:#c07000;--both:#c2321f;--gptq:#7d5a3c;--comp:#7a34c4;--rot:#d11d7a}
 @media (prefers-color-scheme:dark){svg{--ink:#e9eaee;--dim:#a3a8b4;--line:#31353e;--card:#1b1e24;--plain:#a9adb8;\
---text:#7fb2ff;--image:#4fd1be;--bal:#7ad97a;--scales:#f0b04a;--both:#ff8474;--gptq:#c9a27f;--comp:#c79bff}}
+--text:#7fb2ff;--image:#4fd1be;--bal:#7ad97a;--scales:#f0b04a;--both:#ff8474;--gptq:#c9a27f;--comp:#c79bff;--rot:#ff7fc0}}
 text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--dim)}
 .name{fill:var(--ink);font-weight:600}.card{fill:var(--card);stroke:var(--line)}.grid{stroke:var(--line)}
 """
