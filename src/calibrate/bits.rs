@@ -6,6 +6,7 @@
 use super::batch::{Chunk, Kind};
 use super::compensate::nearest;
 use super::mbq::Group;
+use super::stream::Stream;
 use super::{CalibrateError, Model};
 use crate::Error;
 use crate::events::{Event, Observer};
@@ -57,14 +58,15 @@ fn rounded(block: &Block, group: Group, ty: GgmlType) -> Result<Block> {
     Ok(out)
 }
 
-/// Rounds every part alone. All of them go through the model together, so that each block is loaded once.
+/// Rounds every part alone, on the first `chunks` of `inputs`. All of them go through the model together, so that each block
+/// is loaded once; what waits is kept where `inputs` keeps its chunks.
 ///
 /// # Errors
 /// A block cannot be loaded; a divergence is not finite.
 pub fn measure(
     model: &Model,
     chunks: &[Chunk],
-    inputs: &[Tensor],
+    inputs: &Stream,
     types: [GgmlType; 2],
     observer: &dyn Observer,
 ) -> std::result::Result<Vec<Part>, Error> {
@@ -72,32 +74,34 @@ pub fn measure(
     observer.event(Event::PhaseStart { name: "parts".into(), total: layers as u64, unit: "blocks" });
     let positions: usize = chunks.iter().map(|c| answers(c).len()).sum();
     let mut parts = Vec::new();
-    let mut exact = inputs.to_vec();
-    // Of each part so far, its outputs by type and chunk.
-    let mut streams: Vec<[Vec<Tensor>; 2]> = Vec::new();
+    let mut exact = inputs.room().stream();
+    (0..chunks.len()).try_for_each(|i| exact.push(inputs.get(i)?))?;
+    // Of each part so far, its outputs by type.
+    let mut streams: Vec<[Stream; 2]> = Vec::new();
     for layer in 0..layers {
         let block = model.block(layer)?;
-        let step = |block: &Block, x: &[Tensor]| -> Result<Vec<Tensor>> {
-            chunks.iter().zip(x).map(|(c, x)| block.forward(x, &c.spans)).collect()
+        let step = |block: &Block, x: &mut Stream| -> Result<()> {
+            chunks.iter().enumerate().try_for_each(|(i, c)| x.set(i, block.forward(&x.get(i)?, &c.spans)?))
         };
-        for stream in streams.iter_mut().flatten() {
-            *stream = step(&block, stream)?;
-        }
+        streams.iter_mut().flatten().try_for_each(|x| step(&block, x))?;
         for group in Group::ALL {
-            let run = |ty| step(&rounded(&block, group, ty)?, &exact);
+            let run = |ty| {
+                let mut x = exact.copy()?;
+                step(&rounded(&block, group, ty)?, &mut x).map(|()| x)
+            };
             streams.push([run(types[0])?, run(types[1])?]);
             let weights = group.linears().iter().map(|&n| block.linear(n).weight.elem_count()).sum();
             parts.push(Part { layer, group, weights, kl: [0.0; 2] });
         }
-        exact = step(&block, &exact)?;
+        step(&block, &mut exact)?;
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
     let head = Head::load(model.checkpoint, model.config, &model.device)?;
     for (part, stream) in parts.iter_mut().zip(&streams) {
         for (kl, ys) in part.kl.iter_mut().zip(stream) {
-            for ((chunk, exact), y) in chunks.iter().zip(&exact).zip(ys) {
-                let rows = answers(chunk);
-                *kl += divergence(&head, exact, y, &Tensor::new(rows, y.device())?)? / positions as f64;
+            for (i, chunk) in chunks.iter().enumerate() {
+                let rows = Tensor::new(answers(chunk), &model.device)?;
+                *kl += divergence(&head, &exact.get(i)?, &ys.get(i)?, &rows)? / positions as f64;
             }
             if !kl.is_finite() {
                 return Err(CalibrateError::Divergence { layer: part.layer }.into());

@@ -73,8 +73,7 @@ impl Args {
             before < MEASURED
         });
         let chunks = &batch.chunks[..few.count()];
-        let inputs = (0..chunks.len()).map(|i| inputs.get(i)).collect::<Result<Vec<_>, _>>()?;
-        let parts = bits::measure(model, chunks, &inputs, types, observer)?;
+        let parts = bits::measure(model, chunks, inputs, types, observer)?;
         let widened = bits::widened(&parts, width, mean)?;
         observer.event(Event::Note(format!("--bpw {mean}: {} of {} parts are q4_0", widened.len(), parts.len())));
         Ok((bits::types(&parts, &widened, types[1]), parts))
