@@ -29,7 +29,7 @@ pub struct Factor {
     order: Vec<usize>,
 }
 
-/// Factors `h` `[n, n]`. `damping` times the mean of its diagonal (or of [`OUTLIERS`] medians, if that is less) is added
+/// Factors `h` `[n, n]`. `damping` times the mean of its diagonal (or ten times its median, if that is less) is added
 /// to the diagonal, ten times more where that is too little; channels that are never active count as ones of mean activity. `order` as [`Factor`] has it.
 ///
 /// # Errors
