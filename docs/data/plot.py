@@ -11,7 +11,7 @@ FAMILIES = [
     ("plain", "circle", "rounded to nearest", ["plain"]),
     ("text", "square", "matrix from text", ["text"]),
     ("image", "diamond", "matrix from pictures", ["image"]),
-    ("bal", "up", "matrix, balanced", ["balanced", "balanced or scales + balanced"]),
+    ("bal", "up", "matrix, balanced", ["balanced"]),
     ("scales", "down", "scales of any method", None),
     ("both", "cross", "MBQ scales + balanced", ["scales + balanced"]),
     ("gptq", "ring", "GPTQ", ["gptq"]),
