@@ -114,8 +114,8 @@ pub fn rotate(checkpoint: &Checkpoint, out: &Path, seed: u64, observer: &dyn Obs
             Change::Ones => Some(vec![1.0; shape.iter().product()]),
             Change::Reads(gain) => {
                 let gain = gain.as_ref().map(|g| checkpoint.f32(g, &[text.hidden_size])).transpose()?;
-                let mut values =
-                    width(checkpoint, from, cols, text.hidden_size).map(|()| checkpoint.f32(from, shape))??;
+                width(checkpoint, from, cols, text.hidden_size)?;
+                let mut values = checkpoint.f32(from, shape)?;
                 rotation.readers(&mut values, gain.as_deref());
                 Some(values)
             }

@@ -41,10 +41,8 @@ fn answers(chunk: &Chunk) -> Vec<u32> {
     rows.map(|i| i as u32 - 1).collect()
 }
 
-/// Sum over `rows` of the divergence of the distributions after `y` from those after `exact`, both `[tokens, hidden]`.
-fn divergence(head: &Head, exact: &Tensor, y: &Tensor, rows: &Tensor) -> Result<f64> {
-    let (p, q) =
-        (head.log_probabilities(&exact.index_select(rows, 0)?)?, head.log_probabilities(&y.index_select(rows, 0)?)?);
+/// Sum over rows of the divergence of log-probabilities `q` from `p`.
+fn divergence(p: &Tensor, q: &Tensor) -> Result<f64> {
     let kl: Vec<f32> = (p.exp()? * (p - q)?)?.sum(1)?.to_vec1()?;
     Ok(kl.into_iter().map(f64::from).sum())
 }
@@ -97,16 +95,18 @@ pub fn measure(
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
     let head = Head::load(model.checkpoint, model.config, &model.device)?;
-    for (part, stream) in parts.iter_mut().zip(&streams) {
-        for (kl, ys) in part.kl.iter_mut().zip(stream) {
-            for (i, chunk) in chunks.iter().enumerate() {
-                let rows = Tensor::new(answers(chunk), &model.device)?;
-                *kl += divergence(&head, &exact.get(i)?, &ys.get(i)?, &rows)? / positions as f64;
-            }
-            if !kl.is_finite() {
-                return Err(CalibrateError::Divergence { layer: part.layer }.into());
+    for (i, chunk) in chunks.iter().enumerate() {
+        let rows = Tensor::new(answers(chunk), &model.device)?;
+        let after = |x: &Stream| head.log_probabilities(&x.get(i)?.index_select(&rows, 0)?);
+        let p = after(&exact)?;
+        for (part, stream) in parts.iter_mut().zip(&streams) {
+            for (kl, y) in part.kl.iter_mut().zip(stream) {
+                *kl += divergence(&p, &after(y)?)? / positions as f64;
             }
         }
+    }
+    if let Some(part) = parts.iter().find(|p| p.kl.iter().any(|kl| !kl.is_finite())) {
+        return Err(CalibrateError::Divergence { layer: part.layer }.into());
     }
     observer.event(Event::PhaseEnd);
     Ok(parts)
