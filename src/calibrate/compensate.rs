@@ -14,7 +14,7 @@ use crate::Error;
 use crate::ggml::{GgmlType, dequantize, quantize_rows};
 use crate::gguf::Encoder;
 use crate::model::decoder::{Block, Name, tensor_name};
-use crate::model::ops::{row_errors, silu_mul};
+use crate::model::ops::{Fast, row_errors, silu_mul};
 use crate::quant::levels::{Fit, Format};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -255,6 +255,7 @@ impl Compensation {
             if let Group::O | Group::Down = group {
                 // invariant: these groups have one linear.
                 let name = group.linears()[0];
+                let _fast = Fast::on(&exact.norm1);
                 for (c, chunk) in batch.chunks.iter().enumerate() {
                     let s = x.get(c)?;
                     let i = inputs(exact, group, &s, chunk, Activations::Float)?;
@@ -286,19 +287,22 @@ impl Compensation {
             (Vision::Ratio, Some(ratios)) => group.ratio(ratios),
             (Vision::Ratio, None) => 1.0,
         };
+        let _fast = Fast::on(&exact.norm1);
         let mut moments = Moments::default();
         for (c, chunk) in batch.chunks.iter().enumerate() {
             let x_q = x_q.get(c)?;
             let input = activations.apply(&inputs(rounded, group, &x_q, chunk, activations)?)?;
-            let weights = Tensor::from_vec(token_weights(chunk, vision), (chunk.tokens(), 1), input.device())?;
-            let weighted = input.broadcast_mul(&weights)?;
-            add(&mut moments.h, &input, &weighted)?;
+            // Roots on both sides: H stays symmetric where products are rounded.
+            let roots = token_weights(chunk, vision).into_iter().map(f32::sqrt).collect();
+            let roots = Tensor::from_vec(roots, (chunk.tokens(), 1), input.device())?;
+            let weighted = input.broadcast_mul(&roots)?;
+            add(&mut moments.h, &weighted, &weighted)?;
             if self.settings.target > 0.0 {
                 let x = x.get(c)?;
                 let shift = (inputs(exact, group, &x, chunk, Activations::Float)? - &input)?;
-                add(&mut moments.shift, &shift, &weighted)?;
+                add(&mut moments.shift, &shift.broadcast_mul(&roots)?, &weighted)?;
                 if self.settings.residual && matches!(group, Group::O | Group::Down) {
-                    add(&mut moments.residual, &(x - x_q)?, &weighted)?;
+                    add(&mut moments.residual, &(x - x_q)?.broadcast_mul(&roots)?, &weighted)?;
                 }
             }
         }

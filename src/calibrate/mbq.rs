@@ -338,7 +338,7 @@ impl Search<'_> {
         };
         // In TF32 a product is off by 3e-4, the rounding of weights by 1e-1: errors add up in squares, so candidates
         // differ in the sixth digit. Those that are nearer to each other than a thousandth are scored again in f32.
-        let fast = (!self.exhaustive && !block.norm1.device().is_cpu()).then(Fast::new);
+        let fast = Fast::on(&block.norm1).filter(|_| !self.exhaustive);
         let mut losses = race(GRID, rounds, &mut score)?;
         if fast.is_some() {
             drop(fast);

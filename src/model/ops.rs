@@ -254,6 +254,11 @@ impl Fast {
         candle_core::cuda::set_gemm_reduced_precision_f32(true);
         Fast(())
     }
+
+    /// Where `t` is not on the CPU.
+    pub(crate) fn on(t: &Tensor) -> Option<Self> {
+        (!t.device().is_cpu()).then(Fast::new)
+    }
 }
 
 impl Drop for Fast {
