@@ -120,7 +120,9 @@ fn arguments(tree: &Path, folder: &Path, server: bool) -> Vec<String> {
     set("CMAKE_BUILD_WITH_INSTALL_RPATH", "ON");
     set("CMAKE_INSTALL_RPATH", if target == "macos" { "@loader_path" } else { "$ORIGIN" });
     if target == "linux" {
-        for kind in ["EXE", "SHARED", "MODULE"] {
+        // The driver's library comes with the driver: the machine that builds may have none.
+        set("CMAKE_EXE_LINKER_FLAGS", if cuda { "-s -Wl,--allow-shlib-undefined" } else { "-s" });
+        for kind in ["SHARED", "MODULE"] {
             set(&format!("CMAKE_{kind}_LINKER_FLAGS"), "-s");
         }
     }

@@ -1,6 +1,7 @@
 //! How the memory that calibration may take is shared out: what the work on a block needs comes first, the rest is for
 //! the activations that wait between passes.
 use super::batch::Batch;
+use super::compensate::GATHER;
 use super::run::{Model, Options};
 use super::stream::Room;
 use crate::events::{Event, Observer};
@@ -59,10 +60,12 @@ impl Budget {
         let head = 4 * c.vocab_size * (hidden + 4 * 128);
         let (kept, gather) = (total / 8, (total / 16).min(2 << 30));
         let second = if options.distort { block } else { 0 };
-        // While they are gathered: second moments, those shifted, a part of a sum. Then the moments with their factor, in
+        // While they are gathered: inputs and their shifts, in parts and joined; second moments, those shifted, a part of a sum. Then the moments with their factor, in
         // f64 and in f32, and a quarter of the former at work. Then moments, factor, and a linear in several states.
         let square = 4 * inner * inner;
-        let moments = (forward + 5 * square / 2).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
+        let gathered = if cpu { 0 } else { 4 * 4 * GATHER * inner };
+        let moments =
+            (forward + gathered + 5 * square / 2).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
         let search = if options.scales { kept + gather + 2 * matrix + 4 * matrix } else { 0 };
         let needs = [
             base + (block + block / 4 + backward).max(head),

@@ -6,10 +6,10 @@
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
 use super::feedback::{Factor, factor, largest_first, round};
-use super::grid::Activations;
+use super::grid::{Activations, Mbq3, WeightGrid};
 use super::mbq::Group;
 use super::sensitivity::Ratios;
-use super::stream::Stream;
+use super::stream::{Room, Stream};
 use crate::Error;
 use crate::ggml::{GgmlType, dequantize, quantize_rows};
 use crate::gguf::Encoder;
@@ -167,6 +167,43 @@ impl Moments {
     }
 }
 
+/// Tokens whose products are added up at once on an accelerator: a sum of n x n costs as much as a product of 1000 tokens.
+pub(super) const GATHER: usize = 4096;
+
+/// The inputs of `o` or `down` on both streams, kept from gathering the moments until the streams move on, where there is
+/// room for all of them.
+struct Kept {
+    keep: bool,
+    exact: Stream,
+    rounded: Stream,
+}
+
+impl Kept {
+    fn new(block: &Block, group: Group, batch: &Batch, room: &Room) -> Self {
+        // invariant: these groups have one linear.
+        let cols = block.linear(group.linears()[0]).weight.dims()[1];
+        let tokens: usize = batch.chunks.iter().map(Chunk::tokens).sum();
+        let keep = matches!(group, Group::O | Group::Down) && room.near() > 2 * 4 * cols * tokens;
+        Kept { keep, exact: room.stream(), rounded: room.stream() }
+    }
+
+    fn exact(&mut self, input: Tensor) -> Result<()> {
+        if self.keep { self.exact.push(input) } else { Ok(()) }
+    }
+
+    fn rounded(&mut self, input: Tensor) -> Result<()> {
+        if self.keep { self.rounded.push(input) } else { Ok(()) }
+    }
+}
+
+/// The parts below one another; none are left.
+fn joined(parts: &mut Vec<Tensor>) -> Result<Tensor> {
+    match &parts[..] {
+        [_] => Ok(parts.remove(0)),
+        _ => Tensor::cat(&std::mem::take(parts), 0),
+    }
+}
+
 /// Adds `left^T right`, on an accelerator in parts: a sum of n x n is too large there to be had three times.
 fn add(sum: &mut Option<Tensor>, left: &Tensor, right: &Tensor) -> Result<()> {
     const ROWS: usize = 2048;
@@ -226,10 +263,11 @@ impl Compensation {
         let mut rounded = exact.clone();
         let mut found = Compensated::default();
         for group in Group::ALL {
+            let mut kept = Kept::new(exact, group, batch, x.room());
             let mut moments = if done {
                 Moments::default()
             } else {
-                self.moments(exact, &rounded, group, batch, activations, ratios, x, x_q)?
+                self.moments(exact, &rounded, group, batch, activations, ratios, (x, x_q), &mut kept)?
             };
             // The shifts are large and no more needed once they met the weights.
             let mut pulls = Vec::new();
@@ -258,10 +296,16 @@ impl Compensation {
                 let _fast = Fast::on(&exact.norm1);
                 for (c, chunk) in batch.chunks.iter().enumerate() {
                     let s = x.get(c)?;
-                    let i = inputs(exact, group, &s, chunk, Activations::Float)?;
+                    let i = match kept.exact.len() > c {
+                        true => kept.exact.take(c)?,
+                        false => inputs(exact, group, &s, chunk, Activations::Float)?,
+                    };
                     x.set(c, (s + exact.linear(name).forward(&i)?)?)?;
                     let s = x_q.get(c)?;
-                    let i = activations.apply(&inputs(&rounded, group, &s, chunk, activations)?)?;
+                    let i = match kept.rounded.len() > c {
+                        true => kept.rounded.take(c)?,
+                        false => activations.apply(&inputs(&rounded, group, &s, chunk, activations)?)?,
+                    };
                     x_q.set(c, (s + rounded.linear(name).forward(&i)?)?)?;
                 }
             }
@@ -279,8 +323,8 @@ impl Compensation {
         batch: &Batch,
         activations: Activations,
         ratios: Option<Ratios>,
-        x: &Stream,
-        x_q: &Stream,
+        (x, x_q): (&Stream, &Stream),
+        kept: &mut Kept,
     ) -> std::result::Result<Moments, Error> {
         let vision = match (self.settings.vision, ratios) {
             (Vision::Fixed(weight), _) => weight,
@@ -288,21 +332,36 @@ impl Compensation {
             (Vision::Ratio, None) => 1.0,
         };
         let _fast = Fast::on(&exact.norm1);
+        let gather = if exact.norm1.device().is_cpu() { 0 } else { GATHER };
         let mut moments = Moments::default();
+        let (mut weighted, mut shifts, mut residuals) = (Vec::new(), Vec::new(), Vec::new());
         for (c, chunk) in batch.chunks.iter().enumerate() {
             let x_q = x_q.get(c)?;
             let input = activations.apply(&inputs(rounded, group, &x_q, chunk, activations)?)?;
             // Roots on both sides: H stays symmetric where products are rounded.
             let roots = token_weights(chunk, vision).into_iter().map(f32::sqrt).collect();
             let roots = Tensor::from_vec(roots, (chunk.tokens(), 1), input.device())?;
-            let weighted = input.broadcast_mul(&roots)?;
-            add(&mut moments.h, &weighted, &weighted)?;
+            let rooted = |t: &Tensor| t.broadcast_mul(&roots);
             if self.settings.target > 0.0 {
                 let x = x.get(c)?;
-                let shift = (inputs(exact, group, &x, chunk, Activations::Float)? - &input)?;
-                add(&mut moments.shift, &shift.broadcast_mul(&roots)?, &weighted)?;
+                let exact = inputs(exact, group, &x, chunk, Activations::Float)?;
+                shifts.push(rooted(&(&exact - &input)?)?);
                 if self.settings.residual && matches!(group, Group::O | Group::Down) {
-                    add(&mut moments.residual, &(x - x_q)?.broadcast_mul(&roots)?, &weighted)?;
+                    residuals.push(rooted(&(x - x_q)?)?);
+                }
+                kept.exact(exact)?;
+            }
+            weighted.push(rooted(&input)?);
+            kept.rounded(input)?;
+            let rows: usize = weighted.iter().map(|t: &Tensor| t.dims()[0]).sum();
+            if rows >= gather || c + 1 == batch.chunks.len() {
+                let weighted = joined(&mut weighted)?;
+                add(&mut moments.h, &weighted, &weighted)?;
+                if !shifts.is_empty() {
+                    add(&mut moments.shift, &joined(&mut shifts)?, &weighted)?;
+                }
+                if !residuals.is_empty() {
+                    add(&mut moments.residual, &joined(&mut residuals)?, &weighted)?;
                 }
             }
         }
@@ -365,6 +424,9 @@ impl Compensation {
 pub(super) fn nearest(weight: &Tensor, ty: GgmlType) -> Result<Tensor> {
     if !ty.is_quantized() {
         return Ok(weight.clone());
+    }
+    if ty == GgmlType::MBQ3 {
+        return Mbq3.round_trip(weight);
     }
     let mut values: Vec<f32> = weight.flatten_all()?.to_vec1()?;
     let cols = weight.dim(1)?;

@@ -238,8 +238,11 @@ impl Coded {
     /// What it stands for, `[rows, n]`, f32: the very values that ggml reads from the bytes.
     pub fn weight(&self, device: &Device) -> Result<Tensor> {
         let group = self.format.group();
-        let of = |(l, c): (&Levels, &[u8])| c.iter().map(|&c| l.value(c)).collect::<Vec<f32>>();
-        let values: Vec<f32> = self.levels.par_iter().zip(self.codes.par_chunks(group)).flat_map_iter(of).collect();
+        let mut values = vec![0.0; self.codes.len()];
+        let blocks = values.par_chunks_mut(group).zip(self.codes.par_chunks(group)).zip(&self.levels);
+        blocks.with_min_len(64).for_each(|((values, codes), levels)| {
+            values.iter_mut().zip(codes).for_each(|(v, &c)| *v = levels.value(c));
+        });
         Tensor::from_vec(values, (self.rows, self.codes.len() / self.rows.max(1)), device)
     }
 
@@ -290,34 +293,55 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
         let original: Vec<f32> = w.narrow(1, start, len)?.flatten_all()?.to_vec1()?;
         let m: Vec<f32> = m.narrow(0, start, len)?.flatten_all()?.to_vec1()?;
         let place = &factor.order[start..start + len];
-        let d = &factor.d[start..start + len];
-        // Each row on its own; `t` becomes the row's errors.
+        let columns = Columns { format, fit, m: &m, d: &factor.d[start..start + len], place };
+        // Each row on its own, for the widest vectors that the processor has; `t` becomes the row's errors.
         t.par_chunks_mut(len)
             .zip(original.par_chunks(len))
             .zip(codes.par_chunks_mut(n).zip(levels.par_chunks_mut(n / group)))
             .with_min_len(8)
             .for_each(|((t, original), (codes, levels))| {
-                let mut current = Levels::default();
-                for k in 0..len {
-                    if k % group == 0 {
-                        // The levels are for the targets as they would be without any rounding from here on.
-                        let ahead = &mut t[k..k + group].to_vec();
-                        for (j, i) in (k..k + group).enumerate() {
-                            let e = original[i] - ahead[j];
-                            let m = &m[i * len + i + 1..i * len + k + group];
-                            ahead[j + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
-                        }
-                        current = format.fit(ahead, &d[k..k + group], fit);
-                        levels[place[k] / group] = current;
-                    }
-                    let code = format.nearest(current, t[k]);
-                    codes[place[k]] = code;
-                    let e = original[k] - current.value(code);
-                    t[k] = e;
-                    t[k + 1..].iter_mut().zip(&m[k * len + k + 1..(k + 1) * len]).for_each(|(t, m)| *t += e * m);
-                }
+                pulp::Arch::new().dispatch(|| columns.round(t, original, codes, levels));
             });
         errors.slice_set(&Tensor::from_vec(t, (rows, len), w.device())?, 1, start)?;
     }
     Ok(Coded { format, rows, codes, levels })
+}
+
+/// Columns that are rounded one after the other.
+struct Columns<'a> {
+    format: Format,
+    fit: Fit,
+    /// Their corner of M, `[len, len]`, and of D.
+    m: &'a [f32],
+    d: &'a [f64],
+    /// Where they stand in the weights.
+    place: &'a [usize],
+}
+
+impl Columns<'_> {
+    /// Rounds a row's targets `t` for the weights `original`; errors are left in `t`.
+    #[inline(always)]
+    fn round(&self, t: &mut [f32], original: &[f32], codes: &mut [u8], levels: &mut [Levels]) {
+        let (len, group) = (t.len(), self.format.group());
+        let mut current = Levels::default();
+        for k in 0..len {
+            if k % group == 0 {
+                // The levels are for the targets as they would be without any rounding from here on.
+                let ahead = &mut t[k..k + group].to_vec();
+                for (j, i) in (k..k + group).enumerate() {
+                    let e = original[i] - ahead[j];
+                    let m = &self.m[i * len + i + 1..i * len + k + group];
+                    ahead[j + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
+                }
+                current = self.format.fit(ahead, &self.d[k..k + group], self.fit);
+                levels[self.place[k] / group] = current;
+            }
+            let code = self.format.nearest(current, t[k]);
+            codes[self.place[k]] = code;
+            let e = original[k] - current.value(code);
+            t[k] = e;
+            let m = &self.m[k * len + k + 1..(k + 1) * len];
+            t[k + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
+        }
+    }
 }

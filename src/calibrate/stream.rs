@@ -63,6 +63,13 @@ impl Room {
         of(state.host) + of(state.accelerator)
     }
 
+    /// Bytes of those that are free where the work is done: on the device, if it has memory of its own.
+    pub fn near(&self) -> usize {
+        let state = self.state();
+        let [limit, used] = if self.device.is_cpu() { state.host } else { state.accelerator };
+        limit.saturating_sub(used)
+    }
+
     /// Bytes that went to the file so far.
     pub fn spilled(&self) -> u64 {
         self.state().end

@@ -66,7 +66,7 @@ pub(crate) fn rms_scale(x: &Tensor, eps: f64) -> Result<Tensor> {
 /// RMS norm with gain `w`.
 pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        return x.broadcast_mul(&rms_scale(x, eps)?)?.broadcast_mul(w);
+        return candle_nn::ops::rms_norm(&x.contiguous()?, w, eps as f32);
     }
     let cols = w.elem_count();
     let w: Vec<f32> = w.to_vec1()?;
@@ -114,8 +114,7 @@ pub(crate) fn causal_softmax(scores: Tensor, positions: &[usize], keys: usize) -
     let mask = columns.le(&last)?.where_cond(&zeros, &hidden)?.reshape((1, 1, rows, n))?;
     let (batch, all, _) = scores.dims3()?;
     let scores = scores.reshape((batch, all / rows, rows, n))?.broadcast_add(&mask)?.reshape((batch, all, n))?;
-    let e = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+    candle_nn::ops::softmax_last_dim(&scores)
 }
 
 /// `silu(gate) * up`. `gate` may be overwritten.
@@ -287,9 +286,7 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
         })?;
         return Ok(out);
     }
-    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let scale = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
-    centred.broadcast_mul(&scale)?.broadcast_mul(weight)?.broadcast_add(bias)
+    candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, eps as f32)
 }
 
 /// Softmax over the last dimension. `x` may be overwritten.
@@ -304,8 +301,7 @@ pub(crate) fn softmax(x: Tensor) -> Result<Tensor> {
         })?;
         return Ok(x);
     }
-    let e = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
-    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)
+    candle_nn::ops::softmax_last_dim(&x.contiguous()?)
 }
 
 /// GELU by its tanh form (SigLIP).
