@@ -111,9 +111,15 @@ fn free(_: &Device) -> Result<usize> {
 }
 
 /// Lets the driver keep so many freed bytes for what comes next: by default it gives them back whenever the program
-/// waits for a result, and maps them again after it.
+/// waits for a result, and maps them again after it. Nothing on the CPU.
+///
+/// # Errors
+/// The driver's.
 #[cfg(feature = "cuda")]
-fn hold(device: &Device, bytes: usize) -> Result<()> {
+pub fn hold(device: &Device, bytes: usize) -> Result<()> {
+    if device.is_cpu() {
+        return Ok(());
+    }
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
     let stream = device.as_cuda_device()?.cuda_stream();
     let context = stream.context();
@@ -130,7 +136,11 @@ fn hold(device: &Device, bytes: usize) -> Result<()> {
     set().map_err(candle_core::Error::wrap)
 }
 
+/// Nothing: this build has no devices.
+///
+/// # Errors
+/// None.
 #[cfg(not(feature = "cuda"))]
-fn hold(_: &Device, _: usize) -> Result<()> {
+pub fn hold(_: &Device, _: usize) -> Result<()> {
     Ok(())
 }

@@ -18,6 +18,7 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use budget::hold;
 pub use run::{Method, Model, Options, Outcome, run, run_packed};
 
 use std::path::PathBuf;

@@ -219,6 +219,7 @@ pub fn run(
         DeviceArg::Cuda(n) => Device::new_cuda(n)
             .with_context(|| format!("--device cuda:{n} (a build with `--features cuda` and a GPU are needed)"))?,
     };
+    calibrate::hold(&device, args.gpu_memory.unwrap_or(usize::MAX))?;
     let config = LlavaOnevision::read(checkpoint)?;
     let (progress, store) = compensate::kept(args.work_dir.as_deref(), output)?;
     let memory = args.memory.unwrap_or_else(half_of_free);
