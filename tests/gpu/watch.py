@@ -6,6 +6,7 @@ file. Appends a row to TABLE; the times of the phases come from RECORD (the .mbq
 run did not get that far, from what was seen.
 """
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,8 @@ blocks = []  # (seconds, blocks finished)
 
 def gpu():
     ask = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--loop-ms=200"]
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        ask += ["-i", os.environ["CUDA_VISIBLE_DEVICES"]]
     try:
         with subprocess.Popen(ask, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as smi:
             for line in smi.stdout:
