@@ -12,7 +12,7 @@ use super::race::{BY_QUERY, BY_TOKEN, STRATA, deal, race};
 use super::sensitivity::Ratios;
 use super::stream::Stream;
 use crate::model::decoder::{Block, Linear, Name, Span};
-use crate::model::ops::{Fast, row_errors, select_rows, silu_mul};
+use crate::model::ops::{Fast, each, over_row, row_errors, select_rows, silu_mul, times_row};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -75,6 +75,8 @@ pub struct Search<'a> {
     pub memory: usize,
     /// Bytes of a group's inputs and targets that are gathered at once, at least one piece of them.
     pub gather: usize,
+    /// Candidates and chunks that are worked on at a time.
+    pub at_once: usize,
     /// With grouped queries, one s per key head, so that v -> o folds too (not in the authors' code).
     pub share_heads: bool,
 }
@@ -156,8 +158,8 @@ impl Search<'_> {
     fn candidate(&self, block: &Block, group: Group, s: &Tensor) -> Result<Vec<Linear>> {
         let quantised = group.linears().iter().map(|&name| {
             let linear = block.linear(name);
-            let weight = self.weights.round_trip(&linear.weight.broadcast_mul(s)?)?;
-            let weight = if self.activations == Activations::Float { weight.broadcast_div(s)? } else { weight };
+            let weight = self.weights.round_trip(&times_row(&linear.weight, s)?)?;
+            let weight = if self.activations == Activations::Float { over_row(weight, s)? } else { weight };
             Ok(Linear { weight, bias: linear.bias.clone() })
         });
         quantised.collect()
@@ -167,7 +169,7 @@ impl Search<'_> {
     fn output(&self, block: &Block, group: Group, q: &[Linear], s: &Tensor, piece: &Piece) -> Result<Tensor> {
         let scaled = |x: &Tensor| match self.activations {
             Activations::Float => Ok(x.clone()),
-            quantiser => quantiser.apply(&x.broadcast_div(s)?),
+            quantiser => quantiser.apply(&over_row(x.copy()?, s)?),
         };
         let x = scaled(&piece.x)?;
         if let Some((all, spans, rows)) = &piece.attention {
@@ -273,7 +275,7 @@ impl Search<'_> {
             let mut scaled = block.clone();
             found.iter().try_for_each(|f| apply(&mut scaled, f.group, &f.scales))?;
             let q = self.quantise(&scaled)?;
-            let seen = Pass::run(&q, batch, x_q, self.activations, self.keep(block)?, |_, _| Ok(()))?;
+            let seen = Pass::run(&q, batch, x_q, self.activations, self.keep(block)?, self.at_once, |_, _| Ok(()))?;
             found.push(self.group(block, batch, group, full, &seen, ratio)?);
         }
         Ok(found)
@@ -313,23 +315,31 @@ impl Search<'_> {
             kept.retain(|i, _| wanted.contains(i));
             let mut shares = vec![vec![0.0; batch.samples]; wanted.len()];
             self.pieces(group, batch, (full, seen), &strata, &part, &weight, |pieces| {
-                for (&i, shares) in wanted.iter().zip(&mut shares) {
-                    let s = Tensor::from_slice(&candidates[i], candidates[i].len(), block.norm1.device())?;
-                    let q = match kept.get(&i) {
-                        Some(q) => q.clone(),
-                        None => self.candidate(block, group, &s)?,
-                    };
-                    if kept.len() < room {
-                        kept.insert(i, q.clone());
+                let parts = wanted.chunks(room.max(self.at_once)).zip(shares.chunks_mut(room.max(self.at_once)));
+                for (wanted, shares) in parts {
+                    let q = each(wanted.len(), self.at_once, |i| {
+                        let s = &candidates[wanted[i]];
+                        let s = Tensor::from_slice(s, s.len(), block.norm1.device())?;
+                        let q = match kept.get(&wanted[i]) {
+                            Some(q) => q.clone(),
+                            None => self.candidate(block, group, &s)?,
+                        };
+                        Ok((q, s))
+                    })?;
+                    for (&i, (q, _)) in wanted.iter().zip(&q) {
+                        if kept.len() < room {
+                            kept.insert(i, q.clone());
+                        }
                     }
-                    let mut errors = Vec::new();
-                    for piece in pieces {
-                        let out = self.output(block, group, &q, &s, piece)?;
-                        errors.push(row_errors(&piece.target, &out, self.loss == Loss::Mse)?);
-                    }
-                    for (piece, errors) in pieces.iter().zip(errors) {
-                        let owners = piece.owners.iter().zip(errors.values()?);
-                        owners.for_each(|(&(sample, weight), e)| shares[sample] += weight * e);
+                    let n = pieces.len();
+                    let errors = each(wanted.len() * n, self.at_once, |i| {
+                        let ((q, s), piece) = (&q[i / n], &pieces[i % n]);
+                        let out = self.output(block, group, q, s, piece)?;
+                        row_errors(&piece.target, &out, self.loss == Loss::Mse)
+                    })?;
+                    for (i, errors) in errors.into_iter().enumerate() {
+                        let owners = pieces[i % n].owners.iter().zip(errors.values()?);
+                        owners.for_each(|(&(sample, weight), e)| shares[i / n][sample] += weight * e);
                     }
                 }
                 Ok(())

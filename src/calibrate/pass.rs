@@ -5,7 +5,7 @@ use super::grid::Activations;
 use super::mbq::Group;
 use super::stream::Stream;
 use crate::model::decoder::{Block, Name, Trace};
-use crate::model::ops::{column_abs, column_max, silu_mul};
+use crate::model::ops::{add, column_abs, column_max, each, silu_mul};
 use candle_core::{Result, Tensor};
 
 /// What a pass keeps.
@@ -36,7 +36,8 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Runs `block` on `x`, `activations` applied to what enters a linear; `each` sees every chunk's trace.
+    /// Runs `block` on `x`, `activations` applied to what enters a linear, `at_once` chunks at a time; `seen` gets every
+    /// chunk's trace, in order.
     ///
     /// # Errors
     /// The arithmetic, or there is no room for what is kept.
@@ -46,40 +47,40 @@ impl<'a> Pass<'a> {
         x: &'a Stream,
         activations: Activations,
         keep: Keep,
-        mut each: impl FnMut(&Chunk, &Trace) -> Result<()>,
+        at_once: usize,
+        mut seen: impl FnMut(&Chunk, &Trace) -> Result<()>,
     ) -> Result<Self> {
         let new = || x.room().stream();
         let (attn_out, mlp_out, o_in) = (new(), new(), new());
         let (sums, maxima) = Default::default();
         let mut pass = Pass { block, x, activations, attn_out, mlp_out, o_in, rows: 0, sums, maxima };
-        for (c, chunk) in batch.chunks.iter().enumerate() {
-            let t = block.trace(&x.get(c)?, &chunk.spans, &|x| activations.apply(x))?;
-            each(chunk, &t)?;
-            pass.rows += chunk.tokens();
-            for group in Group::ALL {
-                let input = match group {
-                    Group::Qkv => &t.attn_in,
-                    Group::O => &t.o_in,
-                    Group::GateUp => &t.mlp_in,
-                    Group::Down => &t.down_in,
-                };
-                if keep.sums {
-                    let (sums, part) = (&mut pass.sums[group as usize], column_abs(input)?);
+        for (part, chunks) in batch.chunks.chunks(at_once).enumerate() {
+            let traces = each(chunks.len(), at_once, |i| {
+                let (c, spans) = (part * at_once + i, &chunks[i].spans);
+                let t = block.trace(&x.get(c)?, spans, &|x| activations.apply(x))?;
+                let inputs = [&t.attn_in, &t.o_in, &t.mlp_in, &t.down_in];
+                let sums = inputs.iter().take(if keep.sums { 4 } else { 0 }).map(|t| column_abs(t));
+                let maxima = inputs.iter().take(if keep.maxima { 4 } else { 0 }).map(|t| column_max(t));
+                Ok((sums.collect::<Result<Vec<_>>>()?, maxima.collect::<Result<Vec<_>>>()?, t))
+            })?;
+            for (chunk, (sums, maxima, t)) in chunks.iter().zip(traces) {
+                seen(chunk, &t)?;
+                pass.rows += chunk.tokens();
+                for (sums, part) in pass.sums.iter_mut().zip(sums) {
                     sums.resize(part.len(), 0.0);
                     sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
                 }
-                if keep.maxima {
-                    let (maxima, part) = (&mut pass.maxima[group as usize], column_max(input)?);
+                for (maxima, part) in pass.maxima.iter_mut().zip(maxima) {
                     maxima.resize(part.len(), 0.0);
                     maxima.iter_mut().zip(part).for_each(|(m, p)| *m = m.max(p));
                 }
-            }
-            if keep.o_in {
-                pass.o_in.push(t.o_in)?;
-            }
-            if keep.outputs {
-                pass.attn_out.push(t.attn_out)?;
-                pass.mlp_out.push(t.mlp_out)?;
+                if keep.o_in {
+                    pass.o_in.push(t.o_in)?;
+                }
+                if keep.outputs {
+                    pass.attn_out.push(t.attn_out)?;
+                    pass.mlp_out.push(t.mlp_out)?;
+                }
             }
         }
         Ok(pass)
@@ -105,7 +106,7 @@ impl<'a> Pass<'a> {
         match group {
             Group::Qkv => self.x.rows(chunk, rows),
             Group::O => self.o_in.rows(chunk, rows),
-            Group::GateUp | Group::Down => self.x.rows(chunk, rows)? + self.attn_out.rows(chunk, rows)?,
+            Group::GateUp | Group::Down => add(&self.x.rows(chunk, rows)?, &self.attn_out.rows(chunk, rows)?),
         }
     }
 

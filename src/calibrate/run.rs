@@ -1,5 +1,5 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
-use super::batch::{Batch, Sample, pack};
+use super::batch::{Batch, Chunk, Sample, pack};
 use super::budget::{Budget, Phase};
 use super::compensate::{Compensated, Compensation, Vision};
 use super::grid::{Activations, WeightGrid};
@@ -13,7 +13,7 @@ use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::model::TextConfig;
-use crate::model::decoder::{Block, Name, Rope, tensor_name};
+use crate::model::decoder::{Block, Name, Rope, Trace, tensor_name};
 use crate::quant::fold::Folds;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -197,7 +197,7 @@ pub fn run_packed(
     if (balance || by_ratio || weighted) && progress.sensitivities.is_empty() {
         budget.share(Phase::Gradients, x.room());
         x.settle()?;
-        let (sums, loss) = sensitivities(model, batch, &x, observer)?;
+        let (sums, loss) = sensitivities(model, batch, &x, budget.at_once, observer)?;
         (progress.sensitivities, progress.loss) = (sums, Some(loss));
         save(&progress)?;
     }
@@ -210,6 +210,7 @@ pub fn run_packed(
         exhaustive: options.exhaustive,
         memory: budget.kept,
         gather: budget.gather,
+        at_once: budget.at_once,
         share_heads: options.share_heads,
     };
     budget.share(if options.compensation.is_some() { Phase::Compensation } else { Phase::Search }, x.room());
@@ -231,11 +232,11 @@ pub fn run_packed(
         }
         let mut pass = None;
         if searched || smooth || importance.is_some() || options.compensation.is_none() {
-            pass =
-                Some(Pass::run(&block, batch, &x, Activations::Float, keep, |chunk, trace| match &mut importance {
-                    Some(importance) => importance.add(layer, chunk, trace, ratios.filter(|_| weighted)),
-                    None => Ok(()),
-                })?);
+            let seen = |chunk: &Chunk, trace: &Trace| match &mut importance {
+                Some(importance) => importance.add(layer, chunk, trace, ratios.filter(|_| weighted)),
+                None => Ok(()),
+            };
+            pass = Some(Pass::run(&block, batch, &x, Activations::Float, keep, budget.at_once, seen)?);
         }
         let scales: Vec<(Group, Vec<f32>)> = match &pass {
             _ if !scales => Vec::new(),

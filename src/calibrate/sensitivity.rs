@@ -4,9 +4,8 @@ use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
 use super::stream::Stream;
 use crate::events::{Event, Observer};
-use crate::model::decoder::Span;
 use crate::model::head::Head;
-use crate::model::ops::row_abs;
+use crate::model::ops::{each, row_abs};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -66,20 +65,17 @@ fn head_gradient(head: &Head, chunk: &Chunk, y: &Tensor, samples: usize, loss: &
     Tensor::cat(&parts, 0)
 }
 
-/// Per sample, mean |g| over one kind's tokens and the channels; added to `sum`.
-fn add_means(g: &Tensor, spans: &[Span], kinds: &[Kind], sum: &mut Sensitivity) -> Result<()> {
-    let rows = row_abs(g)?;
-    let channels = g.dim(1)? as f64;
-    for span in spans {
+/// Per sample, mean |g| over one kind's tokens and the channels, from each token's sum; added to `sum`.
+fn add_means(rows: &[f64], channels: usize, chunk: &Chunk, sum: &mut Sensitivity) {
+    for span in &chunk.spans {
         let mean = |kind: Kind| {
-            let of_kind = (span.start..span.start + span.len).filter(|&i| kinds[i] == kind).map(|i| rows[i]);
+            let of_kind = (span.start..span.start + span.len).filter(|&i| chunk.kinds[i] == kind).map(|i| rows[i]);
             let (n, total) = of_kind.fold((0usize, 0.0), |(n, t), v| (n + 1, t + v));
-            total / (n as f64 * channels)
+            total / (n * channels) as f64
         };
         sum.vision += mean(Kind::Vision);
         sum.answer += mean(Kind::Answer);
     }
-    Ok(())
 }
 
 /// Tokens whose block inputs are held at least, in the file if need be: the blocks are loaded anew for each part.
@@ -88,7 +84,7 @@ const PART: usize = if cfg!(test) { 600 } else { 8192 };
 /// Sensitivities of every block, and the calibration loss.
 ///
 /// The inputs of every block are held for as many chunks at a time as there is room for; the blocks are loaded again
-/// for each such part, forward and backward.
+/// for each such part, forward and backward, `at_once` chunks at a time.
 ///
 /// # Errors
 /// A block cannot be loaded, or its gradient is zero at the answer tokens or not finite.
@@ -96,6 +92,7 @@ pub fn sensitivities(
     model: &super::Model,
     batch: &Batch,
     inputs: &Stream,
+    at_once: usize,
     observer: &dyn Observer,
 ) -> std::result::Result<(Vec<BlockSensitivity>, f64), crate::Error> {
     let layers = model.config.num_layers;
@@ -125,12 +122,15 @@ pub fn sensitivities(
         for layer in 0..layers {
             let block = model.block(layer)?;
             let mut next = room.stream();
-            for (i, chunk) in chunks.iter().enumerate() {
-                let x = match stored.last() {
-                    Some(last) => last.get(i)?,
-                    None => inputs.get(part.start + i)?,
-                };
-                next.push(block.forward(&x, &chunk.spans)?)?;
+            for from in (0..chunks.len()).step_by(at_once) {
+                let outputs = each(at_once.min(chunks.len() - from), at_once, |i| {
+                    let x = match stored.last() {
+                        Some(last) => last.get(from + i)?,
+                        None => inputs.get(part.start + from + i)?,
+                    };
+                    block.forward(&x, &chunks[from + i].spans)
+                })?;
+                outputs.into_iter().try_for_each(|y| next.push(y))?;
             }
             stored.push(next);
             observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
@@ -145,16 +145,26 @@ pub fn sensitivities(
         for layer in (0..layers).rev() {
             let block = model.block(layer)?;
             let mut xs = stored.pop();
-            for (i, chunk) in chunks.iter().enumerate() {
-                let x = match &mut xs {
-                    Some(xs) => xs.take(i)?,
-                    None => inputs.get(part.start + i)?,
-                };
-                let g = gradients.take(i)?;
-                add_means(&g, &chunk.spans, &chunk.kinds, &mut sums[layer].mlp)?;
-                let back = block.backward(&x, &chunk.spans, &g)?;
-                add_means(&back.attn_out, &chunk.spans, &chunk.kinds, &mut sums[layer].attn)?;
-                gradients.set(i, back.input)?;
+            for from in (0..chunks.len()).step_by(at_once) {
+                let mut pairs = Vec::new();
+                for i in from..chunks.len().min(from + at_once) {
+                    let x = match &mut xs {
+                        Some(xs) => xs.take(i)?,
+                        None => inputs.get(part.start + i)?,
+                    };
+                    pairs.push((x, gradients.take(i)?));
+                }
+                let back = each(pairs.len(), at_once, |i| {
+                    let ((x, g), chunk) = (&pairs[i], &chunks[from + i]);
+                    let back = block.backward(x, &chunk.spans, g)?;
+                    Ok((row_abs(g)?, row_abs(&back.attn_out)?, back.input))
+                })?;
+                for (i, (mlp, attn, input)) in back.into_iter().enumerate() {
+                    let (chunk, channels) = (&chunks[from + i], input.dim(1)?);
+                    add_means(&mlp, channels, chunk, &mut sums[layer].mlp);
+                    add_means(&attn, channels, chunk, &mut sums[layer].attn);
+                    gradients.set(from + i, input)?;
+                }
             }
             observer.event(Event::Advance { n: 1, detail: format!("block {layer} backward") });
         }

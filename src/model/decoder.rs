@@ -4,7 +4,10 @@
 //!
 //! Samples are packed: a matrix `[tokens, hidden]` holds several, and [`Span`] says where each begins and ends.
 use super::config::TextConfig;
-use super::ops::{causal_softmax, rms_backward, rms_norm, rope_tables, rotate, silu_mul, silu_mul_backward};
+use super::ops::{
+    add, add_row, add_to, causal_softmax, rms_backward, rms_norm, rope_tables, rotate, silu_mul, silu_mul_backward,
+    softmax_backward,
+};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -32,7 +35,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = x.matmul(&self.weight.t()?)?;
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => add_row(y, bias),
             None => Ok(y),
         }
     }
@@ -139,7 +142,7 @@ pub struct Trace {
 impl Trace {
     /// The block's output.
     pub fn output(&self) -> Result<Tensor> {
-        &self.h + &self.mlp_out
+        add(&self.h, &self.mlp_out)
     }
 }
 
@@ -269,8 +272,7 @@ impl Block {
     }
 
     fn probabilities(&self, q: &Tensor, k: &Tensor, positions: &[usize], real: usize) -> Result<Tensor> {
-        let scores = (q.matmul(&k.t()?)? * (1.0 / (self.head_dim as f64).sqrt()))?;
-        causal_softmax(scores, positions, real)
+        causal_softmax(q.matmul(&k.t()?)?, 1.0 / (self.head_dim as f64).sqrt(), positions, real)
     }
 
     /// The heads' outputs from packed q, k, v before rotation.
@@ -328,7 +330,7 @@ impl Block {
         let a = input(&attn_in)?;
         let o_in = self.attend(&run(Name::Q, &a)?, &run(Name::K, &a)?, &run(Name::V, &a)?, spans)?;
         let attn_out = run(Name::O, &input(&o_in)?)?;
-        let h = (x + &attn_out)?;
+        let h = add(x, &attn_out)?;
         let mlp_in = self.mlp_norm(&h)?;
         let m = input(&mlp_in)?;
         let down_in = silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)?;
@@ -348,15 +350,15 @@ impl Block {
         let a = self.attn_norm(x)?;
         let (q, k, v) =
             (self.linear(Name::Q).forward(&a)?, self.linear(Name::K).forward(&a)?, self.linear(Name::V).forward(&a)?);
-        let h = (x + self.linear(Name::O).forward(&self.attend(&q, &k, &v, spans)?)?)?;
+        let h = add_to(self.linear(Name::O).forward(&self.attend(&q, &k, &v, spans)?)?, x)?;
         let m = self.mlp_norm(&h)?;
         let (gate, up) = (self.linear(Name::Gate).forward(&m)?, self.linear(Name::Up).forward(&m)?);
 
         // y = h + down(silu(gate) * up): silu' = sigmoid * (1 + gate * (1 - sigmoid)).
         let g_inner = back(Name::Down, g)?;
         let (g_gate, g_up) = silu_mul_backward(&gate, &up, &g_inner)?;
-        let g_m = (back(Name::Gate, &g_gate)? + back(Name::Up, &g_up)?)?;
-        let g_h = (g + rms_backward(&h, &self.norm2, self.eps, &g_m)?)?;
+        let g_m = add_to(back(Name::Gate, &g_gate)?, &back(Name::Up, &g_up)?)?;
+        let g_h = add_to(rms_backward(&h, &self.norm2, self.eps, &g_m)?, g)?;
 
         // h = x + o(attend(q, k, v)), sample by sample.
         let g_o = back(Name::O, &g_h)?;
@@ -375,10 +377,7 @@ impl Block {
                 let p = self.probabilities(&q, &k, &positions, span.real)?;
                 of_v.push(p.t()?.matmul(&g_out)?);
                 let g_p = g_out.matmul(&v.t()?)?;
-                // Softmax: g_s = p * (g_p - sum(g_p * p)).
-                let pg = (&p * &g_p)?;
-                drop(g_p);
-                let g_s = ((&pg - p.broadcast_mul(&pg.sum_keepdim(D::Minus1)?)?)? * scale)?;
+                let g_s = softmax_backward(&p, g_p, scale)?;
                 of_q.push(g_s.matmul(&k)?);
                 of_k.push(g_s.t()?.matmul(&q)?);
             }
@@ -388,8 +387,8 @@ impl Block {
             g_k.push(self.join(&self.rope.apply(&Tensor::cat(&of_k, 0)?, true)?)?);
         }
         let (g_q, g_k, g_v) = (Tensor::cat(&g_q, 0)?, Tensor::cat(&g_k, 0)?, Tensor::cat(&g_v, 0)?);
-        let g_a = ((back(Name::Q, &g_q)? + back(Name::K, &g_k)?)? + back(Name::V, &g_v)?)?;
-        let input = (&g_h + rms_backward(x, &self.norm1, self.eps, &g_a)?)?;
+        let g_a = add_to(add_to(back(Name::Q, &g_q)?, &back(Name::K, &g_k)?)?, &back(Name::V, &g_v)?)?;
+        let input = add_to(rms_backward(x, &self.norm1, self.eps, &g_a)?, &g_h)?;
         Ok(Gradients { input, attn_out: g_h })
     }
 }
