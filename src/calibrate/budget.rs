@@ -74,7 +74,8 @@ impl Budget {
             base + block + second + at_once * forward + search,
             base + 2 * block + moments.max(forward + search),
         ];
-        let budget = Budget { memory: options.memory, device, needs, host: (768 << 20) + 4 * matrix, kept, gather, at_once };
+        let budget =
+            Budget { memory: options.memory, device, needs, host: (768 << 20) + 4 * matrix, kept, gather, at_once };
         let need = if options.compensation.is_some() { needs[2] } else { needs[1] };
         if need > total {
             let flag = if cpu { "--memory" } else { "--gpu-memory" };

@@ -8,7 +8,7 @@
 use super::batch::{Batch, Kind};
 use super::grid::{Activations, WeightGrid};
 use super::pass::{Keep, Pass};
-use super::race::{BY_QUERY, BY_TOKEN, STRATA, deal, race};
+use super::race::{BY_QUERY, BY_SAMPLE, BY_TOKEN, STRATA, deal, deal_samples, race};
 use super::sensitivity::Ratios;
 use super::stream::Stream;
 use crate::model::decoder::{Block, Linear, Name, Span};
@@ -90,7 +90,7 @@ struct Piece {
     target: Tensor,
     /// Of each row: its sample, and its weight in the loss.
     owners: Vec<(usize, f64)>,
-    /// For attention: the chunk's whole input, its samples, and which of its rows are in `x`.
+    /// For attention: the whole input of the rows' samples, these samples, and which of its rows are in `x`.
     attention: Option<(Tensor, Vec<Span>, Vec<u32>)>,
 }
 
@@ -222,7 +222,10 @@ impl Search<'_> {
             if full_piece && !open.owners.is_empty() {
                 let Gather { source, target, owners } = std::mem::take(&mut open);
                 let attention = match group {
-                    Group::Qkv => Some((seen.attn_in(c)?, chunk.spans.clone(), rows)),
+                    Group::Qkv => {
+                        let (whole, spans, rows) = samples_of(&chunk.spans, &rows);
+                        Some((seen.input(group, &seen.source(group, c, &whole)?)?, spans, rows))
+                    }
                     _ => None,
                 };
                 let x = match &attention {
@@ -283,7 +286,8 @@ impl Search<'_> {
 
     /// What the search needs of a pass.
     pub fn keep(&self, block: &Block) -> Result<Keep> {
-        Ok(Keep { o_in: self.folds(block)?, outputs: true, sums: true, maxima: false })
+        let down_in = block.norm1.device().is_cpu();
+        Ok(Keep { o_in: self.folds(block)?, outputs: true, sums: true, maxima: false, down_in })
     }
 
     fn group(
@@ -301,11 +305,11 @@ impl Search<'_> {
         let channels = block.norm1.elem_count();
         let weight = |kind: Kind| token_weight(kind, batch, channels, self.loss, ratio);
 
-        let strata = deal(batch);
-        let rounds = match group {
-            _ if self.exhaustive => &[STRATA][..],
-            Group::Qkv => BY_QUERY,
-            _ => BY_TOKEN,
+        let (strata, rounds) = match group {
+            _ if self.exhaustive => (deal(batch), &[STRATA][..]),
+            Group::Qkv if batch.samples >= 12 => (deal_samples(batch), BY_SAMPLE),
+            Group::Qkv => (deal(batch), BY_QUERY),
+            _ => (deal(batch), BY_TOKEN),
         };
         // Quantised weights of candidates that race on, as far as they fit.
         let mut kept: BTreeMap<usize, Vec<Linear>> = BTreeMap::new();
@@ -379,6 +383,22 @@ impl Search<'_> {
         let scales = candidates[best].clone();
         Ok(Found { group, ratio, best, best_loss, margin, losses, x_max, scales })
     }
+}
+
+/// The samples that `rows` belong to: all of their rows, and where they and `rows` lie among these.
+fn samples_of(spans: &[Span], rows: &[u32]) -> (Vec<u32>, Vec<Span>, Vec<u32>) {
+    let (mut whole, mut kept, mut moved) = (Vec::new(), Vec::new(), Vec::new());
+    for span in spans {
+        let inside = span.start as u32..(span.start + span.len) as u32;
+        let start = whole.len();
+        let before = moved.len();
+        moved.extend(rows.iter().filter(|t| inside.contains(t)).map(|t| t - inside.start + start as u32));
+        if moved.len() > before {
+            whole.extend(inside);
+            kept.push(Span { start, ..*span });
+        }
+    }
+    (whole, kept, moved)
 }
 
 /// Where several query heads read one value head: the mean of x_max over them, for each of them.

@@ -2,8 +2,12 @@
 //! o_proj and down_proj (the paper's eq. 6), from which the balance ratios follow.
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
+use super::grid::Activations;
+use super::mbq::Search;
+use super::pass::Kept;
 use super::stream::Stream;
 use crate::events::{Event, Observer};
+use crate::model::decoder::Trace;
 use crate::model::head::Head;
 use crate::model::ops::{each, row_abs};
 use candle_core::{Result, Tensor};
@@ -84,7 +88,8 @@ const PART: usize = if cfg!(test) { 600 } else { 8192 };
 /// Sensitivities of every block, and the calibration loss.
 ///
 /// The inputs of every block are held for as many chunks at a time as there is room for; the blocks are loaded again
-/// for each such part, forward and backward, `at_once` chunks at a time.
+/// for each such part, forward and backward, `at_once` chunks at a time. What a search needs of the first blocks' passes
+/// is kept `ahead`, in so many bytes at most, where there is but one part.
 ///
 /// # Errors
 /// A block cannot be loaded, or its gradient is zero at the answer tokens or not finite.
@@ -93,8 +98,9 @@ pub fn sensitivities(
     batch: &Batch,
     inputs: &Stream,
     at_once: usize,
+    ahead: Option<(&Search, usize)>,
     observer: &dyn Observer,
-) -> std::result::Result<(Vec<BlockSensitivity>, f64), crate::Error> {
+) -> std::result::Result<(Vec<BlockSensitivity>, f64, Vec<Kept>), crate::Error> {
     let layers = model.config.num_layers;
     let mut sums = vec![BlockSensitivity::default(); layers];
     let mut loss = 0.0;
@@ -115,6 +121,8 @@ pub fn sensitivities(
     }
     let total = (2 * layers * parts.len()) as u64;
     observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
+    let single = parts.len() == 1;
+    let mut kept = Vec::new();
     for part in parts {
         let chunks = &batch.chunks[part.clone()];
         // Of each block but the first; then the last one's outputs, which become the gradients.
@@ -122,6 +130,18 @@ pub fn sensitivities(
         for layer in 0..layers {
             let block = model.block(layer)?;
             let mut next = room.stream();
+            let fits = |most: usize| {
+                let (each, later) = (Kept::bytes(&block, batch), (layers + 1 - layer) * 4 * model.config.hidden_size);
+                kept.len() == layer && (layer + 1) * each <= most && room.left() >= each + later * batch.tokens
+            };
+            if let Some((search, _)) = ahead.filter(|(_, most)| single && fits(*most)) {
+                let x = stored.last().unwrap_or(inputs);
+                let push = |_: &Chunk, t: &Trace| next.push(t.output()?);
+                kept.push(Kept::run(&block, batch, x, Activations::Float, search.keep(&block)?, at_once, push)?);
+                stored.push(next);
+                observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
+                continue;
+            }
             for from in (0..chunks.len()).step_by(at_once) {
                 let outputs = each(at_once.min(chunks.len() - from), at_once, |i| {
                     let x = match stored.last() {
@@ -179,5 +199,5 @@ pub fn sensitivities(
             }
         }
     }
-    Ok((sums, loss))
+    Ok((sums, loss, kept))
 }
