@@ -107,6 +107,10 @@ struct Gather {
     source: Vec<Tensor>,
     target: Vec<Tensor>,
     owners: Vec<(usize, f64)>,
+    /// Rows of the source; for attention their samples, and which rows have owners.
+    len: usize,
+    spans: Vec<Span>,
+    rows: Vec<u32>,
 }
 
 /// What was found for a group.
@@ -212,25 +216,27 @@ impl Search<'_> {
             // Devices have no tensors without elements.
             if !rows.is_empty() {
                 open.target.push(full.target(group, c, &rows)?);
-                if group != Group::Qkv {
-                    open.source.push(seen.source(group, c, &rows)?);
-                }
-            }
-            // Attention needs its own chunk's keys; elsewhere small parts of chunks are multiplied together.
-            let last = c + 1 == batch.chunks.len();
-            let full_piece = group == Group::Qkv || open.owners.len() >= ROWS || last;
-            if full_piece && !open.owners.is_empty() {
-                let Gather { source, target, owners } = std::mem::take(&mut open);
-                let attention = match group {
+                // Attention needs the keys of whole samples.
+                let whole = match group {
                     Group::Qkv => {
-                        let (whole, spans, rows) = samples_of(&chunk.spans, &rows);
-                        Some((seen.input(group, &seen.source(group, c, &whole)?)?, spans, rows))
+                        let (whole, spans, rows) = samples_of(&chunk.spans, &rows, open.len);
+                        open.spans.extend(spans);
+                        open.rows.extend(rows);
+                        whole
                     }
-                    _ => None,
+                    _ => rows,
                 };
-                let x = match &attention {
-                    Some((all, _, rows)) => select_rows(all, rows)?,
-                    None => seen.input(group, &Tensor::cat(&source, 0)?)?,
+                open.len += whole.len();
+                open.source.push(seen.source(group, c, &whole)?);
+            }
+            // Small parts of chunks are multiplied together.
+            let last = c + 1 == batch.chunks.len();
+            if (open.len >= ROWS || last) && !open.owners.is_empty() {
+                let Gather { source, target, owners, spans, rows, .. } = std::mem::take(&mut open);
+                let all = seen.input(group, &Tensor::cat(&source, 0)?)?;
+                let (x, attention) = match group {
+                    Group::Qkv => (select_rows(&all, &rows)?, Some((all, spans, rows))),
+                    _ => (all, None),
                 };
                 let piece = Piece { x, target: Tensor::cat(&target, 0)?, owners, attention };
                 bytes += piece.bytes();
@@ -287,7 +293,7 @@ impl Search<'_> {
     /// What the search needs of a pass.
     pub fn keep(&self, block: &Block) -> Result<Keep> {
         let down_in = block.norm1.device().is_cpu();
-        Ok(Keep { o_in: self.folds(block)?, outputs: true, sums: true, maxima: false, down_in })
+        Ok(Keep { o_in: self.folds(block)?, outputs: true, sums: true, down_in, ..Keep::default() })
     }
 
     fn group(
@@ -385,15 +391,14 @@ impl Search<'_> {
     }
 }
 
-/// The samples that `rows` belong to: all of their rows, and where they and `rows` lie among these.
-fn samples_of(spans: &[Span], rows: &[u32]) -> (Vec<u32>, Vec<Span>, Vec<u32>) {
+/// The samples that `rows` belong to: all of their rows, and where they and `rows` lie when these follow `before` others.
+fn samples_of(spans: &[Span], rows: &[u32], before: usize) -> (Vec<u32>, Vec<Span>, Vec<u32>) {
     let (mut whole, mut kept, mut moved) = (Vec::new(), Vec::new(), Vec::new());
     for span in spans {
         let inside = span.start as u32..(span.start + span.len) as u32;
-        let start = whole.len();
-        let before = moved.len();
+        let (start, n) = (before + whole.len(), moved.len());
         moved.extend(rows.iter().filter(|t| inside.contains(t)).map(|t| t - inside.start + start as u32));
-        if moved.len() > before {
+        if moved.len() > n {
             whole.extend(inside);
             kept.push(Span { start, ..*span });
         }

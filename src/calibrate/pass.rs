@@ -21,6 +21,8 @@ pub struct Keep {
     pub maxima: bool,
     /// The input of down, if there is room for it.
     pub down_in: bool,
+    /// Lets what the way back needs be seen; activations are as they are then.
+    pub made: bool,
 }
 
 /// What a pass has kept.
@@ -51,6 +53,11 @@ impl Kept {
         4 * batch.tokens * (2 * block.norm1.elem_count() + widths[0] + widths[1])
     }
 
+    /// x + the output of o, of a chunk whose x is given.
+    pub fn h(&self, chunk: usize, x: &Tensor) -> Result<Tensor> {
+        add(x, &self.attn_out.get(chunk)?)
+    }
+
     /// Runs `block` on `x`, `activations` applied to what enters a linear, `at_once` chunks at a time; `seen` gets every
     /// chunk's trace, in order.
     ///
@@ -72,7 +79,11 @@ impl Kept {
         for (part, chunks) in batch.chunks.chunks(at_once).enumerate() {
             let traces = each(chunks.len(), at_once, |i| {
                 let (c, spans) = (part * at_once + i, &chunks[i].spans);
-                let t = block.trace(&x.get(c)?, spans, &|x| activations.apply(x))?;
+                let x = x.get(c)?;
+                let t = match keep.made {
+                    true => block.trace_all(&x, spans)?,
+                    false => block.trace(&x, spans, &|x| activations.apply(x))?,
+                };
                 let inputs = [&t.attn_in, &t.o_in, &t.mlp_in, &t.down_in];
                 let sums = inputs.iter().take(if keep.sums { 4 } else { 0 }).map(|t| column_abs(t));
                 let maxima = inputs.iter().take(if keep.maxima { 4 } else { 0 }).map(|t| column_max(t));

@@ -19,6 +19,9 @@ pub const BY_QUERY: &[usize] = &[4, 12, STRATA];
 /// The same for [`deal_samples`]: a quarter of the samples, another, all of them, the rest of their tokens.
 pub const BY_SAMPLE: &[usize] = &[2, 6, 16, STRATA];
 
+/// By how much a candidate must be able to beat the leader to stay, relative.
+const TIE: f64 = 1e-3;
+
 /// Standard errors that a difference needs before a candidate is dropped: Student's t for about 3 in 1000, one-sided,
 /// with one degree of freedom less than there are samples. What is dropped wrongly at that rate is a candidate as
 /// good as the leader; one that is better by the margins that matter is so more rarely.
@@ -77,6 +80,26 @@ pub fn deal_samples(batch: &Batch) -> Vec<Vec<usize>> {
     strata
 }
 
+/// Drops those that lose to the leader after `done` strata.
+fn prune(alive: &mut Vec<usize>, shares: &[Vec<f64>], done: usize) {
+    let total = |i: usize| shares[i].iter().sum::<f64>();
+    let Some(leader) = alive.iter().copied().min_by(|&a, &b| total(a).total_cmp(&total(b))) else { return };
+    let scored: Vec<usize> = (0..shares[leader].len()).filter(|&s| shares[leader][s] != 0.0).collect();
+    let n = scored.len();
+    if done == STRATA || n < 3 {
+        return;
+    }
+    let left = 1.0 - done as f64 / STRATA as f64;
+    let tie = TIE * total(leader) / n as f64;
+    alive.retain(|&i| {
+        let d: Vec<f64> = scored.iter().map(|&s| shares[i][s] - shares[leader][s]).collect();
+        let mean = d.iter().sum::<f64>() / n as f64;
+        let variance = d.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
+        // A NaN is kept, to be seen at the end.
+        !(i != leader && mean + tie > needed(n) * (variance / n as f64 * left).sqrt())
+    });
+}
+
 /// Losses of `candidates` candidates, none for those that were dropped.
 ///
 /// `score(wanted, strata)` gives, for each wanted candidate, every sample's share of the loss at those strata, 0 for
@@ -86,30 +109,28 @@ pub fn race(
     rounds: &[usize],
     mut score: impl FnMut(&[usize], Range<usize>) -> Result<Vec<Vec<f64>>>,
 ) -> Result<Vec<Option<f64>>> {
-    let mut alive: Vec<usize> = (0..candidates).collect();
+    // Every other candidate first, where some can be dropped; of the rest those that are beside one that is left.
+    let (mut alive, mut rest): (Vec<usize>, Vec<usize>) = (0..candidates).partition(|i| rounds.len() < 2 || i % 2 == 0);
     let mut shares: Vec<Vec<f64>> = vec![Vec::new(); candidates];
     let mut done = 0;
     for &end in rounds {
-        for (&i, new) in alive.iter().zip(score(&alive, done..end)?) {
-            shares[i].resize(new.len(), 0.0);
-            shares[i].iter_mut().zip(new).for_each(|(sum, v)| *sum += v);
+        let mut add = |wanted: &[usize], shares: &mut [Vec<f64>]| -> Result<()> {
+            for (&i, new) in wanted.iter().zip(score(wanted, done..end)?) {
+                shares[i].resize(new.len(), 0.0);
+                shares[i].iter_mut().zip(new).for_each(|(sum, v)| *sum += v);
+            }
+            Ok(())
+        };
+        add(&alive, &mut shares)?;
+        prune(&mut alive, &shares, end);
+        rest.retain(|&i| alive.contains(&(i - 1)) || alive.contains(&(i + 1)));
+        if !rest.is_empty() {
+            add(&rest, &mut shares)?;
+            alive.append(&mut rest);
+            alive.sort_unstable();
+            prune(&mut alive, &shares, end);
         }
         done = end;
-        let total = |i: usize| shares[i].iter().sum::<f64>();
-        let Some(leader) = alive.iter().copied().min_by(|&a, &b| total(a).total_cmp(&total(b))) else { break };
-        let scored: Vec<usize> = (0..shares[leader].len()).filter(|&s| shares[leader][s] != 0.0).collect();
-        let n = scored.len();
-        if done == STRATA || n < 3 {
-            continue;
-        }
-        let left = 1.0 - done as f64 / STRATA as f64;
-        alive.retain(|&i| {
-            let d: Vec<f64> = scored.iter().map(|&s| shares[i][s] - shares[leader][s]).collect();
-            let mean = d.iter().sum::<f64>() / n as f64;
-            let variance = d.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
-            // A NaN is kept, to be seen at the end.
-            !(i != leader && mean > needed(n) * (variance / n as f64 * left).sqrt())
-        });
     }
     Ok((0..candidates).map(|i| alive.contains(&i).then(|| shares[i].iter().sum())).collect())
 }

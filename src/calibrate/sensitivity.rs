@@ -4,10 +4,10 @@ use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
 use super::grid::Activations;
 use super::mbq::Search;
-use super::pass::Kept;
+use super::pass::{Keep, Kept};
 use super::stream::Stream;
 use crate::events::{Event, Observer};
-use crate::model::decoder::Trace;
+use crate::model::decoder::{Made, Name, Trace};
 use crate::model::head::Head;
 use crate::model::ops::{each, row_abs};
 use candle_core::{Result, Tensor};
@@ -89,7 +89,8 @@ const PART: usize = if cfg!(test) { 600 } else { 8192 };
 ///
 /// The inputs of every block are held for as many chunks at a time as there is room for; the blocks are loaded again
 /// for each such part, forward and backward, `at_once` chunks at a time. What a search needs of the first blocks' passes
-/// is kept `ahead`, in so many bytes at most, where there is but one part.
+/// is kept `ahead`, in so many bytes at most, where there is but one part, and of as many blocks what the way back
+/// would make again.
 ///
 /// # Errors
 /// A block cannot be loaded, or its gradient is zero at the answer tokens or not finite.
@@ -122,7 +123,8 @@ pub fn sensitivities(
     let total = (2 * layers * parts.len()) as u64;
     observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
     let single = parts.len() == 1;
-    let mut kept = Vec::new();
+    let mut kept: Vec<Kept> = Vec::new();
+    let mut made: Vec<[Stream; 5]> = Vec::new();
     for part in parts {
         let chunks = &batch.chunks[part.clone()];
         // Of each block but the first; then the last one's outputs, which become the gradients.
@@ -136,8 +138,24 @@ pub fn sensitivities(
             };
             if let Some((search, _)) = ahead.filter(|(_, most)| single && fits(*most)) {
                 let x = stored.last().unwrap_or(inputs);
-                let push = |_: &Chunk, t: &Trace| next.push(t.output()?);
-                kept.push(Kept::run(&block, batch, x, Activations::Float, search.keep(&block)?, at_once, push)?);
+                let wide =
+                    [Name::Q, Name::K, Name::V, Name::Gate, Name::Up].map(|n| block.linear(n).weight.elem_count());
+                let wide = 4 * batch.tokens * wide.iter().sum::<usize>() / model.config.hidden_size;
+                let later = (layers + 1 - layer) * 4 * model.config.hidden_size * batch.tokens;
+                let all = made.len() == layer && room.left() >= Kept::bytes(&block, batch) + later + wide;
+                let mut of_layer = [(); 5].map(|()| room.stream());
+                let push = |_: &Chunk, t: &Trace| {
+                    if let Some(Made { q, k, v, gate, up }) = &t.made {
+                        let each = of_layer.iter_mut().zip([q, k, v, gate, up]);
+                        each.into_iter().try_for_each(|(stream, t)| stream.push(t.clone()))?;
+                    }
+                    next.push(t.output()?)
+                };
+                let keep = Keep { made: all, ..search.keep(&block)? };
+                kept.push(Kept::run(&block, batch, x, Activations::Float, keep, at_once, push)?);
+                if all {
+                    made.push(of_layer);
+                }
                 stored.push(next);
                 observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
                 continue;
@@ -165,6 +183,7 @@ pub fn sensitivities(
         for layer in (0..layers).rev() {
             let block = model.block(layer)?;
             let mut xs = stored.pop();
+            let mut made = if made.len() > layer { made.pop() } else { None };
             for from in (0..chunks.len()).step_by(at_once) {
                 let mut pairs = Vec::new();
                 for i in from..chunks.len().min(from + at_once) {
@@ -172,11 +191,27 @@ pub fn sensitivities(
                         Some(xs) => xs.take(i)?,
                         None => inputs.get(part.start + i)?,
                     };
-                    pairs.push((x, gradients.take(i)?));
+                    let made = match (&mut made, kept.get(layer)) {
+                        (Some([q, k, v, gate, up]), Some(kept)) => {
+                            let made = Made {
+                                q: q.take(i)?,
+                                k: k.take(i)?,
+                                v: v.take(i)?,
+                                gate: gate.take(i)?,
+                                up: up.take(i)?,
+                            };
+                            Some((kept.h(i, &x)?, made))
+                        }
+                        _ => None,
+                    };
+                    pairs.push((x, gradients.take(i)?, made));
                 }
                 let back = each(pairs.len(), at_once, |i| {
-                    let ((x, g), chunk) = (&pairs[i], &chunks[from + i]);
-                    let back = block.backward(x, &chunk.spans, g)?;
+                    let ((x, g, made), spans) = (&pairs[i], &chunks[from + i].spans);
+                    let back = match made {
+                        Some((h, made)) => block.backward_from(x, h, made, spans, g)?,
+                        None => block.backward(x, spans, g)?,
+                    };
                     Ok((row_abs(g)?, row_abs(&back.attn_out)?, back.input))
                 })?;
                 for (i, (mlp, attn, input)) in back.into_iter().enumerate() {

@@ -137,6 +137,18 @@ pub struct Trace {
     pub down_in: Tensor,
     /// The output of down.
     pub mlp_out: Tensor,
+    /// With [`Block::trace_all`].
+    pub made: Option<Made>,
+}
+
+/// What the way back needs beside x and h: the outputs of the linears named so.
+#[derive(Debug, Clone)]
+pub struct Made {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub gate: Tensor,
+    pub up: Tensor,
 }
 
 impl Trace {
@@ -325,17 +337,35 @@ impl Block {
     /// The forward pass with all that enters a linear. `input` is applied to each linear's input first: the
     /// activations' quantiser, or nothing.
     pub fn trace(&self, x: &Tensor, spans: &[Span], input: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Trace> {
+        self.traced(x, spans, input, false)
+    }
+
+    /// The same with [`Trace::made`], activations as they are.
+    pub fn trace_all(&self, x: &Tensor, spans: &[Span]) -> Result<Trace> {
+        self.traced(x, spans, &|x| Ok(x.clone()), true)
+    }
+
+    fn traced(
+        &self,
+        x: &Tensor,
+        spans: &[Span],
+        input: &dyn Fn(&Tensor) -> Result<Tensor>,
+        all: bool,
+    ) -> Result<Trace> {
         let run = |name: Name, x: &Tensor| self.linear(name).forward(x);
         let attn_in = self.attn_norm(x)?;
         let a = input(&attn_in)?;
-        let o_in = self.attend(&run(Name::Q, &a)?, &run(Name::K, &a)?, &run(Name::V, &a)?, spans)?;
+        let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
+        let o_in = self.attend(&q, &k, &v, spans)?;
         let attn_out = run(Name::O, &input(&o_in)?)?;
         let h = add(x, &attn_out)?;
         let mlp_in = self.mlp_norm(&h)?;
         let m = input(&mlp_in)?;
-        let down_in = silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)?;
+        let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
+        let made = if all { Some(Made { q, k, v, gate: gate.copy()?, up: up.clone() }) } else { None };
+        let down_in = silu_mul(gate, &up)?;
         let mlp_out = run(Name::Down, &input(&down_in)?)?;
-        Ok(Trace { attn_in, o_in, attn_out, h, mlp_in, down_in, mlp_out })
+        Ok(Trace { attn_in, o_in, attn_out, h, mlp_in, down_in, mlp_out, made })
     }
 
     /// The block's output.
@@ -345,20 +375,25 @@ impl Block {
 
     /// The gradient at the input from the gradient `g` at the output; the forward pass is made again from `x`.
     pub fn backward(&self, x: &Tensor, spans: &[Span], g: &Tensor) -> Result<Gradients> {
-        let back = |name: Name, g: &Tensor| self.linear(name).backward(g);
+        let run = |name: Name, x: &Tensor| self.linear(name).forward(x);
         // Forward, up to the MLP's inner product.
         let a = self.attn_norm(x)?;
-        let (q, k, v) =
-            (self.linear(Name::Q).forward(&a)?, self.linear(Name::K).forward(&a)?, self.linear(Name::V).forward(&a)?);
-        let h = add_to(self.linear(Name::O).forward(&self.attend(&q, &k, &v, spans)?)?, x)?;
+        let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
+        let h = add_to(run(Name::O, &self.attend(&q, &k, &v, spans)?)?, x)?;
         let m = self.mlp_norm(&h)?;
-        let (gate, up) = (self.linear(Name::Gate).forward(&m)?, self.linear(Name::Up).forward(&m)?);
+        let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
+        self.backward_from(x, &h, &Made { q, k, v, gate, up }, spans, g)
+    }
 
+    /// The same where the forward pass was kept.
+    pub fn backward_from(&self, x: &Tensor, h: &Tensor, made: &Made, spans: &[Span], g: &Tensor) -> Result<Gradients> {
+        let back = |name: Name, g: &Tensor| self.linear(name).backward(g);
+        let Made { q, k, v, gate, up } = made;
         // y = h + down(silu(gate) * up): silu' = sigmoid * (1 + gate * (1 - sigmoid)).
         let g_inner = back(Name::Down, g)?;
-        let (g_gate, g_up) = silu_mul_backward(&gate, &up, &g_inner)?;
+        let (g_gate, g_up) = silu_mul_backward(gate, up, &g_inner)?;
         let g_m = add_to(back(Name::Gate, &g_gate)?, &back(Name::Up, &g_up)?)?;
-        let g_h = add_to(rms_backward(&h, &self.norm2, self.eps, &g_m)?, g)?;
+        let g_h = add_to(rms_backward(h, &self.norm2, self.eps, &g_m)?, g)?;
 
         // h = x + o(attend(q, k, v)), sample by sample.
         let g_o = back(Name::O, &g_h)?;
@@ -366,10 +401,10 @@ impl Block {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         for span in spans {
             let of = |t: &Tensor| self.split(&t.narrow(0, span.start, span.len)?);
-            let q = self.stack(&self.rope.apply(&of(&q)?, false)?)?;
-            let k = self.rope.apply(&of(&k)?, false)?;
+            let q = self.stack(&self.rope.apply(&of(q)?, false)?)?;
+            let k = self.rope.apply(&of(k)?, false)?;
             let positions: Vec<usize> = (0..span.len).collect();
-            let (v, g_out) = (of(&v)?, self.stack(&of(&g_o)?)?);
+            let (v, g_out) = (of(v)?, self.stack(&of(&g_o)?)?);
             let (mut of_q, mut of_k, mut of_v) = (Vec::new(), Vec::new(), Vec::new());
             for (at, len) in self.head_parts(span.len, span.len) {
                 let of = |t: &Tensor| t.narrow(0, at, len);
