@@ -29,6 +29,9 @@ pub(super) struct Budget {
     pub kept: usize,
     /// For rows that are gathered at once in a search.
     pub gather: usize,
+    /// Chunks or candidates that are worked on at a time: on the CPU as many as there are threads, as far as an eighth
+    /// of the memory holds them.
+    pub at_once: usize,
 }
 
 impl Budget {
@@ -55,24 +58,28 @@ impl Budget {
         let scores = scores(c.num_heads).min(SCORES.max(scores(c.num_heads / c.num_kv_heads)));
         let forward = 4 * rows * (6 * hidden + 3 * wide + 4 * inner) + 5 * scores;
         let backward = 4 * rows * (12 * hidden + 4 * wide + 9 * inner) + 8 * scores;
+        let threads = if cpu { rayon::current_num_threads() } else { 1 };
+        let at_once = (total / 8 / backward.max(1)).clamp(1, threads);
         // The program, its libraries and their workspaces.
         let base = if cpu { 200 << 20 } else { 1 << 30 };
         let head = 4 * c.vocab_size * (hidden + 4 * 128);
         let (kept, gather) = (total / 8, (total / 16).min(2 << 30));
         let second = if options.distort { block } else { 0 };
-        // While they are gathered: inputs and their shifts, in parts and joined; second moments, those shifted, a part of a sum. Then the moments with their factor, in
-        // f64 and in f32, and a quarter of the former at work. Then moments, factor, and a linear in several states.
+        // While they are gathered: inputs and their shifts, in parts and joined; second moments, those shifted, a part of
+        // a sum. Then the moments with their factor, in f64 and in f32, and a quarter of the former at work. Then moments,
+        // factor, and a linear in several states.
         let square = 4 * inner * inner;
         let gathered = if cpu { 0 } else { 4 * 4 * GATHER * inner };
         let moments =
             (forward + gathered + 5 * square / 2).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
-        let search = if options.scales { kept + gather + 2 * matrix + 4 * matrix } else { 0 };
+        let search = if options.scales { kept + gather + 2 * matrix + 4 * at_once * matrix } else { 0 };
         let needs = [
-            base + (block + block / 4 + backward).max(head),
-            base + block + second + forward + search,
+            base + (block + block / 4 + at_once * backward).max(head),
+            base + block + second + at_once * forward + search,
             base + 2 * block + moments.max(forward + search),
         ];
-        let budget = Budget { memory: options.memory, device, needs, host: (768 << 20) + 4 * matrix, kept, gather };
+        let budget =
+            Budget { memory: options.memory, device, needs, host: (768 << 20) + 4 * matrix, kept, gather, at_once };
         let need = if options.compensation.is_some() { needs[2] } else { needs[1] };
         if need > total {
             let flag = if cpu { "--memory" } else { "--gpu-memory" };

@@ -8,11 +8,11 @@
 use super::batch::{Batch, Kind};
 use super::grid::{Activations, WeightGrid};
 use super::pass::{Keep, Pass};
-use super::race::{BY_QUERY, BY_TOKEN, STRATA, deal, race};
+use super::race::{BY_QUERY, BY_SAMPLE, BY_TOKEN, STRATA, deal, deal_samples, race};
 use super::sensitivity::Ratios;
 use super::stream::Stream;
 use crate::model::decoder::{Block, Linear, Name, Span};
-use crate::model::ops::{Fast, row_errors, select_rows, silu_mul};
+use crate::model::ops::{Fast, each, over_row, row_errors, select_rows, silu_mul, times_row};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -75,6 +75,8 @@ pub struct Search<'a> {
     pub memory: usize,
     /// Bytes of a group's inputs and targets that are gathered at once, at least one piece of them.
     pub gather: usize,
+    /// Candidates and chunks that are worked on at a time.
+    pub at_once: usize,
     /// With grouped queries, one s per key head, so that v -> o folds too (not in the authors' code).
     pub share_heads: bool,
 }
@@ -88,7 +90,7 @@ struct Piece {
     target: Tensor,
     /// Of each row: its sample, and its weight in the loss.
     owners: Vec<(usize, f64)>,
-    /// For attention: the chunk's whole input, its samples, and which of its rows are in `x`.
+    /// For attention: the whole input of the rows' samples, these samples, and which of its rows are in `x`.
     attention: Option<(Tensor, Vec<Span>, Vec<u32>)>,
 }
 
@@ -105,6 +107,10 @@ struct Gather {
     source: Vec<Tensor>,
     target: Vec<Tensor>,
     owners: Vec<(usize, f64)>,
+    /// Rows of the source; for attention their samples, and which rows have owners.
+    len: usize,
+    spans: Vec<Span>,
+    rows: Vec<u32>,
 }
 
 /// What was found for a group.
@@ -156,8 +162,8 @@ impl Search<'_> {
     fn candidate(&self, block: &Block, group: Group, s: &Tensor) -> Result<Vec<Linear>> {
         let quantised = group.linears().iter().map(|&name| {
             let linear = block.linear(name);
-            let weight = self.weights.round_trip(&linear.weight.broadcast_mul(s)?)?;
-            let weight = if self.activations == Activations::Float { weight.broadcast_div(s)? } else { weight };
+            let weight = self.weights.round_trip(&times_row(&linear.weight, s)?)?;
+            let weight = if self.activations == Activations::Float { over_row(weight, s)? } else { weight };
             Ok(Linear { weight, bias: linear.bias.clone() })
         });
         quantised.collect()
@@ -167,7 +173,7 @@ impl Search<'_> {
     fn output(&self, block: &Block, group: Group, q: &[Linear], s: &Tensor, piece: &Piece) -> Result<Tensor> {
         let scaled = |x: &Tensor| match self.activations {
             Activations::Float => Ok(x.clone()),
-            quantiser => quantiser.apply(&x.broadcast_div(s)?),
+            quantiser => quantiser.apply(&over_row(x.copy()?, s)?),
         };
         let x = scaled(&piece.x)?;
         if let Some((all, spans, rows)) = &piece.attention {
@@ -210,22 +216,27 @@ impl Search<'_> {
             // Devices have no tensors without elements.
             if !rows.is_empty() {
                 open.target.push(full.target(group, c, &rows)?);
-                if group != Group::Qkv {
-                    open.source.push(seen.source(group, c, &rows)?);
-                }
-            }
-            // Attention needs its own chunk's keys; elsewhere small parts of chunks are multiplied together.
-            let last = c + 1 == batch.chunks.len();
-            let full_piece = group == Group::Qkv || open.owners.len() >= ROWS || last;
-            if full_piece && !open.owners.is_empty() {
-                let Gather { source, target, owners } = std::mem::take(&mut open);
-                let attention = match group {
-                    Group::Qkv => Some((seen.attn_in(c)?, chunk.spans.clone(), rows)),
-                    _ => None,
+                // Attention needs the keys of whole samples.
+                let whole = match group {
+                    Group::Qkv => {
+                        let (whole, spans, rows) = samples_of(&chunk.spans, &rows, open.len);
+                        open.spans.extend(spans);
+                        open.rows.extend(rows);
+                        whole
+                    }
+                    _ => rows,
                 };
-                let x = match &attention {
-                    Some((all, _, rows)) => select_rows(all, rows)?,
-                    None => seen.input(group, &Tensor::cat(&source, 0)?)?,
+                open.len += whole.len();
+                open.source.push(seen.source(group, c, &whole)?);
+            }
+            // Small parts of chunks are multiplied together.
+            let last = c + 1 == batch.chunks.len();
+            if (open.len >= ROWS || last) && !open.owners.is_empty() {
+                let Gather { source, target, owners, spans, rows, .. } = std::mem::take(&mut open);
+                let all = seen.input(group, &Tensor::cat(&source, 0)?)?;
+                let (x, attention) = match group {
+                    Group::Qkv => (select_rows(&all, &rows)?, Some((all, spans, rows))),
+                    _ => (all, None),
                 };
                 let piece = Piece { x, target: Tensor::cat(&target, 0)?, owners, attention };
                 bytes += piece.bytes();
@@ -273,7 +284,7 @@ impl Search<'_> {
             let mut scaled = block.clone();
             found.iter().try_for_each(|f| apply(&mut scaled, f.group, &f.scales))?;
             let q = self.quantise(&scaled)?;
-            let seen = Pass::run(&q, batch, x_q, self.activations, self.keep(block)?, |_, _| Ok(()))?;
+            let seen = Pass::run(&q, batch, x_q, self.activations, self.keep(block)?, self.at_once, |_, _| Ok(()))?;
             found.push(self.group(block, batch, group, full, &seen, ratio)?);
         }
         Ok(found)
@@ -281,7 +292,8 @@ impl Search<'_> {
 
     /// What the search needs of a pass.
     pub fn keep(&self, block: &Block) -> Result<Keep> {
-        Ok(Keep { o_in: self.folds(block)?, outputs: true, sums: true, maxima: false })
+        let down_in = block.norm1.device().is_cpu();
+        Ok(Keep { o_in: self.folds(block)?, outputs: true, sums: true, down_in, ..Keep::default() })
     }
 
     fn group(
@@ -299,11 +311,11 @@ impl Search<'_> {
         let channels = block.norm1.elem_count();
         let weight = |kind: Kind| token_weight(kind, batch, channels, self.loss, ratio);
 
-        let strata = deal(batch);
-        let rounds = match group {
-            _ if self.exhaustive => &[STRATA][..],
-            Group::Qkv => BY_QUERY,
-            _ => BY_TOKEN,
+        let (strata, rounds) = match group {
+            _ if self.exhaustive => (deal(batch), &[STRATA][..]),
+            Group::Qkv if batch.samples >= 12 => (deal_samples(batch), BY_SAMPLE),
+            Group::Qkv => (deal(batch), BY_QUERY),
+            _ => (deal(batch), BY_TOKEN),
         };
         // Quantised weights of candidates that race on, as far as they fit.
         let mut kept: BTreeMap<usize, Vec<Linear>> = BTreeMap::new();
@@ -313,23 +325,31 @@ impl Search<'_> {
             kept.retain(|i, _| wanted.contains(i));
             let mut shares = vec![vec![0.0; batch.samples]; wanted.len()];
             self.pieces(group, batch, (full, seen), &strata, &part, &weight, |pieces| {
-                for (&i, shares) in wanted.iter().zip(&mut shares) {
-                    let s = Tensor::from_slice(&candidates[i], candidates[i].len(), block.norm1.device())?;
-                    let q = match kept.get(&i) {
-                        Some(q) => q.clone(),
-                        None => self.candidate(block, group, &s)?,
-                    };
-                    if kept.len() < room {
-                        kept.insert(i, q.clone());
+                let parts = wanted.chunks(room.max(self.at_once)).zip(shares.chunks_mut(room.max(self.at_once)));
+                for (wanted, shares) in parts {
+                    let q = each(wanted.len(), self.at_once, |i| {
+                        let s = &candidates[wanted[i]];
+                        let s = Tensor::from_slice(s, s.len(), block.norm1.device())?;
+                        let q = match kept.get(&wanted[i]) {
+                            Some(q) => q.clone(),
+                            None => self.candidate(block, group, &s)?,
+                        };
+                        Ok((q, s))
+                    })?;
+                    for (&i, (q, _)) in wanted.iter().zip(&q) {
+                        if kept.len() < room {
+                            kept.insert(i, q.clone());
+                        }
                     }
-                    let mut errors = Vec::new();
-                    for piece in pieces {
-                        let out = self.output(block, group, &q, &s, piece)?;
-                        errors.push(row_errors(&piece.target, &out, self.loss == Loss::Mse)?);
-                    }
-                    for (piece, errors) in pieces.iter().zip(errors) {
-                        let owners = piece.owners.iter().zip(errors.values()?);
-                        owners.for_each(|(&(sample, weight), e)| shares[sample] += weight * e);
+                    let n = pieces.len();
+                    let errors = each(wanted.len() * n, self.at_once, |i| {
+                        let ((q, s), piece) = (&q[i / n], &pieces[i % n]);
+                        let out = self.output(block, group, q, s, piece)?;
+                        row_errors(&piece.target, &out, self.loss == Loss::Mse)
+                    })?;
+                    for (i, errors) in errors.into_iter().enumerate() {
+                        let owners = pieces[i % n].owners.iter().zip(errors.values()?);
+                        owners.for_each(|(&(sample, weight), e)| shares[i / n][sample] += weight * e);
                     }
                 }
                 Ok(())
@@ -369,6 +389,21 @@ impl Search<'_> {
         let scales = candidates[best].clone();
         Ok(Found { group, ratio, best, best_loss, margin, losses, x_max, scales })
     }
+}
+
+/// The samples that `rows` belong to: all of their rows, and where they and `rows` lie when these follow `before` others.
+fn samples_of(spans: &[Span], rows: &[u32], before: usize) -> (Vec<u32>, Vec<Span>, Vec<u32>) {
+    let (mut whole, mut kept, mut moved) = (Vec::new(), Vec::new(), Vec::new());
+    for span in spans {
+        let inside = span.start as u32..(span.start + span.len) as u32;
+        let (start, n) = (before + whole.len(), moved.len());
+        moved.extend(rows.iter().filter(|t| inside.contains(t)).map(|t| t - inside.start + start as u32));
+        if moved.len() > n {
+            whole.extend(inside);
+            kept.push(Span { start, ..*span });
+        }
+    }
+    (whole, kept, moved)
 }
 
 /// Where several query heads read one value head: the mean of x_max over them, for each of them.

@@ -5,7 +5,7 @@ use super::grid::Activations;
 use super::mbq::Group;
 use super::stream::Stream;
 use crate::model::decoder::{Block, Name, Trace};
-use crate::model::ops::{column_abs, column_max, silu_mul};
+use crate::model::ops::{add, column_abs, column_max, each, silu_mul};
 use candle_core::{Result, Tensor};
 
 /// What a pass keeps.
@@ -19,6 +19,23 @@ pub struct Keep {
     pub sums: bool,
     /// The largest |x| of each group's input.
     pub maxima: bool,
+    /// The input of down, if there is room for it.
+    pub down_in: bool,
+    /// Lets what the way back needs be seen; activations are as they are then.
+    pub made: bool,
+}
+
+/// What a pass has kept.
+#[derive(Debug)]
+pub struct Kept {
+    attn_out: Stream,
+    mlp_out: Stream,
+    o_in: Stream,
+    down_in: Stream,
+    rows: usize,
+    /// By group, each channel's sum and maximum of |x|.
+    sums: [Vec<f64>; 4],
+    maxima: [Vec<f32>; 4],
 }
 
 /// A block's pass over `x`.
@@ -26,86 +43,118 @@ pub struct Pass<'a> {
     block: &'a Block,
     x: &'a Stream,
     activations: Activations,
-    attn_out: Stream,
-    mlp_out: Stream,
-    o_in: Stream,
-    rows: usize,
-    /// By group, each channel's sum and maximum of |x|.
-    sums: [Vec<f64>; 4],
-    maxima: [Vec<f32>; 4],
+    kept: Kept,
 }
 
-impl<'a> Pass<'a> {
-    /// Runs `block` on `x`, `activations` applied to what enters a linear; `each` sees every chunk's trace.
+impl Kept {
+    /// Bytes of a block's pass over `batch`, all but its maxima kept.
+    pub fn bytes(block: &Block, batch: &Batch) -> usize {
+        let widths = [Name::O, Name::Down].map(|n| block.linear(n).weight.elem_count() / block.norm1.elem_count());
+        4 * batch.tokens * (2 * block.norm1.elem_count() + widths[0] + widths[1])
+    }
+
+    /// x + the output of o, of a chunk whose x is given.
+    pub fn h(&self, chunk: usize, x: &Tensor) -> Result<Tensor> {
+        add(x, &self.attn_out.get(chunk)?)
+    }
+
+    /// Runs `block` on `x`, `activations` applied to what enters a linear, `at_once` chunks at a time; `seen` gets every
+    /// chunk's trace, in order.
     ///
     /// # Errors
     /// The arithmetic, or there is no room for what is kept.
+    pub fn run(
+        block: &Block,
+        batch: &Batch,
+        x: &Stream,
+        activations: Activations,
+        keep: Keep,
+        at_once: usize,
+        mut seen: impl FnMut(&Chunk, &Trace) -> Result<()>,
+    ) -> Result<Self> {
+        let new = || x.room().stream();
+        let (sums, maxima) = Default::default();
+        let keep = Keep { down_in: keep.down_in && x.room().left() >= Kept::bytes(block, batch), ..keep };
+        let mut pass = Kept { attn_out: new(), mlp_out: new(), o_in: new(), down_in: new(), rows: 0, sums, maxima };
+        for (part, chunks) in batch.chunks.chunks(at_once).enumerate() {
+            let traces = each(chunks.len(), at_once, |i| {
+                let (c, spans) = (part * at_once + i, &chunks[i].spans);
+                let x = x.get(c)?;
+                let t = match keep.made {
+                    true => block.trace_all(&x, spans)?,
+                    false => block.trace(&x, spans, &|x| activations.apply(x))?,
+                };
+                let inputs = [&t.attn_in, &t.o_in, &t.mlp_in, &t.down_in];
+                let sums = inputs.iter().take(if keep.sums { 4 } else { 0 }).map(|t| column_abs(t));
+                let maxima = inputs.iter().take(if keep.maxima { 4 } else { 0 }).map(|t| column_max(t));
+                Ok((sums.collect::<Result<Vec<_>>>()?, maxima.collect::<Result<Vec<_>>>()?, t))
+            })?;
+            for (chunk, (sums, maxima, t)) in chunks.iter().zip(traces) {
+                seen(chunk, &t)?;
+                pass.rows += chunk.tokens();
+                for (sums, part) in pass.sums.iter_mut().zip(sums) {
+                    sums.resize(part.len(), 0.0);
+                    sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+                }
+                for (maxima, part) in pass.maxima.iter_mut().zip(maxima) {
+                    maxima.resize(part.len(), 0.0);
+                    maxima.iter_mut().zip(part).for_each(|(m, p)| *m = m.max(p));
+                }
+                if keep.o_in {
+                    pass.o_in.push(t.o_in)?;
+                }
+                if keep.down_in {
+                    pass.down_in.push(t.down_in)?;
+                }
+                if keep.outputs {
+                    pass.attn_out.push(t.attn_out)?;
+                    pass.mlp_out.push(t.mlp_out)?;
+                }
+            }
+        }
+        Ok(pass)
+    }
+}
+
+impl<'a> Pass<'a> {
+    /// As [`Kept::run`].
+    ///
+    /// # Errors
+    /// As [`Kept::run`].
     pub fn run(
         block: &'a Block,
         batch: &Batch,
         x: &'a Stream,
         activations: Activations,
         keep: Keep,
-        mut each: impl FnMut(&Chunk, &Trace) -> Result<()>,
+        at_once: usize,
+        seen: impl FnMut(&Chunk, &Trace) -> Result<()>,
     ) -> Result<Self> {
-        let new = || x.room().stream();
-        let (attn_out, mlp_out, o_in) = (new(), new(), new());
-        let (sums, maxima) = Default::default();
-        let mut pass = Pass { block, x, activations, attn_out, mlp_out, o_in, rows: 0, sums, maxima };
-        for (c, chunk) in batch.chunks.iter().enumerate() {
-            let t = block.trace(&x.get(c)?, &chunk.spans, &|x| activations.apply(x))?;
-            each(chunk, &t)?;
-            pass.rows += chunk.tokens();
-            for group in Group::ALL {
-                let input = match group {
-                    Group::Qkv => &t.attn_in,
-                    Group::O => &t.o_in,
-                    Group::GateUp => &t.mlp_in,
-                    Group::Down => &t.down_in,
-                };
-                if keep.sums {
-                    let (sums, part) = (&mut pass.sums[group as usize], column_abs(input)?);
-                    sums.resize(part.len(), 0.0);
-                    sums.iter_mut().zip(part).for_each(|(s, p)| *s += p);
-                }
-                if keep.maxima {
-                    let (maxima, part) = (&mut pass.maxima[group as usize], column_max(input)?);
-                    maxima.resize(part.len(), 0.0);
-                    maxima.iter_mut().zip(part).for_each(|(m, p)| *m = m.max(p));
-                }
-            }
-            if keep.o_in {
-                pass.o_in.push(t.o_in)?;
-            }
-            if keep.outputs {
-                pass.attn_out.push(t.attn_out)?;
-                pass.mlp_out.push(t.mlp_out)?;
-            }
-        }
-        Ok(pass)
+        Ok(Pass { block, x, activations, kept: Kept::run(block, batch, x, activations, keep, at_once, seen)? })
+    }
+
+    /// What was kept of `block`'s pass over `x` before, in full precision.
+    pub fn of(block: &'a Block, x: &'a Stream, kept: Kept) -> Self {
+        Pass { block, x, activations: Activations::Float, kept }
     }
 
     /// Mean |x| per channel of what enters `group`, over all tokens, padding and prompt included.
     pub fn mean(&self, group: Group) -> Vec<f32> {
-        self.sums[group as usize].iter().map(|s| (s / self.rows as f64) as f32).collect()
+        self.kept.sums[group as usize].iter().map(|s| (s / self.kept.rows as f64) as f32).collect()
     }
 
     /// Largest |x| per channel of what enters `group`.
     pub fn maxima(&self, group: Group) -> &[f32] {
-        &self.maxima[group as usize]
-    }
-
-    /// What enters q, k, v, of a whole chunk.
-    pub fn attn_in(&self, chunk: usize) -> Result<Tensor> {
-        self.block.attn_norm(&self.x.get(chunk)?)
+        &self.kept.maxima[group as usize]
     }
 
     /// That from which [`Pass::input`] makes what enters `group`, at some rows of a chunk.
     pub fn source(&self, group: Group, chunk: usize, rows: &[u32]) -> Result<Tensor> {
         match group {
             Group::Qkv => self.x.rows(chunk, rows),
-            Group::O => self.o_in.rows(chunk, rows),
-            Group::GateUp | Group::Down => self.x.rows(chunk, rows)? + self.attn_out.rows(chunk, rows)?,
+            Group::O => self.kept.o_in.rows(chunk, rows),
+            Group::Down if !self.kept.down_in.is_empty() => self.kept.down_in.rows(chunk, rows),
+            Group::GateUp | Group::Down => add(&self.x.rows(chunk, rows)?, &self.kept.attn_out.rows(chunk, rows)?),
         }
     }
 
@@ -115,6 +164,7 @@ impl<'a> Pass<'a> {
         match group {
             Group::Qkv => self.block.attn_norm(source),
             Group::O => Ok(source.clone()),
+            Group::Down if !self.kept.down_in.is_empty() => Ok(source.clone()),
             Group::GateUp => self.block.mlp_norm(source),
             Group::Down => {
                 let m = self.activations.apply(&self.block.mlp_norm(source)?)?;
@@ -125,14 +175,14 @@ impl<'a> Pass<'a> {
 
     /// The outputs of o and of down.
     pub fn outputs(self) -> (Stream, Stream) {
-        (self.attn_out, self.mlp_out)
+        (self.kept.attn_out, self.kept.mlp_out)
     }
 
     /// The output that errors of `group` are measured on.
     pub fn target(&self, group: Group, chunk: usize, rows: &[u32]) -> Result<Tensor> {
         match group {
-            Group::Qkv | Group::O => self.attn_out.rows(chunk, rows),
-            Group::GateUp | Group::Down => self.mlp_out.rows(chunk, rows),
+            Group::Qkv | Group::O => self.kept.attn_out.rows(chunk, rows),
+            Group::GateUp | Group::Down => self.kept.mlp_out.rows(chunk, rows),
         }
     }
 }

@@ -13,8 +13,14 @@ pub const STRATA: usize = 32;
 /// Strata that are scored after each round, where a token's error stands alone (all groups but q, k, v).
 pub const BY_TOKEN: &[usize] = &[1, 2, 4, 8, 16, 24, STRATA];
 
-/// For q, k, v: each round computes all keys and values again, so there are few.
+/// For q, k, v: each round computes the samples' keys and values again, so there are few.
 pub const BY_QUERY: &[usize] = &[4, 12, STRATA];
+
+/// The same for [`deal_samples`]: a quarter of the samples, another, all of them, the rest of their tokens.
+pub const BY_SAMPLE: &[usize] = &[2, 6, 16, STRATA];
+
+/// By how much a candidate must be able to beat the leader to stay, relative.
+const TIE: f64 = 1e-3;
 
 /// Standard errors that a difference needs before a candidate is dropped: Student's t for about 3 in 1000, one-sided,
 /// with one degree of freedom less than there are samples. What is dropped wrongly at that rate is a candidate as
@@ -52,37 +58,79 @@ pub fn deal(batch: &Batch) -> Vec<Vec<usize>> {
     batch.chunks.iter().map(|c| of_chunk(&c.kinds, &c.spans)).collect()
 }
 
+/// As [`deal`], but strata 0 and 1 are of a quarter of the samples, 2 to 5 of another, 6 to 15 of all, each sample's
+/// eighths in turn: few keys and values for the first rounds.
+pub fn deal_samples(batch: &Batch) -> Vec<Vec<usize>> {
+    const OF: [[usize; 8]; 4] = [
+        [0, 1, 6, 7, 16, 17, 18, 19],
+        [2, 3, 4, 5, 20, 21, 22, 23],
+        [8, 9, 10, 11, 24, 25, 26, 27],
+        [12, 13, 14, 15, 28, 29, 30, 31],
+    ];
+    let mut strata = deal(batch);
+    let mut sample = 0u32;
+    for (chunk, strata) in batch.chunks.iter().zip(&mut strata) {
+        for span in &chunk.spans {
+            // Spread evenly whatever the samples' order.
+            let quarter = &OF[(sample.wrapping_mul(0x9e37_79b9) >> 30) as usize];
+            strata[span.start..span.start + span.len].iter_mut().for_each(|s| *s = quarter[*s / 4]);
+            sample += 1;
+        }
+    }
+    strata
+}
+
+/// Drops those that lose to the leader after `done` strata.
+fn prune(alive: &mut Vec<usize>, shares: &[Vec<f64>], done: usize) {
+    let total = |i: usize| shares[i].iter().sum::<f64>();
+    let Some(leader) = alive.iter().copied().min_by(|&a, &b| total(a).total_cmp(&total(b))) else { return };
+    let scored: Vec<usize> = (0..shares[leader].len()).filter(|&s| shares[leader][s] != 0.0).collect();
+    let n = scored.len();
+    if done == STRATA || n < 3 {
+        return;
+    }
+    let left = 1.0 - done as f64 / STRATA as f64;
+    let tie = TIE * total(leader) / n as f64;
+    alive.retain(|&i| {
+        let d: Vec<f64> = scored.iter().map(|&s| shares[i][s] - shares[leader][s]).collect();
+        let mean = d.iter().sum::<f64>() / n as f64;
+        let variance = d.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
+        // A NaN is kept, to be seen at the end.
+        !(i != leader && mean + tie > needed(n) * (variance / n as f64 * left).sqrt())
+    });
+}
+
 /// Losses of `candidates` candidates, none for those that were dropped.
 ///
-/// `score(wanted, strata)` gives, for each wanted candidate, every sample's share of the loss at those strata.
+/// `score(wanted, strata)` gives, for each wanted candidate, every sample's share of the loss at those strata, 0 for
+/// samples that have no token there.
 pub fn race(
     candidates: usize,
     rounds: &[usize],
     mut score: impl FnMut(&[usize], Range<usize>) -> Result<Vec<Vec<f64>>>,
 ) -> Result<Vec<Option<f64>>> {
-    let mut alive: Vec<usize> = (0..candidates).collect();
+    // Every other candidate first, where some can be dropped; of the rest those that are beside one that is left.
+    let (mut alive, mut rest): (Vec<usize>, Vec<usize>) = (0..candidates).partition(|i| rounds.len() < 2 || i % 2 == 0);
     let mut shares: Vec<Vec<f64>> = vec![Vec::new(); candidates];
     let mut done = 0;
     for &end in rounds {
-        for (&i, new) in alive.iter().zip(score(&alive, done..end)?) {
-            shares[i].resize(new.len(), 0.0);
-            shares[i].iter_mut().zip(new).for_each(|(sum, v)| *sum += v);
+        let mut add = |wanted: &[usize], shares: &mut [Vec<f64>]| -> Result<()> {
+            for (&i, new) in wanted.iter().zip(score(wanted, done..end)?) {
+                shares[i].resize(new.len(), 0.0);
+                shares[i].iter_mut().zip(new).for_each(|(sum, v)| *sum += v);
+            }
+            Ok(())
+        };
+        add(&alive, &mut shares)?;
+        prune(&mut alive, &shares, end);
+        rest.retain(|&i| alive.contains(&(i - 1)) || alive.contains(&(i + 1)));
+        if !rest.is_empty() {
+            add(&rest, &mut shares)?;
+            alive.append(&mut rest);
+            alive.sort_unstable();
+            prune(&mut alive, &shares, end);
         }
         done = end;
-        let total = |i: usize| shares[i].iter().sum::<f64>();
-        let Some(leader) = alive.iter().copied().min_by(|&a, &b| total(a).total_cmp(&total(b))) else { break };
-        let n = shares[leader].len();
-        if done == STRATA || n < 3 {
-            continue;
-        }
-        let left = 1.0 - done as f64 / STRATA as f64;
-        alive.retain(|&i| {
-            let d: Vec<f64> = shares[i].iter().zip(&shares[leader]).map(|(a, b)| a - b).collect();
-            let mean = d.iter().sum::<f64>() / n as f64;
-            let variance = d.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
-            // A NaN is kept, to be seen at the end.
-            !(i != leader && mean > needed(n) * (variance / n as f64 * left).sqrt())
-        });
     }
     Ok((0..candidates).map(|i| alive.contains(&i).then(|| shares[i].iter().sum())).collect())
 }

@@ -1,5 +1,5 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
-use super::batch::{Batch, Sample, pack};
+use super::batch::{Batch, Chunk, Sample, pack};
 use super::budget::{Budget, Phase};
 use super::compensate::{Compensated, Compensation, Vision};
 use super::grid::{Activations, WeightGrid};
@@ -13,7 +13,7 @@ use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::model::TextConfig;
-use crate::model::decoder::{Block, Name, Rope, tensor_name};
+use crate::model::decoder::{Block, Name, Rope, Trace, tensor_name};
 use crate::quant::fold::Folds;
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -194,14 +194,6 @@ pub fn run_packed(
     let balance = options.method == Method::Mbq && options.balance && scales;
     let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == Vision::Ratio);
     let weighted = options.importance == Some(Weighting::Balanced);
-    if (balance || by_ratio || weighted) && progress.sensitivities.is_empty() {
-        budget.share(Phase::Gradients, x.room());
-        x.settle()?;
-        let (sums, loss) = sensitivities(model, batch, &x, observer)?;
-        (progress.sensitivities, progress.loss) = (sums, Some(loss));
-        save(&progress)?;
-    }
-    let ratios = ratios(&progress.sensitivities);
     let search = Search {
         weights: options.weights,
         activations: options.activations,
@@ -210,14 +202,30 @@ pub fn run_packed(
         exhaustive: options.exhaustive,
         memory: budget.kept,
         gather: budget.gather,
+        at_once: budget.at_once,
         share_heads: options.share_heads,
     };
+    // What the gradients' forward pass makes of the blocks is what the search begins with.
+    let mut ahead = Vec::new();
+    if (balance || by_ratio || weighted) && progress.sensitivities.is_empty() {
+        budget.share(Phase::Search, x.room());
+        let most = x.room().left();
+        let reuse = scales && options.compensation.is_none() && options.importance.is_none() && model.device.is_cpu();
+        budget.share(Phase::Gradients, x.room());
+        x.settle()?;
+        let reuse = reuse.then_some((&search, most));
+        let (sums, loss, kept) = sensitivities(model, batch, &x, budget.at_once, reuse, observer)?;
+        (progress.sensitivities, progress.loss, ahead) = (sums, Some(loss), kept);
+        save(&progress)?;
+    }
+    let ratios = ratios(&progress.sensitivities);
     budget.share(if options.compensation.is_some() { Phase::Compensation } else { Phase::Search }, x.room());
     x.settle()?;
     let mut folds = Folds::new();
     let mut importance = options.importance.map(|_| Importance::new(batch));
     let second = options.distort || options.compensation.is_some();
     let mut x_q = second.then(|| x.copy()).transpose()?;
+    let mut ahead = ahead.into_iter();
     let layers = model.config.num_layers;
     observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
     for layer in 0..layers {
@@ -231,11 +239,14 @@ pub fn run_packed(
         }
         let mut pass = None;
         if searched || smooth || importance.is_some() || options.compensation.is_none() {
-            pass =
-                Some(Pass::run(&block, batch, &x, Activations::Float, keep, |chunk, trace| match &mut importance {
-                    Some(importance) => importance.add(layer, chunk, trace, ratios.filter(|_| weighted)),
-                    None => Ok(()),
-                })?);
+            let seen = |chunk: &Chunk, trace: &Trace| match &mut importance {
+                Some(importance) => importance.add(layer, chunk, trace, ratios.filter(|_| weighted)),
+                None => Ok(()),
+            };
+            pass = Some(match ahead.next() {
+                Some(kept) => Pass::of(&block, &x, kept),
+                None => Pass::run(&block, batch, &x, Activations::Float, keep, budget.at_once, seen)?,
+            });
         }
         let scales: Vec<(Group, Vec<f32>)> = match &pass {
             _ if !scales => Vec::new(),

@@ -2,11 +2,14 @@
 //! o_proj and down_proj (the paper's eq. 6), from which the balance ratios follow.
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
+use super::grid::Activations;
+use super::mbq::Search;
+use super::pass::{Keep, Kept};
 use super::stream::Stream;
 use crate::events::{Event, Observer};
-use crate::model::decoder::Span;
+use crate::model::decoder::{Made, Name, Trace};
 use crate::model::head::Head;
-use crate::model::ops::row_abs;
+use crate::model::ops::{each, row_abs};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -66,20 +69,17 @@ fn head_gradient(head: &Head, chunk: &Chunk, y: &Tensor, samples: usize, loss: &
     Tensor::cat(&parts, 0)
 }
 
-/// Per sample, mean |g| over one kind's tokens and the channels; added to `sum`.
-fn add_means(g: &Tensor, spans: &[Span], kinds: &[Kind], sum: &mut Sensitivity) -> Result<()> {
-    let rows = row_abs(g)?;
-    let channels = g.dim(1)? as f64;
-    for span in spans {
+/// Per sample, mean |g| over one kind's tokens and the channels, from each token's sum; added to `sum`.
+fn add_means(rows: &[f64], channels: usize, chunk: &Chunk, sum: &mut Sensitivity) {
+    for span in &chunk.spans {
         let mean = |kind: Kind| {
-            let of_kind = (span.start..span.start + span.len).filter(|&i| kinds[i] == kind).map(|i| rows[i]);
+            let of_kind = (span.start..span.start + span.len).filter(|&i| chunk.kinds[i] == kind).map(|i| rows[i]);
             let (n, total) = of_kind.fold((0usize, 0.0), |(n, t), v| (n + 1, t + v));
-            total / (n as f64 * channels)
+            total / (n * channels) as f64
         };
         sum.vision += mean(Kind::Vision);
         sum.answer += mean(Kind::Answer);
     }
-    Ok(())
 }
 
 /// Tokens whose block inputs are held at least, in the file if need be: the blocks are loaded anew for each part.
@@ -88,7 +88,9 @@ const PART: usize = if cfg!(test) { 600 } else { 8192 };
 /// Sensitivities of every block, and the calibration loss.
 ///
 /// The inputs of every block are held for as many chunks at a time as there is room for; the blocks are loaded again
-/// for each such part, forward and backward.
+/// for each such part, forward and backward, `at_once` chunks at a time. What a search needs of the first blocks' passes
+/// is kept `ahead`, in so many bytes at most, where there is but one part, and of as many blocks what the way back
+/// would make again.
 ///
 /// # Errors
 /// A block cannot be loaded, or its gradient is zero at the answer tokens or not finite.
@@ -96,8 +98,10 @@ pub fn sensitivities(
     model: &super::Model,
     batch: &Batch,
     inputs: &Stream,
+    at_once: usize,
+    ahead: Option<(&Search, usize)>,
     observer: &dyn Observer,
-) -> std::result::Result<(Vec<BlockSensitivity>, f64), crate::Error> {
+) -> std::result::Result<(Vec<BlockSensitivity>, f64, Vec<Kept>), crate::Error> {
     let layers = model.config.num_layers;
     let mut sums = vec![BlockSensitivity::default(); layers];
     let mut loss = 0.0;
@@ -118,6 +122,9 @@ pub fn sensitivities(
     }
     let total = (2 * layers * parts.len()) as u64;
     observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
+    let single = parts.len() == 1;
+    let mut kept: Vec<Kept> = Vec::new();
+    let mut made: Vec<[Stream; 5]> = Vec::new();
     for part in parts {
         let chunks = &batch.chunks[part.clone()];
         // Of each block but the first; then the last one's outputs, which become the gradients.
@@ -125,12 +132,43 @@ pub fn sensitivities(
         for layer in 0..layers {
             let block = model.block(layer)?;
             let mut next = room.stream();
-            for (i, chunk) in chunks.iter().enumerate() {
-                let x = match stored.last() {
-                    Some(last) => last.get(i)?,
-                    None => inputs.get(part.start + i)?,
+            let fits = |most: usize| {
+                let (each, later) = (Kept::bytes(&block, batch), (layers + 1 - layer) * 4 * model.config.hidden_size);
+                kept.len() == layer && (layer + 1) * each <= most && room.left() >= each + later * batch.tokens
+            };
+            if let Some((search, _)) = ahead.filter(|(_, most)| single && fits(*most)) {
+                let x = stored.last().unwrap_or(inputs);
+                let wide =
+                    [Name::Q, Name::K, Name::V, Name::Gate, Name::Up].map(|n| block.linear(n).weight.elem_count());
+                let wide = 4 * batch.tokens * wide.iter().sum::<usize>() / model.config.hidden_size;
+                let later = (layers + 1 - layer) * 4 * model.config.hidden_size * batch.tokens;
+                let all = made.len() == layer && room.left() >= Kept::bytes(&block, batch) + later + wide;
+                let mut of_layer = [(); 5].map(|()| room.stream());
+                let push = |_: &Chunk, t: &Trace| {
+                    if let Some(Made { q, k, v, gate, up }) = &t.made {
+                        let each = of_layer.iter_mut().zip([q, k, v, gate, up]);
+                        each.into_iter().try_for_each(|(stream, t)| stream.push(t.clone()))?;
+                    }
+                    next.push(t.output()?)
                 };
-                next.push(block.forward(&x, &chunk.spans)?)?;
+                let keep = Keep { made: all, ..search.keep(&block)? };
+                kept.push(Kept::run(&block, batch, x, Activations::Float, keep, at_once, push)?);
+                if all {
+                    made.push(of_layer);
+                }
+                stored.push(next);
+                observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
+                continue;
+            }
+            for from in (0..chunks.len()).step_by(at_once) {
+                let outputs = each(at_once.min(chunks.len() - from), at_once, |i| {
+                    let x = match stored.last() {
+                        Some(last) => last.get(from + i)?,
+                        None => inputs.get(part.start + from + i)?,
+                    };
+                    block.forward(&x, &chunks[from + i].spans)
+                })?;
+                outputs.into_iter().try_for_each(|y| next.push(y))?;
             }
             stored.push(next);
             observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
@@ -145,16 +183,43 @@ pub fn sensitivities(
         for layer in (0..layers).rev() {
             let block = model.block(layer)?;
             let mut xs = stored.pop();
-            for (i, chunk) in chunks.iter().enumerate() {
-                let x = match &mut xs {
-                    Some(xs) => xs.take(i)?,
-                    None => inputs.get(part.start + i)?,
-                };
-                let g = gradients.take(i)?;
-                add_means(&g, &chunk.spans, &chunk.kinds, &mut sums[layer].mlp)?;
-                let back = block.backward(&x, &chunk.spans, &g)?;
-                add_means(&back.attn_out, &chunk.spans, &chunk.kinds, &mut sums[layer].attn)?;
-                gradients.set(i, back.input)?;
+            let mut made = if made.len() > layer { made.pop() } else { None };
+            for from in (0..chunks.len()).step_by(at_once) {
+                let mut pairs = Vec::new();
+                for i in from..chunks.len().min(from + at_once) {
+                    let x = match &mut xs {
+                        Some(xs) => xs.take(i)?,
+                        None => inputs.get(part.start + i)?,
+                    };
+                    let made = match (&mut made, kept.get(layer)) {
+                        (Some([q, k, v, gate, up]), Some(kept)) => {
+                            let made = Made {
+                                q: q.take(i)?,
+                                k: k.take(i)?,
+                                v: v.take(i)?,
+                                gate: gate.take(i)?,
+                                up: up.take(i)?,
+                            };
+                            Some((kept.h(i, &x)?, made))
+                        }
+                        _ => None,
+                    };
+                    pairs.push((x, gradients.take(i)?, made));
+                }
+                let back = each(pairs.len(), at_once, |i| {
+                    let ((x, g, made), spans) = (&pairs[i], &chunks[from + i].spans);
+                    let back = match made {
+                        Some((h, made)) => block.backward_from(x, h, made, spans, g)?,
+                        None => block.backward(x, spans, g)?,
+                    };
+                    Ok((row_abs(g)?, row_abs(&back.attn_out)?, back.input))
+                })?;
+                for (i, (mlp, attn, input)) in back.into_iter().enumerate() {
+                    let (chunk, channels) = (&chunks[from + i], input.dim(1)?);
+                    add_means(&mlp, channels, chunk, &mut sums[layer].mlp);
+                    add_means(&attn, channels, chunk, &mut sums[layer].attn);
+                    gradients.set(from + i, input)?;
+                }
             }
             observer.event(Event::Advance { n: 1, detail: format!("block {layer} backward") });
         }
@@ -169,5 +234,5 @@ pub fn sensitivities(
             }
         }
     }
-    Ok((sums, loss))
+    Ok((sums, loss, kept))
 }

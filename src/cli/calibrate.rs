@@ -17,6 +17,7 @@ use mbq_convert::gguf::{Encoder, FileType, Linear, Role, TypeChoice, fitting};
 use mbq_convert::image::load_rgb;
 use mbq_convert::model::TextConfig;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -353,9 +354,15 @@ fn samples(
             let all = pairs::read(path, args.image_root.as_deref())?;
             let pairs = pairs::choose(all, args.samples as usize, args.seed);
             begin(pairs.len());
-            for p in &pairs {
-                let sample = embedder.sample(&p.image, &load_rgb(&p.image)?, &p.question, &p.answer, max_tokens)?;
-                add(sample, p.image.display().to_string())?;
+            let at_once = if device.is_cpu() { rayon::current_num_threads().min(4) } else { 1 };
+            for part in pairs.chunks(at_once) {
+                let embed = |p: &pairs::Pair| -> Result<Sample> {
+                    Ok(embedder.sample(&p.image, &load_rgb(&p.image)?, &p.question, &p.answer, max_tokens)?)
+                };
+                let samples: Vec<Result<Sample>> = part.par_iter().map(embed).collect();
+                for (p, sample) in part.iter().zip(samples) {
+                    add(sample?, p.image.display().to_string())?;
+                }
             }
             path.display().to_string()
         }

@@ -4,7 +4,10 @@
 //!
 //! Samples are packed: a matrix `[tokens, hidden]` holds several, and [`Span`] says where each begins and ends.
 use super::config::TextConfig;
-use super::ops::{causal_softmax, rms_backward, rms_norm, rope_tables, rotate, silu_mul, silu_mul_backward};
+use super::ops::{
+    add, add_row, add_to, causal_softmax, rms_backward, rms_norm, rope_tables, rotate, silu_mul, silu_mul_backward,
+    softmax_backward,
+};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -32,7 +35,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = x.matmul(&self.weight.t()?)?;
         match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
+            Some(bias) => add_row(y, bias),
             None => Ok(y),
         }
     }
@@ -134,12 +137,24 @@ pub struct Trace {
     pub down_in: Tensor,
     /// The output of down.
     pub mlp_out: Tensor,
+    /// With [`Block::trace_all`].
+    pub made: Option<Made>,
+}
+
+/// What the way back needs beside x and h: the outputs of the linears named so.
+#[derive(Debug, Clone)]
+pub struct Made {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub gate: Tensor,
+    pub up: Tensor,
 }
 
 impl Trace {
     /// The block's output.
     pub fn output(&self) -> Result<Tensor> {
-        &self.h + &self.mlp_out
+        add(&self.h, &self.mlp_out)
     }
 }
 
@@ -269,8 +284,7 @@ impl Block {
     }
 
     fn probabilities(&self, q: &Tensor, k: &Tensor, positions: &[usize], real: usize) -> Result<Tensor> {
-        let scores = (q.matmul(&k.t()?)? * (1.0 / (self.head_dim as f64).sqrt()))?;
-        causal_softmax(scores, positions, real)
+        causal_softmax(q.matmul(&k.t()?)?, 1.0 / (self.head_dim as f64).sqrt(), positions, real)
     }
 
     /// The heads' outputs from packed q, k, v before rotation.
@@ -323,17 +337,35 @@ impl Block {
     /// The forward pass with all that enters a linear. `input` is applied to each linear's input first: the
     /// activations' quantiser, or nothing.
     pub fn trace(&self, x: &Tensor, spans: &[Span], input: &dyn Fn(&Tensor) -> Result<Tensor>) -> Result<Trace> {
+        self.traced(x, spans, input, false)
+    }
+
+    /// The same with [`Trace::made`], activations as they are.
+    pub fn trace_all(&self, x: &Tensor, spans: &[Span]) -> Result<Trace> {
+        self.traced(x, spans, &|x| Ok(x.clone()), true)
+    }
+
+    fn traced(
+        &self,
+        x: &Tensor,
+        spans: &[Span],
+        input: &dyn Fn(&Tensor) -> Result<Tensor>,
+        all: bool,
+    ) -> Result<Trace> {
         let run = |name: Name, x: &Tensor| self.linear(name).forward(x);
         let attn_in = self.attn_norm(x)?;
         let a = input(&attn_in)?;
-        let o_in = self.attend(&run(Name::Q, &a)?, &run(Name::K, &a)?, &run(Name::V, &a)?, spans)?;
+        let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
+        let o_in = self.attend(&q, &k, &v, spans)?;
         let attn_out = run(Name::O, &input(&o_in)?)?;
-        let h = (x + &attn_out)?;
+        let h = add(x, &attn_out)?;
         let mlp_in = self.mlp_norm(&h)?;
         let m = input(&mlp_in)?;
-        let down_in = silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)?;
+        let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
+        let made = if all { Some(Made { q, k, v, gate: gate.copy()?, up: up.clone() }) } else { None };
+        let down_in = silu_mul(gate, &up)?;
         let mlp_out = run(Name::Down, &input(&down_in)?)?;
-        Ok(Trace { attn_in, o_in, attn_out, h, mlp_in, down_in, mlp_out })
+        Ok(Trace { attn_in, o_in, attn_out, h, mlp_in, down_in, mlp_out, made })
     }
 
     /// The block's output.
@@ -343,20 +375,25 @@ impl Block {
 
     /// The gradient at the input from the gradient `g` at the output; the forward pass is made again from `x`.
     pub fn backward(&self, x: &Tensor, spans: &[Span], g: &Tensor) -> Result<Gradients> {
-        let back = |name: Name, g: &Tensor| self.linear(name).backward(g);
+        let run = |name: Name, x: &Tensor| self.linear(name).forward(x);
         // Forward, up to the MLP's inner product.
         let a = self.attn_norm(x)?;
-        let (q, k, v) =
-            (self.linear(Name::Q).forward(&a)?, self.linear(Name::K).forward(&a)?, self.linear(Name::V).forward(&a)?);
-        let h = (x + self.linear(Name::O).forward(&self.attend(&q, &k, &v, spans)?)?)?;
+        let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
+        let h = add_to(run(Name::O, &self.attend(&q, &k, &v, spans)?)?, x)?;
         let m = self.mlp_norm(&h)?;
-        let (gate, up) = (self.linear(Name::Gate).forward(&m)?, self.linear(Name::Up).forward(&m)?);
+        let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
+        self.backward_from(x, &h, &Made { q, k, v, gate, up }, spans, g)
+    }
 
+    /// The same where the forward pass was kept.
+    pub fn backward_from(&self, x: &Tensor, h: &Tensor, made: &Made, spans: &[Span], g: &Tensor) -> Result<Gradients> {
+        let back = |name: Name, g: &Tensor| self.linear(name).backward(g);
+        let Made { q, k, v, gate, up } = made;
         // y = h + down(silu(gate) * up): silu' = sigmoid * (1 + gate * (1 - sigmoid)).
         let g_inner = back(Name::Down, g)?;
-        let (g_gate, g_up) = silu_mul_backward(&gate, &up, &g_inner)?;
-        let g_m = (back(Name::Gate, &g_gate)? + back(Name::Up, &g_up)?)?;
-        let g_h = (g + rms_backward(&h, &self.norm2, self.eps, &g_m)?)?;
+        let (g_gate, g_up) = silu_mul_backward(gate, up, &g_inner)?;
+        let g_m = add_to(back(Name::Gate, &g_gate)?, &back(Name::Up, &g_up)?)?;
+        let g_h = add_to(rms_backward(h, &self.norm2, self.eps, &g_m)?, g)?;
 
         // h = x + o(attend(q, k, v)), sample by sample.
         let g_o = back(Name::O, &g_h)?;
@@ -364,10 +401,10 @@ impl Block {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         for span in spans {
             let of = |t: &Tensor| self.split(&t.narrow(0, span.start, span.len)?);
-            let q = self.stack(&self.rope.apply(&of(&q)?, false)?)?;
-            let k = self.rope.apply(&of(&k)?, false)?;
+            let q = self.stack(&self.rope.apply(&of(q)?, false)?)?;
+            let k = self.rope.apply(&of(k)?, false)?;
             let positions: Vec<usize> = (0..span.len).collect();
-            let (v, g_out) = (of(&v)?, self.stack(&of(&g_o)?)?);
+            let (v, g_out) = (of(v)?, self.stack(&of(&g_o)?)?);
             let (mut of_q, mut of_k, mut of_v) = (Vec::new(), Vec::new(), Vec::new());
             for (at, len) in self.head_parts(span.len, span.len) {
                 let of = |t: &Tensor| t.narrow(0, at, len);
@@ -375,10 +412,7 @@ impl Block {
                 let p = self.probabilities(&q, &k, &positions, span.real)?;
                 of_v.push(p.t()?.matmul(&g_out)?);
                 let g_p = g_out.matmul(&v.t()?)?;
-                // Softmax: g_s = p * (g_p - sum(g_p * p)).
-                let pg = (&p * &g_p)?;
-                drop(g_p);
-                let g_s = ((&pg - p.broadcast_mul(&pg.sum_keepdim(D::Minus1)?)?)? * scale)?;
+                let g_s = softmax_backward(&p, g_p, scale)?;
                 of_q.push(g_s.matmul(&k)?);
                 of_k.push(g_s.t()?.matmul(&q)?);
             }
@@ -388,8 +422,8 @@ impl Block {
             g_k.push(self.join(&self.rope.apply(&Tensor::cat(&of_k, 0)?, true)?)?);
         }
         let (g_q, g_k, g_v) = (Tensor::cat(&g_q, 0)?, Tensor::cat(&g_k, 0)?, Tensor::cat(&g_v, 0)?);
-        let g_a = ((back(Name::Q, &g_q)? + back(Name::K, &g_k)?)? + back(Name::V, &g_v)?)?;
-        let input = (&g_h + rms_backward(x, &self.norm1, self.eps, &g_a)?)?;
+        let g_a = add_to(add_to(back(Name::Q, &g_q)?, &back(Name::K, &g_k)?)?, &back(Name::V, &g_v)?)?;
+        let input = add_to(rms_backward(x, &self.norm1, self.eps, &g_a)?, &g_h)?;
         Ok(Gradients { input, attn_out: g_h })
     }
 }

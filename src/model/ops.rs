@@ -58,6 +58,67 @@ pub(crate) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if rows.len() == x.dim(0)? { Ok(x.clone()) } else { x.index_select(&Tensor::new(rows, x.device())?, 0) }
 }
 
+/// `f(0)` to `f(n - 1)`, `at_once` of them at a time (1 on an accelerator). Work that is divided here need not be divided
+/// within a product, where threads wait for one another.
+pub(crate) fn each<T: Send>(n: usize, at_once: usize, f: impl Fn(usize) -> Result<T> + Sync + Send) -> Result<Vec<T>> {
+    if at_once < 2 {
+        return (0..n).map(f).collect();
+    }
+    let step = if at_once < rayon::current_num_threads() { at_once } else { n.max(1) };
+    let mut out = Vec::with_capacity(n);
+    for from in (0..n).step_by(step) {
+        let part = (from..n.min(from + step)).into_par_iter().with_max_len(1);
+        out.extend(part.map(&f).collect::<Result<Vec<T>>>()?);
+    }
+    Ok(out)
+}
+
+/// `a + b`, `a` overwritten on the CPU: candle's own operators wait for a thread of candle's there, which is slow where
+/// all cores are busy.
+pub(crate) fn add_to(a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if !a.device().is_cpu() {
+        return a + b;
+    }
+    let a = a.contiguous()?;
+    let add = |a: &mut [f32], b: &[f32]| {
+        a.par_chunks_mut(1 << 14).zip(b.par_chunks(1 << 14)).for_each(|(a, b)| {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        });
+    };
+    a.inplace_op2(&b.contiguous()?, &Update2(add))?;
+    Ok(a)
+}
+
+/// `a + b`.
+pub(crate) fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() { add_to(a.copy()?, b) } else { a + b }
+}
+
+/// `f(x, b)` for each x of `a` and the b of its column; `a` is overwritten.
+fn by_row(a: Tensor, b: &Tensor, f: impl Fn(&mut f32, f32) + Sync) -> Result<Tensor> {
+    let cols = b.elem_count();
+    let update = |a: &mut [f32], b: &[f32]| {
+        a.par_chunks_mut(cols).with_min_len(16).for_each(|a| a.iter_mut().zip(b).for_each(|(a, b)| f(a, *b)));
+    };
+    a.inplace_op2(&b.contiguous()?, &Update2(update))?;
+    Ok(a)
+}
+
+/// `a` with `b` added to every row; `a` may be overwritten.
+pub(crate) fn add_row(a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() { by_row(a.contiguous()?, b, |a, b| *a += b) } else { a.broadcast_add(b) }
+}
+
+/// `a` with every row multiplied by `b`.
+pub(crate) fn times_row(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() { by_row(a.copy()?.contiguous()?, b, |a, b| *a *= b) } else { a.broadcast_mul(b) }
+}
+
+/// `a` with every row divided by `b`; `a` may be overwritten.
+pub(crate) fn over_row(a: Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.device().is_cpu() { by_row(a.contiguous()?, b, |a, b| *a /= b) } else { a.broadcast_div(b) }
+}
+
 /// Row-wise root-mean-square scale, `1 / sqrt(mean x^2 + eps)`: `[n, c]` to `[n, 1]`.
 pub(crate) fn rms_scale(x: &Tensor, eps: f64) -> Result<Tensor> {
     (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()
@@ -81,9 +142,9 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Softmax of attention scores `[batch, repeats * rows, n]` where row i (modulo rows) sees the columns up to
-/// `positions[i]` that are also below `keys`. `scores` may be overwritten.
-pub(crate) fn causal_softmax(scores: Tensor, positions: &[usize], keys: usize) -> Result<Tensor> {
+/// Softmax of `scale` times attention scores `[batch, repeats * rows, n]` where row i (modulo rows) sees the columns up
+/// to `positions[i]` that are also below `keys`. `scores` may be overwritten.
+pub(crate) fn causal_softmax(scores: Tensor, scale: f64, positions: &[usize], keys: usize) -> Result<Tensor> {
     let n = scores.dim(D::Minus1)?;
     if scores.device().is_cpu() {
         let scores = scores.contiguous()?;
@@ -92,6 +153,7 @@ pub(crate) fn causal_softmax(scores: Tensor, positions: &[usize], keys: usize) -
                 let seen = (positions[i % positions.len()] + 1).min(keys);
                 let (head, tail) = row.split_at_mut(seen);
                 tail.fill(0.0);
+                head.iter_mut().for_each(|v| *v *= scale as f32);
                 let max = head.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let mut sum = 0f64;
                 for v in head.iter_mut() {
@@ -104,6 +166,7 @@ pub(crate) fn causal_softmax(scores: Tensor, positions: &[usize], keys: usize) -
         }))?;
         return Ok(scores);
     }
+    let scores = (scores * scale)?;
     let rows = positions.len();
     let device = scores.device();
     let last: Vec<f32> = positions.iter().map(|&p| p.min(keys.saturating_sub(1)) as f32).collect();
@@ -178,6 +241,11 @@ pub(crate) fn row_errors(a: &Tensor, b: &Tensor, squared: bool) -> Result<Rows> 
 
 /// Per row, the sum of `|x|`.
 pub(crate) fn row_abs(x: &Tensor) -> Result<Vec<f64>> {
+    if x.device().is_cpu() {
+        let cols = x.dim(D::Minus1)?;
+        let sum = |row: &[f32]| row.iter().map(|v| f64::from(v.abs())).sum();
+        return with_cpu(x, |x| x.par_chunks(cols).with_min_len(16).map(sum).collect());
+    }
     let rows: Vec<f32> = x.abs()?.sum(D::Minus1)?.flatten_all()?.to_vec1()?;
     Ok(rows.into_iter().map(f64::from).collect())
 }
@@ -238,6 +306,23 @@ pub(crate) fn rope_tables(n: usize, dim: usize, theta: f64, device: &Device) -> 
 /// Rotates the halves of the last dimension of `[heads, n, d]` by the positions' angles; `backward` by their opposites.
 pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, backward: bool) -> Result<Tensor> {
     let half = x.dim(D::Minus1)? / 2;
+    if x.device().is_cpu() {
+        let (n, out) = (x.dim(1)?, x.copy()?.contiguous()?);
+        let sign = if backward { -1.0 } else { 1.0 };
+        let turn = |x: &mut [f32], cos: &[f32], sin: &[f32]| {
+            x.par_chunks_mut(2 * half).with_min_len(64).enumerate().for_each(|(i, row)| {
+                let at = i % n * half;
+                let (first, second) = row.split_at_mut(half);
+                let angles = cos[at..at + half].iter().zip(&sin[at..at + half]);
+                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+                    let sin = sign * sin;
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            });
+        };
+        with_cpu(cos, |cos| with_cpu(sin, |sin| out.inplace_op1(&Update(|x: &mut [f32]| turn(x, cos, sin)))))???;
+        return Ok(out);
+    }
     let sin = if backward { sin.neg()? } else { sin.clone() };
     let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
     let first = (a.broadcast_mul(cos)? - b.broadcast_mul(&sin)?)?;
@@ -320,14 +405,63 @@ pub(crate) fn gelu_tanh(x: Tensor) -> Result<Tensor> {
 
 /// Gradients of `silu(gate) * up` at gate and up.
 pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
+    if gate.device().is_cpu() {
+        const PART: usize = 1 << 12;
+        let both = |gate: &[f32], up: &[f32], g: &[f32]| {
+            let (mut g_gate, mut g_up) = (g.to_vec(), g.to_vec());
+            let out = g_gate.par_chunks_mut(PART).zip(g_up.par_chunks_mut(PART));
+            out.zip(gate.par_chunks(PART).zip(up.par_chunks(PART))).for_each(|((g_gate, g_up), (gate, up))| {
+                for ((a, b), (gate, up)) in g_gate.iter_mut().zip(g_up).zip(gate.iter().zip(up)) {
+                    let sigmoid = 1.0 / ((-gate).exp() + 1.0);
+                    let silu = gate * sigmoid;
+                    *a *= up * (sigmoid + silu * (1.0 - sigmoid));
+                    *b *= silu;
+                }
+            });
+            (g_gate, g_up)
+        };
+        let (a, b) = with_cpu(gate, |gate| with_cpu(up, |up| with_cpu(g, |g| both(gate, up, g))))???;
+        return Ok((Tensor::from_vec(a, g.shape(), g.device())?, Tensor::from_vec(b, g.shape(), g.device())?));
+    }
     let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
     let silu = (gate * &sigmoid)?;
     let slope = (&sigmoid + (&silu * (1.0 - &sigmoid)?)?)?;
     Ok(((g * up)?.mul(&slope)?, (g * silu)?))
 }
 
+/// Gradient of softmax `p` of `scale` times scores: `scale * p * (g - sum(g * p))`. `g` may be overwritten.
+pub(crate) fn softmax_backward(p: &Tensor, g: Tensor, scale: f64) -> Result<Tensor> {
+    if p.device().is_cpu() {
+        let cols = p.dim(D::Minus1)?;
+        let update = |g: &mut [f32], p: &[f32]| {
+            g.par_chunks_mut(cols).with_min_len(16).zip(p.par_chunks(cols)).for_each(|(g, p)| {
+                let sum = g.iter().zip(p).map(|(g, p)| f64::from(g * p)).sum::<f64>() as f32;
+                g.iter_mut().zip(p).for_each(|(g, p)| *g = p * (*g - sum) * scale as f32);
+            });
+        };
+        g.inplace_op2(p, &Update2(update))?;
+        return Ok(g);
+    }
+    let pg = (p * g)?;
+    (&pg - p.broadcast_mul(&pg.sum_keepdim(D::Minus1)?)?)? * scale
+}
+
 /// Gradient of RMS norm with gain `w` at its input: with n = x * r and u = g * w, `r * (u - n * mean(u * n))`.
 pub(crate) fn rms_backward(x: &Tensor, w: &Tensor, eps: f64, g: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        let (w, out): (Vec<f32>, _) = (w.to_vec1()?, g.copy()?.contiguous()?);
+        let (cols, mean) = (w.len(), |sum: f64| (sum / w.len() as f64) as f32);
+        let update = |g: &mut [f32], x: &[f32]| {
+            g.par_chunks_mut(cols).with_min_len(16).zip(x.par_chunks(cols)).for_each(|(g, x)| {
+                let r = 1.0 / (mean(x.iter().map(|&v| f64::from(v) * f64::from(v)).sum()) + eps as f32).sqrt();
+                g.iter_mut().zip(&w).for_each(|(g, w)| *g *= w);
+                let mean = mean(g.iter().zip(x).map(|(u, x)| f64::from(u * (x * r))).sum());
+                g.iter_mut().zip(x).for_each(|(g, x)| *g = (*g - x * r * mean) * r);
+            });
+        };
+        out.inplace_op2(&x.contiguous()?, &Update2(update))?;
+        return Ok(out);
+    }
     let r = rms_scale(x, eps)?;
     let n = x.broadcast_mul(&r)?;
     let u = g.broadcast_mul(w)?;

@@ -2,7 +2,7 @@
 //! without the final norm.
 use super::config::{VisionArch, VisionConfig};
 use super::decoder::Linear;
-use super::ops::{gelu_tanh, layer_norm, softmax};
+use super::ops::{add_to, gelu_tanh, layer_norm, softmax};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use candle_core::{Device, Result, Tensor};
@@ -123,14 +123,14 @@ impl Tower {
         for layer in &self.layers {
             let a = norm(&x, &layer.norm1)?;
             let out = self.attend(&layer.q.forward(&a)?, &layer.k.forward(&a)?, &layer.v.forward(&a)?, tiles)?;
-            x = (x + layer.out.forward(&out)?)?;
+            x = add_to(layer.out.forward(&out)?, &x)?;
             let m = layer.fc1.forward(&norm(&x, &layer.norm2)?)?;
             let m = match self.config.arch {
                 VisionArch::Siglip => gelu_tanh(m)?,
                 // Quick GELU: x * sigmoid(1.702 x).
                 VisionArch::Clip => (&m * ((&m * -1.702)?.exp()? + 1.0)?.recip()?)?,
             };
-            x = (x + layer.fc2.forward(&m)?)?;
+            x = add_to(layer.fc2.forward(&m)?, &x)?;
         }
         x.reshape((tiles, n, width))?.narrow(1, n - g * g, g * g)?.contiguous()
     }
