@@ -10,7 +10,7 @@ use crate::model::ops::row_abs;
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// Mean |gradient| over tokens and channels, then over samples.
+/// Mean |gradient| over tokens and channels, then over samples that have such tokens; 0 where none has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivity {
     pub vision: f64,
@@ -74,7 +74,7 @@ fn add_means(g: &Tensor, spans: &[Span], kinds: &[Kind], sum: &mut Sensitivity) 
         let mean = |kind: Kind| {
             let of_kind = (span.start..span.start + span.len).filter(|&i| kinds[i] == kind).map(|i| rows[i]);
             let (n, total) = of_kind.fold((0usize, 0.0), |(n, t), v| (n + 1, t + v));
-            total / (n as f64 * channels)
+            total / (n.max(1) as f64 * channels)
         };
         sum.vision += mean(Kind::Vision);
         sum.answer += mean(Kind::Answer);
@@ -162,7 +162,7 @@ pub fn sensitivities(
     observer.event(Event::PhaseEnd);
     for (layer, sum) in sums.iter_mut().enumerate() {
         for part in [&mut sum.attn, &mut sum.mlp] {
-            part.vision /= batch.samples as f64;
+            part.vision /= batch.pictures().max(1) as f64;
             part.answer /= batch.samples as f64;
             if !(part.answer > 0.0 && part.answer.is_finite() && part.vision.is_finite()) {
                 return Err(CalibrateError::NoGradient { layer, vision: part.vision, answer: part.answer }.into());
@@ -170,4 +170,20 @@ pub fn sensitivities(
         }
     }
     Ok((sums, loss))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn a_sample_without_a_picture_adds_nothing_to_vision() {
+        let g = Tensor::new(&[[1f32, 3.0], [2.0, 2.0], [4.0, 6.0]], &Device::Cpu).unwrap();
+        let span = |start, len| Span { start, len, real: len };
+        let mut sum = Sensitivity::default();
+        let kinds = [Kind::Vision, Kind::Answer, Kind::Answer];
+        add_means(&g, &[span(0, 2), span(2, 1)], &kinds, &mut sum).unwrap();
+        assert_eq!(sum, Sensitivity { vision: 2.0, answer: 7.0 });
+    }
 }

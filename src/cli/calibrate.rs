@@ -333,8 +333,7 @@ fn samples(
     let context = config.text.max_position_embeddings;
     let max_tokens = args.max_tokens.unwrap_or(context).min(context);
     let embedder = Embedder::load(config, checkpoint, device)?;
-    let begin =
-        |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pictures" });
+    let begin = |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pairs" });
     let (mut packer, mut hash) = (Packer::new(CHUNK, room), Sha256::new());
     let mut add = |sample: Sample, name: String| -> Result<()> {
         let values = sample.embeds.flatten_all()?.to_vec1::<f32>()?;
@@ -353,8 +352,10 @@ fn samples(
             let pairs = pairs::choose(all, args.samples as usize, args.seed);
             begin(pairs.len());
             for p in &pairs {
-                let sample = embedder.sample(&p.image, &load_rgb(&p.image)?, &p.question, &p.answer, max_tokens)?;
-                add(sample, p.image.display().to_string())?;
+                let image = p.image.as_deref().map(load_rgb).transpose()?;
+                let what = p.image.as_deref().unwrap_or(path);
+                let sample = embedder.sample(what, image.as_ref(), &p.question, &p.answer, max_tokens)?;
+                add(sample, what.display().to_string())?;
             }
             path.display().to_string()
         }
@@ -365,7 +366,7 @@ fn samples(
             observer.event(Event::Note(note));
             begin(n);
             for p in &set[..n] {
-                let sample = embedder.sample(Path::new(p.name), &p.image, p.question, p.answer, max_tokens)?;
+                let sample = embedder.sample(Path::new(p.name), Some(&p.image), p.question, p.answer, max_tokens)?;
                 add(sample, p.name.into())?;
             }
             "built-in".into()
