@@ -48,6 +48,26 @@ fn bad_pairs_are_named() {
     refused(PAIR, picture, &["--max-tokens", "20"], &["p.png", "tokens", "--max-tokens"]);
 }
 
+/// Text alone gives finite sensitivities, 0 at vision tokens, in the search and in the compensation.
+#[test]
+fn pairs_without_a_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("pairs.jsonl");
+    let text = "{\"question\": \"What is it?\", \"answer\": \"A red star.\"}\n";
+    fs::write(&list, format!("{text}{text}{text}")).unwrap();
+    for more in [&["--no-compensate"][..], &["--scales", "--imatrix", "balanced"]] {
+        let out = dir.path().join("o.gguf");
+        let done = convert(&out, &[&["--calib", list.to_str().unwrap()], more].concat()).output().unwrap();
+        assert!(done.status.success(), "{more:?}: {}", String::from_utf8_lossy(&done.stderr));
+        let record = fs::read_to_string(out.with_extension("mbq.json")).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+        for block in record["calibration"]["sensitivities"].as_array().unwrap() {
+            assert_eq!(block["mlp"]["vision"], 0.0, "{more:?}");
+            assert!(block["mlp"]["answer"].as_f64().unwrap() > 0.0, "{more:?}");
+        }
+    }
+}
+
 /// A picture of 60,000 x 60,000 pixels is refused from its header, before memory is taken for it.
 #[test]
 fn gigantic_picture() {

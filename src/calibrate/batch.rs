@@ -15,7 +15,7 @@ pub enum Kind {
     Answer,
 }
 
-/// One picture with its question and answer, embedded.
+/// A question and its answer, with a picture or without, embedded.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// `[tokens, hidden]`, f32, on the CPU.
@@ -52,6 +52,14 @@ pub struct Batch {
     pub longest: usize,
 }
 
+impl Batch {
+    /// Samples with a picture.
+    pub fn pictures(&self) -> usize {
+        let seen = |chunk: &Chunk, s: &Span| chunk.kinds[s.start..s.start + s.len].contains(&Kind::Vision);
+        self.chunks.iter().map(|c| c.spans.iter().filter(|s| seen(c, s)).count()).sum()
+    }
+}
+
 /// Packs samples, one after the other, into chunks of at least `chunk_tokens` tokens.
 pub struct Packer {
     chunk_tokens: usize,
@@ -74,13 +82,11 @@ impl Packer {
     }
 
     /// # Errors
-    /// A sample without an answer token (its loss would be NaN) or without a vision token; no room for it.
+    /// A sample without an answer token (its loss would be NaN); no room for it.
     pub fn push(&mut self, sample: Sample) -> std::result::Result<(), crate::Error> {
         let index = self.batch.samples;
-        for (kind, what) in [(Kind::Answer, "an answer token"), (Kind::Vision, "a vision token")] {
-            if !sample.kinds[1..].contains(&kind) {
-                return Err(CalibrateError::SampleWithout { index, what }.into());
-            }
+        if !sample.kinds[1..].contains(&Kind::Answer) {
+            return Err(CalibrateError::SampleWithout { index, what: "an answer token" }.into());
         }
         let (len, b) = (sample.kinds.len(), &mut self.batch);
         let count = |kind: Kind| sample.kinds.iter().filter(|&&k| k == kind).count();

@@ -4,10 +4,10 @@ use crate::Error;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// A picture, what is asked of it, and the answer.
+/// A picture, if there is one, what is asked, and the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    pub image: PathBuf,
+    pub image: Option<PathBuf>,
     pub question: String,
     pub answer: String,
 }
@@ -24,15 +24,15 @@ fn fail(path: &Path, problem: impl std::fmt::Display) -> Error {
 /// under `image_root`, else beside the file.
 ///
 /// # Errors
-/// The file is empty or malformed, an entry has no picture or no answer, a picture does not exist.
+/// The file is empty or malformed, an entry has neither picture nor question, or no answer, a picture does not exist.
 pub fn read(path: &Path, image_root: Option<&Path>) -> Result<Vec<Pair>, Error> {
     let pairs = if path.is_dir() { folder(path)? } else { file(path, image_root)? };
     if pairs.is_empty() {
         return Err(fail(path, "no image-text pairs in it"));
     }
     for pair in &pairs {
-        if !pair.image.is_file() {
-            return Err(fail(path, format!("picture {} does not exist; see --image-root", pair.image.display())));
+        if let Some(image) = pair.image.as_ref().filter(|image| !image.is_file()) {
+            return Err(fail(path, format!("picture {} does not exist; see --image-root", image.display())));
         }
     }
     Ok(pairs)
@@ -52,7 +52,7 @@ fn folder(path: &Path) -> Result<Vec<Pair>, Error> {
         if answer.is_empty() {
             return Err(fail(&text, "the caption is empty"));
         }
-        pairs.push(Pair { image, question: CAPTION_QUESTION.into(), answer });
+        pairs.push(Pair { image: Some(image), question: CAPTION_QUESTION.into(), answer });
     }
     pairs.sort_by(|a, b| a.image.cmp(&b.image));
     Ok(pairs)
@@ -72,10 +72,8 @@ fn file(path: &Path, image_root: Option<&Path>) -> Result<Vec<Pair>, Error> {
         };
         lines.map(parse).collect::<Result<_, _>>()?
     };
-    // A text-only conversation is no error in LLaVA's files: it is passed over.
-    let with_picture =
-        entries.into_iter().filter(|(_, e)| e.get("image").is_some() || e.get("conversations").is_none());
-    with_picture
+    entries
+        .into_iter()
         .map(|(at, entry)| pair(&entry, root).map_err(|what| fail(path, format!("entry {at}: {what}"))))
         .collect()
 }
@@ -85,7 +83,11 @@ fn pair(entry: &Value, root: &Path) -> Result<Pair, String> {
         let text = v.and_then(Value::as_str).ok_or(format!("{what} is missing or no string"))?;
         Ok(text.replace("<image>", "").trim().to_string())
     };
-    let image = entry.get("image").and_then(Value::as_str).ok_or("`image` is missing or no string")?;
+    // LLaVA's files hold conversations without a picture too.
+    let image = match entry.get("image") {
+        None if entry.get("conversations").or(entry.get("question")).is_some() => None,
+        image => Some(root.join(image.and_then(Value::as_str).ok_or("`image` is missing or no string")?)),
+    };
     let (question, answer) = match entry.get("conversations") {
         Some(turns) => {
             let turns = turns.as_array().ok_or("`conversations` is no list")?;
@@ -104,7 +106,7 @@ fn pair(entry: &Value, root: &Path) -> Result<Pair, String> {
     if answer.is_empty() {
         return Err("the answer is empty".into());
     }
-    Ok(Pair { image: root.join(image), question, answer })
+    Ok(Pair { image, question, answer })
 }
 
 /// `n` of the pairs, drawn with `seed` and kept in their order; all of them when there are no more than n.
@@ -150,6 +152,14 @@ mod tests {
     }
 
     #[test]
+    fn without_a_picture() {
+        let text = r#"[{"conversations":[{"from":"human","value":"Q"},{"from":"gpt","value":"A"}]},{"question":"R","answer":"B"}]"#;
+        let pairs = try_read("a.json", text).unwrap();
+        let found: Vec<_> = pairs.iter().map(|p| (p.image.is_none(), p.question.as_str(), p.answer.as_str())).collect();
+        assert_eq!(found, [(true, "Q", "A"), (true, "R", "B")]);
+    }
+
+    #[test]
     fn faults_name_the_place() {
         for (text, want) in [
             ("", "no image-text pairs"),
@@ -168,7 +178,8 @@ mod tests {
 
     #[test]
     fn choice_is_seeded_and_ordered() {
-        let pair = |i: usize| Pair { image: format!("{i:03}").into(), question: String::new(), answer: "a".into() };
+        let pair =
+            |i: usize| Pair { image: Some(format!("{i:03}").into()), question: String::new(), answer: "a".into() };
         let all: Vec<Pair> = (0..50).map(pair).collect();
         let (a, b) = (choose(all.clone(), 10, 1), choose(all.clone(), 10, 1));
         assert_eq!(a, b);

@@ -13,7 +13,7 @@ use crate::model::ops::{each, row_abs};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// Mean |gradient| over tokens and channels, then over samples.
+/// Mean |gradient| over tokens and channels, then over samples that have such tokens; 0 where none has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sensitivity {
     pub vision: f64,
@@ -75,7 +75,7 @@ fn add_means(rows: &[f64], channels: usize, chunk: &Chunk, sum: &mut Sensitivity
         let mean = |kind: Kind| {
             let of_kind = (span.start..span.start + span.len).filter(|&i| chunk.kinds[i] == kind).map(|i| rows[i]);
             let (n, total) = of_kind.fold((0usize, 0.0), |(n, t), v| (n + 1, t + v));
-            total / (n * channels) as f64
+            total / (n.max(1) * channels) as f64
         };
         sum.vision += mean(Kind::Vision);
         sum.answer += mean(Kind::Answer);
@@ -227,7 +227,7 @@ pub fn sensitivities(
     observer.event(Event::PhaseEnd);
     for (layer, sum) in sums.iter_mut().enumerate() {
         for part in [&mut sum.attn, &mut sum.mlp] {
-            part.vision /= batch.samples as f64;
+            part.vision /= batch.pictures().max(1) as f64;
             part.answer /= batch.samples as f64;
             if !(part.answer > 0.0 && part.answer.is_finite() && part.vision.is_finite()) {
                 return Err(CalibrateError::NoGradient { layer, vision: part.vision, answer: part.answer }.into());
@@ -235,4 +235,19 @@ pub fn sensitivities(
         }
     }
     Ok((sums, loss, kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_without_a_picture_adds_nothing_to_vision() {
+        let span = |start, len| Span { start, len, real: len };
+        let kinds = vec![Kind::Vision, Kind::Answer, Kind::Answer];
+        let chunk = Chunk { spans: vec![span(0, 2), span(2, 1)], kinds, ids: vec![0; 3] };
+        let mut sum = Sensitivity::default();
+        add_means(&[4.0, 4.0, 10.0], 2, &chunk, &mut sum);
+        assert_eq!(sum, Sensitivity { vision: 2.0, answer: 7.0 });
+    }
 }

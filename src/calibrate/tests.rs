@@ -286,7 +286,7 @@ fn embeddings_are_the_processors() {
         let text = |key: &str| entry[key].as_str().unwrap();
         let path = oracle.join("data").join(text("image"));
         let image = crate::image::load_rgb(&path).unwrap();
-        let got = embedder.sample(&path, &image, text("question"), text("answer"), 4096).unwrap();
+        let got = embedder.sample(&path, Some(&image), text("question"), text("answer"), 4096).unwrap();
         assert_eq!(got.kinds, want.kinds, "{}", path.display());
         let answers = |s: &Sample| -> Vec<u32> {
             s.ids.iter().zip(&s.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(id, _)| *id).collect()
@@ -319,8 +319,8 @@ fn testbed_points() {
     let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let pairs = pairs::read(&testbed.join("calib.json"), None).unwrap();
     let sample = |p: &pairs::Pair| {
-        let image = crate::image::load_rgb(&p.image).unwrap();
-        embedder.sample(&p.image, &image, &p.question, &p.answer, 4096).unwrap()
+        let image = crate::image::load_rgb(p.image.as_ref().unwrap()).unwrap();
+        embedder.sample(p.image.as_ref().unwrap(), Some(&image), &p.question, &p.answer, 4096).unwrap()
     };
     let mut samples: Vec<Sample> = pairs[..32].iter().map(sample).collect();
     // The authors' code pads, and its x_max counts the padding: other scales, losses that differ by 1 %.

@@ -335,8 +335,7 @@ fn samples(
     let context = config.text.max_position_embeddings;
     let max_tokens = args.max_tokens.unwrap_or(context).min(context);
     let embedder = Embedder::load(config, checkpoint, device)?;
-    let begin =
-        |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pictures" });
+    let begin = |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pairs" });
     let (mut packer, mut hash) = (Packer::new(CHUNK, room), Sha256::new());
     let mut add = |sample: Sample, name: String| -> Result<()> {
         let values = sample.embeds.flatten_all()?.to_vec1::<f32>()?;
@@ -356,12 +355,14 @@ fn samples(
             begin(pairs.len());
             let at_once = if device.is_cpu() { rayon::current_num_threads().min(4) } else { 1 };
             for part in pairs.chunks(at_once) {
+                let name = |p: &pairs::Pair| p.image.clone().unwrap_or_else(|| path.into());
                 let embed = |p: &pairs::Pair| -> Result<Sample> {
-                    Ok(embedder.sample(&p.image, &load_rgb(&p.image)?, &p.question, &p.answer, max_tokens)?)
+                    let image = p.image.as_deref().map(load_rgb).transpose()?;
+                    Ok(embedder.sample(&name(p), image.as_ref(), &p.question, &p.answer, max_tokens)?)
                 };
                 let samples: Vec<Result<Sample>> = part.par_iter().map(embed).collect();
                 for (p, sample) in part.iter().zip(samples) {
-                    add(sample?, p.image.display().to_string())?;
+                    add(sample?, name(p).display().to_string())?;
                 }
             }
             path.display().to_string()
@@ -373,7 +374,7 @@ fn samples(
             observer.event(Event::Note(note));
             begin(n);
             for p in &set[..n] {
-                let sample = embedder.sample(Path::new(p.name), &p.image, p.question, p.answer, max_tokens)?;
+                let sample = embedder.sample(Path::new(p.name), Some(&p.image), p.question, p.answer, max_tokens)?;
                 add(sample, p.name.into())?;
             }
             "built-in".into()

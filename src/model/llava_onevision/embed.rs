@@ -118,8 +118,8 @@ impl<'a> Embedder<'a> {
         Tensor::cat(&[overview, grid], 0)
     }
 
-    /// The prompt of one picture and one question, generation prompt added.
-    fn prompt(&self, question: &str) -> Result<String, Error> {
+    /// The prompt of one question, with a picture or without, generation prompt added.
+    fn prompt(&self, question: &str, picture: bool) -> Result<String, Error> {
         let mut env = Environment::new();
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.set_trim_blocks(true);
@@ -127,7 +127,10 @@ impl<'a> Embedder<'a> {
         env.add_function("raise_exception", |message: String| -> Result<minijinja::Value, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, message))
         });
-        let content = vec![context! { type => "image" }, context! { type => "text", text => question }];
+        let mut content = vec![context! { type => "text", text => question }];
+        if picture {
+            content.insert(0, context! { type => "image" });
+        }
         let values = context! {
             messages => vec![context! { role => "user", content }],
             add_generation_prompt => true,
@@ -150,12 +153,12 @@ impl<'a> Embedder<'a> {
     pub fn sample(
         &self,
         what: &Path,
-        image: &Rgb,
+        image: Option<&Rgb>,
         question: &str,
         answer: &str,
         max_tokens: usize,
     ) -> Result<Sample, Error> {
-        let prompt = self.encode(&self.prompt(question)?, true)?;
+        let prompt = self.encode(&self.prompt(question, image.is_some())?, true)?;
         let mut reply = self.encode(answer.trim(), false)?;
         if reply.is_empty() {
             return Err(problem(what, "the answer is empty"));
@@ -163,22 +166,29 @@ impl<'a> Embedder<'a> {
         reply.extend(self.tokenizer.token_to_id(&self.eos));
         let places: Vec<usize> =
             (0..prompt.len()).filter(|&i| prompt[i] as usize == self.model.image_token_id).collect();
-        let [place] = places[..] else {
-            return Err(problem(what, format!("the prompt has {} places for a picture, not 1", places.len())));
-        };
-        let picture = self.picture(image)?;
-        let vision = picture.dim(0)?;
-        let tokens = prompt.len() - 1 + vision + reply.len();
+        let pictures = usize::from(image.is_some());
+        if places.len() != pictures {
+            let why = format!("the prompt has {} places for a picture, not {pictures}", places.len());
+            return Err(problem(what, why));
+        }
+        // Without a picture nothing lies between the prompt's two parts.
+        let place = places.first().copied().unwrap_or(0);
+        let picture = image.map(|image| self.picture(image)).transpose()?;
+        let vision = picture.as_ref().map_or(Ok(0), |p| p.dim(0))?;
+        let tokens = prompt.len() - pictures + vision + reply.len();
         if tokens > max_tokens {
             let why =
                 format!("{tokens} tokens, {vision} of them the picture's; at most {max_tokens} fit (--max-tokens)");
             return Err(problem(what, why));
         }
-        let text: Vec<u32> = prompt[place + 1..].iter().chain(&reply).copied().collect();
-        let embeds = Tensor::cat(&[self.words(&prompt[..place])?, picture, self.words(&text)?], 0)?;
+        let text: Vec<u32> = prompt[place + pictures..].iter().chain(&reply).copied().collect();
+        let embeds = match picture {
+            Some(picture) => Tensor::cat(&[self.words(&prompt[..place])?, picture, self.words(&text)?], 0)?,
+            None => self.words(&text)?,
+        };
         let mut kinds = vec![Kind::Other; place];
         kinds.extend(vec![Kind::Vision; vision]);
-        kinds.extend(vec![Kind::Other; prompt.len() - place - 1]);
+        kinds.extend(vec![Kind::Other; prompt.len() - place - pictures]);
         kinds.extend(vec![Kind::Answer; reply.len()]);
         let mut ids = prompt[..place].to_vec();
         ids.extend(vec![prompt[place]; vision]);
