@@ -240,6 +240,7 @@ pub fn sensitivities(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::decoder::Span;
 
     #[test]
     fn a_sample_without_a_picture_adds_nothing_to_vision() {
