@@ -1,5 +1,6 @@
 //! Fake quantisers: weights and activations rounded to what the output type will hold, and back to f32.
 use crate::model::ops::with_cpu;
+use crate::quant::levels::even;
 use crate::quant::mbq3;
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -111,13 +112,6 @@ fn over(x: Tensor, by: f64) -> Result<Tensor> {
 fn nearest(x: Tensor) -> Result<Tensor> {
     const SHIFT: f64 = 12_582_912.0;
     x.affine(1.0, SHIFT)?.affine(1.0, -SHIFT)
-}
-
-/// Rounds to the nearest integer, halves to even, where |v| < 2^22; beyond it errs by less than |v| / 2^22, which the
-/// clamps that follow take away. Unlike `round_ties_even` it is no call on processors without SSE4.1.
-fn even(v: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
-    (v + SHIFT) - SHIFT
 }
 
 /// Least and largest, eight at a time. A NaN may pass unseen: weights are checked when they are read.

@@ -258,10 +258,10 @@ struct Sums {
     cy: f64,
 }
 
-/// Rounds to the nearest integer, halves to even, where |v| < 2^22. Unlike `round_ties_even` it is no call on processors
-/// without SSE4.1.
+/// Rounds to the nearest integer, halves to even, where |v| < 2^22; beyond it errs by less than |v| / 2^22, which clamps
+/// take away. Unlike `round_ties_even` it is no call on processors without SSE4.1.
 #[inline(always)]
-fn even(v: f32) -> f32 {
+pub(crate) fn even(v: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0;
     (v + SHIFT) - SHIFT
 }
