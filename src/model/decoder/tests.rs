@@ -10,7 +10,7 @@ pub(crate) fn tensor(v: &Value, shape: &[usize]) -> Tensor {
 }
 
 pub(crate) fn golden() -> (Value, Block, Vec<Span>) {
-    let golden: Value = serde_json::from_str(include_str!("../../tests/golden/block_vjp.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("../../../tests/golden/block_vjp.json")).unwrap();
     let (hidden, heads, kv, d, inner) = (12, 4, 2, 4, 10);
     let config = TextConfig {
         arch: TextArch::Qwen2,
