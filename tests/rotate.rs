@@ -24,7 +24,7 @@ fn log_probabilities(dir: &Path) -> Tensor {
     let config = LlavaOnevision::read(&checkpoint).unwrap();
     let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let rgb = load_rgb(&picture).unwrap();
-    let sample = embedder.sample(&picture, &rgb, "What is in the picture?", "a red star", 4096).unwrap();
+    let sample = embedder.sample(&picture, Some(&rgb), "What is in the picture?", "a red star", 4096).unwrap();
     let model = Model::new(&checkpoint, &config.text, sample.real, Device::Cpu).unwrap();
     let span = [Span { start: 0, len: sample.real, real: sample.real }];
     let mut x = sample.embeds;
