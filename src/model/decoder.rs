@@ -10,9 +10,25 @@ use super::ops::{
 };
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use candle_core::{D, DType, Device, Result, Tensor};
+use std::ops::Range;
 
 /// Bytes of attention scores that are held at once, where one key head's are not more.
 pub const SCORES: usize = 256 << 20;
+
+/// Queries whose scores are made together, about; keys that stand after all of them are left out.
+const QUERIES: usize = 86;
+
+fn query_parts(n: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
+    let parts = (n / QUERIES).clamp(1, 8);
+    (0..parts).map(move |i| n * i / parts..n * (i + 1) / parts)
+}
+
+/// `all` `[heads, n, d]` with `first`, of fewer rows, added to its first rows.
+fn add_first(all: Option<Tensor>, first: Tensor) -> Result<Tensor> {
+    let Some(all) = all else { return Ok(first) };
+    let (rows, n) = (first.dim(1)?, all.dim(1)?);
+    Tensor::cat(&[add_to(first, &all.narrow(1, 0, rows)?)?, all.narrow(1, rows, n - rows)?], 1)
+}
 
 /// One sample's rows in a packed matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -320,15 +336,20 @@ impl Block {
             let heads = self.split(&q.narrow(0, from, n)?)?;
             let whole = n == span.len;
             let heads = if whole { self.rope.apply(&heads, false)? } else { self.rope.apply_at(&heads, &positions)? };
-            let k = self.rope.apply(&of(k)?, false)?;
-            let (q, v) = (self.stack(&heads)?, of(v)?);
-            let mut outs = Vec::new();
-            for (at, len) in self.head_parts(n, span.len) {
-                let of = |t: &Tensor| t.narrow(0, at, len);
-                outs.push(self.probabilities(&of(&q)?, &of(&k)?, &positions, span.real)?.matmul(&of(&v)?)?);
+            let (k, v) = (self.rope.apply(&of(k)?, false)?, of(v)?);
+            for rows in query_parts(n) {
+                let (positions, len) = (&positions[rows.clone()], rows.len());
+                let keys = positions[len - 1] + 1;
+                let q = self.stack(&heads.narrow(1, rows.start, len)?)?;
+                let mut outs = Vec::new();
+                for (at, heads) in self.head_parts(len, keys) {
+                    let of = |t: &Tensor| t.narrow(0, at, heads)?.narrow(1, 0, keys);
+                    let p = self.probabilities(&q.narrow(0, at, heads)?, &of(&k)?, positions, span.real)?;
+                    outs.push(p.matmul(&of(&v)?)?);
+                }
+                let out = Tensor::cat(&outs, 0)?;
+                parts.push(self.join(&out.reshape((self.kv_heads * self.repeats, len, self.head_dim))?)?);
             }
-            let out = Tensor::cat(&outs, 0)?;
-            parts.push(self.join(&out.reshape((self.kv_heads * self.repeats, n, self.head_dim))?)?);
             from += n;
         }
         Tensor::cat(&parts, 0)
@@ -401,25 +422,38 @@ impl Block {
         let scale = 1.0 / (self.head_dim as f64).sqrt();
         for span in spans {
             let of = |t: &Tensor| self.split(&t.narrow(0, span.start, span.len)?);
-            let q = self.stack(&self.rope.apply(&of(q)?, false)?)?;
-            let k = self.rope.apply(&of(k)?, false)?;
+            let (q, k, v) = (self.rope.apply(&of(q)?, false)?, self.rope.apply(&of(k)?, false)?, of(v)?);
+            let g_out = of(&g_o)?;
             let positions: Vec<usize> = (0..span.len).collect();
-            let (v, g_out) = (of(v)?, self.stack(&of(&g_o)?)?);
-            let (mut of_q, mut of_k, mut of_v) = (Vec::new(), Vec::new(), Vec::new());
-            for (at, len) in self.head_parts(span.len, span.len) {
-                let of = |t: &Tensor| t.narrow(0, at, len);
-                let (q, k, v, g_out) = (of(&q)?, of(&k)?, of(&v)?, of(&g_out)?);
-                let p = self.probabilities(&q, &k, &positions, span.real)?;
-                of_v.push(p.t()?.matmul(&g_out)?);
-                let g_p = g_out.matmul(&v.t()?)?;
-                let g_s = softmax_backward(&p, g_p, scale)?;
-                of_q.push(g_s.matmul(&k)?);
-                of_k.push(g_s.t()?.matmul(&q)?);
+            // The last queries see all keys; what the others add to keys' gradients is added to the first of these.
+            let (mut span_q, mut span_k, mut span_v) = (Vec::new(), None, None);
+            for rows in query_parts(span.len).rev() {
+                let (positions, len, keys) = (&positions[rows.clone()], rows.len(), rows.end);
+                let of = |t: &Tensor| self.stack(&t.narrow(1, rows.start, len)?);
+                let (q, g_out) = (of(&q)?, of(&g_out)?);
+                let (mut of_q, mut of_k, mut of_v) = (Vec::new(), Vec::new(), Vec::new());
+                for (at, heads) in self.head_parts(len, keys) {
+                    let of = |t: &Tensor| t.narrow(0, at, heads);
+                    let seen = |t: &Tensor| of(t)?.narrow(1, 0, keys);
+                    let (q, k, v, g_out) = (of(&q)?, seen(&k)?, seen(&v)?, of(&g_out)?);
+                    let p = self.probabilities(&q, &k, positions, span.real)?;
+                    of_v.push(p.t()?.matmul(&g_out)?);
+                    let g_p = g_out.matmul(&v.t()?)?;
+                    let g_s = softmax_backward(&p, g_p, scale)?;
+                    of_q.push(g_s.matmul(&k)?);
+                    of_k.push(g_s.t()?.matmul(&q)?);
+                }
+                let back_q = Tensor::cat(&of_q, 0)?.reshape((self.kv_heads * self.repeats, len, self.head_dim))?;
+                span_q.push(back_q);
+                span_k = Some(add_first(span_k, Tensor::cat(&of_k, 0)?)?);
+                span_v = Some(add_first(span_v, Tensor::cat(&of_v, 0)?)?);
             }
-            g_v.push(self.join(&Tensor::cat(&of_v, 0)?)?);
-            let back_q = Tensor::cat(&of_q, 0)?.reshape((self.kv_heads * self.repeats, span.len, self.head_dim))?;
-            g_q.push(self.join(&self.rope.apply(&back_q, true)?)?);
-            g_k.push(self.join(&self.rope.apply(&Tensor::cat(&of_k, 0)?, true)?)?);
+            span_q.reverse();
+            g_q.push(self.join(&self.rope.apply(&Tensor::cat(&span_q, 1)?, true)?)?);
+            if let (Some(k), Some(v)) = (span_k, span_v) {
+                g_k.push(self.join(&self.rope.apply(&k, true)?)?);
+                g_v.push(self.join(&v)?);
+            }
         }
         let (g_q, g_k, g_v) = (Tensor::cat(&g_q, 0)?, Tensor::cat(&g_k, 0)?, Tensor::cat(&g_v, 0)?);
         let g_a = add_to(add_to(back(Name::Q, &g_q)?, &back(Name::K, &g_k)?)?, &back(Name::V, &g_v)?)?;
