@@ -27,6 +27,8 @@ pub(super) struct Budget {
     host: usize,
     /// For candidates' weights that are kept from round to round of a search.
     pub kept: usize,
+    /// For candidates' keys and values, the same.
+    pub keys: usize,
     /// For rows that are gathered at once in a search.
     pub gather: usize,
     /// Chunks or candidates that are worked on at a time: on the CPU as many as there are threads, as far as an eighth
@@ -63,7 +65,7 @@ impl Budget {
         // The program, its libraries and their workspaces.
         let base = if cpu { 200 << 20 } else { 1 << 30 };
         let head = 4 * c.vocab_size * (hidden + 4 * 128);
-        let (kept, gather) = (total / 8, (total / 16).min(2 << 30));
+        let (kept, keys, gather) = (total / 8, total / 16, (total / 16).min(2 << 30));
         let second = if options.distort { block } else { 0 };
         // While they are gathered: inputs and their shifts, in parts and joined; second moments, those shifted, a part of
         // a sum. Then the moments with their factor, in f64 and in f32, and a quarter of the former at work. Then moments,
@@ -72,14 +74,14 @@ impl Budget {
         let gathered = if cpu { 0 } else { 4 * 4 * GATHER * inner };
         let moments =
             (forward + gathered + 5 * square / 2).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
-        let search = if options.scales { kept + gather + 2 * matrix + 4 * at_once * matrix } else { 0 };
+        let search = if options.scales { kept + keys + gather + 2 * matrix + 4 * at_once * matrix } else { 0 };
         let needs = [
             base + (block + block / 4 + at_once * backward).max(head),
             base + block + second + at_once * forward + search,
             base + 2 * block + moments.max(forward + search),
         ];
-        let budget =
-            Budget { memory: options.memory, device, needs, host: (768 << 20) + 4 * matrix, kept, gather, at_once };
+        let host = (768 << 20) + 4 * matrix;
+        let budget = Budget { memory: options.memory, device, needs, host, kept, keys, gather, at_once };
         let need = if options.compensation.is_some() { needs[2] } else { needs[1] };
         if need > total {
             let flag = if cpu { "--memory" } else { "--gpu-memory" };

@@ -7,6 +7,7 @@
 //! times those at answer tokens. r is how much less the model's loss minds them (see [`super::sensitivity`]).
 use super::batch::{Batch, Kind};
 use super::grid::{Activations, WeightGrid};
+use super::keys::Keys;
 use super::pass::{Keep, Pass};
 use super::race::{BY_QUERY, BY_SAMPLE, BY_TOKEN, STRATA, deal, deal_samples, race};
 use super::sensitivity::Ratios;
@@ -73,6 +74,8 @@ pub struct Search<'a> {
     pub exhaustive: bool,
     /// Bytes that candidates' quantised weights may take, to be used again.
     pub memory: usize,
+    /// Bytes that candidates' keys and values may take, to be used again.
+    pub keys: usize,
     /// Bytes of a group's inputs and targets that are gathered at once, at least one piece of them.
     pub gather: usize,
     /// Candidates and chunks that are worked on at a time.
@@ -90,13 +93,23 @@ struct Piece {
     target: Tensor,
     /// Of each row: its sample, and its weight in the loss.
     owners: Vec<(usize, f64)>,
-    /// For attention: the whole input of the rows' samples, these samples, and which of its rows are in `x`.
-    attention: Option<(Tensor, Vec<Span>, Vec<u32>)>,
+    attention: Option<Attention>,
+}
+
+/// What attention needs beside a piece's rows.
+pub(super) struct Attention {
+    /// The whole input of the rows' samples.
+    pub all: Tensor,
+    /// These samples: where they are in it, and their numbers in the batch.
+    pub spans: Vec<Span>,
+    pub samples: Vec<usize>,
+    /// Which of its rows are the piece's.
+    rows: Vec<u32>,
 }
 
 impl Piece {
     fn bytes(&self) -> usize {
-        let whole = self.attention.as_ref().map_or(0, |(x, ..)| x.elem_count());
+        let whole = self.attention.as_ref().map_or(0, |a| a.all.elem_count());
         4 * (self.x.elem_count() + self.target.elem_count() + whole)
     }
 }
@@ -110,6 +123,7 @@ struct Gather {
     /// Rows of the source; for attention their samples, and which rows have owners.
     len: usize,
     spans: Vec<Span>,
+    samples: Vec<usize>,
     rows: Vec<u32>,
 }
 
@@ -170,17 +184,27 @@ impl Search<'_> {
     }
 
     /// The group's output at the piece's rows, with candidate linears `q`; all others are in full precision.
-    fn output(&self, block: &Block, group: Group, q: &[Linear], s: &Tensor, piece: &Piece) -> Result<Tensor> {
+    fn output(
+        &self,
+        block: &Block,
+        group: Group,
+        (candidate, q, s): (usize, &[Linear], &Tensor),
+        piece: &Piece,
+        keys: &Keys,
+    ) -> Result<Tensor> {
         let scaled = |x: &Tensor| match self.activations {
             Activations::Float => Ok(x.clone()),
             quantiser => quantiser.apply(&over_row(x.copy()?, s)?),
         };
         let x = scaled(&piece.x)?;
-        if let Some((all, spans, rows)) = &piece.attention {
+        if let Some(of) = &piece.attention {
             // Keys and values of all tokens, queries of the rows alone.
-            let all = scaled(all)?;
-            let (k, v) = (q[1].forward(&all)?, q[2].forward(&all)?);
-            let o_in = block.attend_at(&q[0].forward(&x)?, &k, &v, spans, Some(rows))?;
+            let make = |all: &Tensor| {
+                let all = scaled(all)?;
+                Ok((q[1].forward(&all)?, q[2].forward(&all)?))
+            };
+            let (k, v) = keys.get(candidate, of, make)?;
+            let o_in = block.attend_at(&q[0].forward(&x)?, &k, &v, &of.spans, Some(&of.rows))?;
             return block.linear(Name::O).forward(&o_in);
         }
         match group {
@@ -212,7 +236,6 @@ impl Search<'_> {
                 let of_span = rows.iter().filter(|&&t| (span.start..span.start + span.len).contains(&(t as usize)));
                 open.owners.extend(of_span.map(|&t| (first + i, weight(chunk.kinds[t as usize]))));
             }
-            first += chunk.spans.len();
             // Devices have no tensors without elements.
             if !rows.is_empty() {
                 open.target.push(full.target(group, c, &rows)?);
@@ -220,7 +243,8 @@ impl Search<'_> {
                 let whole = match group {
                     Group::Qkv => {
                         let (whole, spans, rows) = samples_of(&chunk.spans, &rows, open.len);
-                        open.spans.extend(spans);
+                        open.samples.extend(spans.iter().map(|(i, _)| first + i));
+                        open.spans.extend(spans.into_iter().map(|(_, span)| span));
                         open.rows.extend(rows);
                         whole
                     }
@@ -229,13 +253,14 @@ impl Search<'_> {
                 open.len += whole.len();
                 open.source.push(seen.source(group, c, &whole)?);
             }
+            first += chunk.spans.len();
             // Small parts of chunks are multiplied together.
             let last = c + 1 == batch.chunks.len();
             if (open.len >= ROWS || last) && !open.owners.is_empty() {
-                let Gather { source, target, owners, spans, rows, .. } = std::mem::take(&mut open);
+                let Gather { source, target, owners, spans, samples, rows, .. } = std::mem::take(&mut open);
                 let all = seen.input(group, &Tensor::cat(&source, 0)?)?;
                 let (x, attention) = match group {
-                    Group::Qkv => (select_rows(&all, &rows)?, Some((all, spans, rows))),
+                    Group::Qkv => (select_rows(&all, &rows)?, Some(Attention { all, spans, samples, rows })),
                     _ => (all, None),
                 };
                 let piece = Piece { x, target: Tensor::cat(&target, 0)?, owners, attention };
@@ -321,8 +346,10 @@ impl Search<'_> {
         let mut kept: BTreeMap<usize, Vec<Linear>> = BTreeMap::new();
         let floats: usize = group.linears().iter().map(|&n| block.linear(n).weight.elem_count()).sum();
         let room = if self.exhaustive { 0 } else { self.memory / (4 * floats).max(1) };
+        let keys = Keys::new(if self.exhaustive { 0 } else { self.keys });
         let mut score = |wanted: &[usize], part: Range<usize>| -> Result<Vec<Vec<f64>>> {
             kept.retain(|i, _| wanted.contains(i));
+            keys.retain(wanted);
             let mut shares = vec![vec![0.0; batch.samples]; wanted.len()];
             self.pieces(group, batch, (full, seen), &strata, &part, &weight, |pieces| {
                 let parts = wanted.chunks(room.max(self.at_once)).zip(shares.chunks_mut(room.max(self.at_once)));
@@ -344,7 +371,7 @@ impl Search<'_> {
                     let n = pieces.len();
                     let errors = each(wanted.len() * n, self.at_once, |i| {
                         let ((q, s), piece) = (&q[i / n], &pieces[i % n]);
-                        let out = self.output(block, group, q, s, piece)?;
+                        let out = self.output(block, group, (wanted[i / n], q, s), piece, &keys)?;
                         row_errors(&piece.target, &out, self.loss == Loss::Mse)
                     })?;
                     for (i, errors) in errors.into_iter().enumerate() {
@@ -392,15 +419,15 @@ impl Search<'_> {
 }
 
 /// The samples that `rows` belong to: all of their rows, and where they and `rows` lie when these follow `before` others.
-fn samples_of(spans: &[Span], rows: &[u32], before: usize) -> (Vec<u32>, Vec<Span>, Vec<u32>) {
+fn samples_of(spans: &[Span], rows: &[u32], before: usize) -> (Vec<u32>, Vec<(usize, Span)>, Vec<u32>) {
     let (mut whole, mut kept, mut moved) = (Vec::new(), Vec::new(), Vec::new());
-    for span in spans {
+    for (i, span) in spans.iter().enumerate() {
         let inside = span.start as u32..(span.start + span.len) as u32;
         let (start, n) = (before + whole.len(), moved.len());
         moved.extend(rows.iter().filter(|t| inside.contains(t)).map(|t| t - inside.start + start as u32));
         if moved.len() > n {
             whole.extend(inside);
-            kept.push(Span { start, ..*span });
+            kept.push((i, Span { start, ..*span }));
         }
     }
     (whole, kept, moved)

@@ -7,6 +7,7 @@ pub mod compensate;
 pub mod feedback;
 pub mod grid;
 pub mod importance;
+mod keys;
 pub mod mbq;
 pub mod pairs;
 pub mod pass;

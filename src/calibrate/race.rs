@@ -13,11 +13,12 @@ pub const STRATA: usize = 32;
 /// Strata that are scored after each round, where a token's error stands alone (all groups but q, k, v).
 pub const BY_TOKEN: &[usize] = &[1, 2, 4, 8, 16, 24, STRATA];
 
-/// For q, k, v: each round computes the samples' keys and values again, so there are few.
+/// For q, k, v where samples are few: each round may compute all keys and values again.
 pub const BY_QUERY: &[usize] = &[4, 12, STRATA];
 
-/// The same for [`deal_samples`]: a quarter of the samples, another, all of them, the rest of their tokens.
-pub const BY_SAMPLE: &[usize] = &[2, 6, 16, STRATA];
+/// The same for [`deal_samples`]: a quarter of the tokens of one quarter of the samples, of two; half of the tokens of
+/// two, of three, of all; the rest.
+pub const BY_SAMPLE: &[usize] = &[2, 4, 8, 12, 16, 24, STRATA];
 
 /// By how much a candidate must be able to beat the leader to stay, relative.
 const TIE: f64 = 1e-3;
@@ -58,14 +59,14 @@ pub fn deal(batch: &Batch) -> Vec<Vec<usize>> {
     batch.chunks.iter().map(|c| of_chunk(&c.kinds, &c.spans)).collect()
 }
 
-/// As [`deal`], but strata 0 and 1 are of a quarter of the samples, 2 to 5 of another, 6 to 15 of all, each sample's
-/// eighths in turn: few keys and values for the first rounds.
+/// As [`deal`], but strata 0 to 15 are of one quarter of the samples each, those after them of all in turn: few keys and
+/// values for the first rounds. After each round of [`BY_SAMPLE`] the samples that were seen were seen alike.
 pub fn deal_samples(batch: &Batch) -> Vec<Vec<usize>> {
     const OF: [[usize; 8]; 4] = [
-        [0, 1, 6, 7, 16, 17, 18, 19],
-        [2, 3, 4, 5, 20, 21, 22, 23],
-        [8, 9, 10, 11, 24, 25, 26, 27],
-        [12, 13, 14, 15, 28, 29, 30, 31],
+        [0, 1, 4, 5, 16, 20, 24, 28],
+        [2, 3, 6, 7, 17, 21, 25, 29],
+        [8, 9, 10, 11, 18, 22, 26, 30],
+        [12, 13, 14, 15, 19, 23, 27, 31],
     ];
     let mut strata = deal(batch);
     let mut sample = 0u32;

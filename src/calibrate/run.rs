@@ -201,6 +201,7 @@ pub fn run_packed(
         distort: options.distort,
         exhaustive: options.exhaustive,
         memory: budget.kept,
+        keys: budget.keys,
         gather: budget.gather,
         at_once: budget.at_once,
         share_heads: options.share_heads,
