@@ -1,6 +1,6 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
 use super::batch::{Batch, Chunk, Sample, pack};
-use super::budget::{Budget, Phase};
+use super::budget::{Budget, Phase, trim};
 use super::compensate::{Compensated, Compensation, Vision};
 use super::grid::{Activations, WeightGrid};
 use super::importance::{Importance, Weighting};
@@ -222,6 +222,7 @@ pub fn run_packed(
     let ratios = ratios(&progress.sensitivities);
     budget.share(if options.compensation.is_some() { Phase::Compensation } else { Phase::Search }, x.room());
     x.settle()?;
+    trim(&model.device)?;
     let mut folds = Folds::new();
     let mut importance = options.importance.map(|_| Importance::new(batch));
     let second = options.distort || options.compensation.is_some();

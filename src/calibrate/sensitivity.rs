@@ -2,6 +2,7 @@
 //! o_proj and down_proj (the paper's eq. 6), from which the balance ratios follow.
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
+use super::budget::trim;
 use super::grid::Activations;
 use super::mbq::Search;
 use super::pass::{Keep, Kept};
@@ -126,6 +127,7 @@ pub fn sensitivities(
     let mut kept: Vec<Kept> = Vec::new();
     let mut made: Vec<[Stream; 5]> = Vec::new();
     for part in parts {
+        trim(&model.device)?;
         let chunks = &batch.chunks[part.clone()];
         // Of each block but the first; then the last one's outputs, which become the gradients.
         let mut stored: Vec<Stream> = Vec::new();
