@@ -97,9 +97,9 @@ impl Budget {
 
     /// Leaves `room` what `phase` does not need.
     pub fn share(&self, phase: Phase, room: &Room) {
-        // What the driver cannot hand out again in one piece. Most where tensors of all chunks' lengths come and go: 4.6 of
+        // What the driver cannot hand out again in one piece. Most where tensors of all chunks' lengths come and go: 4.7 of
         // 24 GiB were seen on an H100.
-        let pieces = self.device.unwrap_or(0) / if matches!(phase, Phase::Gradients) { 5 } else { 16 };
+        let pieces = self.device.unwrap_or(0) / if matches!(phase, Phase::Gradients) { 4 } else { 16 };
         let need = self.needs[phase as usize] + pieces;
         match self.device {
             None => room.limit(self.memory.saturating_sub(need), 0),
