@@ -42,51 +42,38 @@ impl Keys {
         state.bytes = state.pairs.values().map(bytes).sum();
     }
 
-    /// Keys and values of all rows of `of`; `make` gives those of its rows at `spans`, joined.
+    /// Keys and values of each sample of `of`; `make` gives those of some samples' rows, joined.
     ///
     /// # Errors
     /// Those of `make`.
-    pub fn get(&self, candidate: usize, of: &Attention, make: impl Fn(&Tensor) -> Result<Pair>) -> Result<Pair> {
-        let kept: Vec<Option<Pair>> = {
+    pub fn get(&self, candidate: usize, of: &Attention, make: impl Fn(&Tensor) -> Result<Pair>) -> Result<Vec<Pair>> {
+        let mut pairs: Vec<Option<Pair>> = {
             let state = self.state();
             of.samples.iter().map(|&sample| state.pairs.get(&(candidate, sample)).cloned()).collect()
         };
-        let missing: Vec<Tensor> = of
-            .spans
-            .iter()
-            .zip(&kept)
-            .filter(|(_, kept)| kept.is_none())
-            .map(|(span, _)| of.all.narrow(0, span.start, span.len))
-            .collect::<Result<_>>()?;
-        if missing.len() == kept.len() && self.room == 0 {
-            return make(&of.all);
-        }
+        let missing: Vec<usize> = (0..pairs.len()).filter(|&i| pairs[i].is_none()).collect();
+        let input = |&i: &usize| of.all.narrow(0, of.spans[i].start, of.spans[i].len);
         let made = match missing.len() {
             0 => None,
-            n if n == kept.len() => Some(make(&of.all)?),
-            _ => Some(make(&Tensor::cat(&missing, 0)?)?),
+            n if n == pairs.len() => Some(make(&of.all)?),
+            _ => Some(make(&Tensor::cat(&missing.iter().map(input).collect::<Result<Vec<_>>>()?, 0)?)?),
         };
-        let (mut ks, mut vs, mut at) = (Vec::new(), Vec::new(), 0);
-        for ((span, &sample), kept) in of.spans.iter().zip(&of.samples).zip(kept) {
-            let (k, v) = match (kept, &made) {
-                (Some(pair), _) => pair,
-                (None, Some((k, v))) => {
-                    // Its own memory: a part of the whole would hold all of it.
-                    let part = |t: &Tensor| t.narrow(0, at, span.len)?.copy();
-                    let pair = (part(k)?, part(v)?);
-                    at += span.len;
-                    let mut state = self.state();
-                    if state.bytes + bytes(&pair) <= self.room {
-                        state.bytes += bytes(&pair);
-                        state.pairs.insert((candidate, sample), pair.clone());
-                    }
-                    pair
+        if let Some((k, v)) = made {
+            let mut at = 0;
+            for i in missing {
+                let len = of.spans[i].len;
+                let mut pair = (k.narrow(0, at, len)?, v.narrow(0, at, len)?);
+                at += len;
+                let mut state = self.state();
+                if state.bytes + bytes(&pair) <= self.room {
+                    // Their own memory: a part of the whole holds all of it, and `copy` copies that.
+                    pair = (pair.0.force_contiguous()?, pair.1.force_contiguous()?);
+                    state.bytes += bytes(&pair);
+                    state.pairs.insert((candidate, of.samples[i]), pair.clone());
                 }
-                (None, None) => candle_core::bail!("sample {sample} has neither kept nor made keys"),
-            };
-            ks.push(k);
-            vs.push(v);
+                pairs[i] = Some(pair);
+            }
         }
-        Ok((Tensor::cat(&ks, 0)?, Tensor::cat(&vs, 0)?))
+        Ok(pairs.into_iter().flatten().collect())
     }
 }

@@ -203,8 +203,8 @@ impl Search<'_> {
                 let all = scaled(all)?;
                 Ok((q[1].forward(&all)?, q[2].forward(&all)?))
             };
-            let (k, v) = keys.get(candidate, of, make)?;
-            let o_in = block.attend_at(&q[0].forward(&x)?, &k, &v, &of.spans, Some(&of.rows))?;
+            let keys = keys.get(candidate, of, make)?;
+            let o_in = block.attend_at(&q[0].forward(&x)?, &keys, &of.spans, Some(&of.rows))?;
             return block.linear(Name::O).forward(&o_in);
         }
         match group {

@@ -305,21 +305,22 @@ impl Block {
 
     /// The heads' outputs from packed q, k, v before rotation.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> Result<Tensor> {
-        self.attend_at(q, k, v, spans, None)
+        let of = |t: &Tensor, span: &Span| t.narrow(0, span.start, span.len);
+        let keys = spans.iter().map(|span| Ok((of(k, span)?, of(v, span)?))).collect::<Result<Vec<_>>>()?;
+        self.attend_at(q, &keys, spans, None)
     }
 
-    /// The same where `q` holds only the packed matrix's rows `rows`, in order.
+    /// The same from each span's keys and values; `q` holds only the packed matrix's rows `rows`, in order.
     pub fn attend_at(
         &self,
         q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        keys: &[(Tensor, Tensor)],
         spans: &[Span],
         rows: Option<&[u32]>,
     ) -> Result<Tensor> {
         let mut parts = Vec::with_capacity(spans.len());
         let mut from = 0;
-        for span in spans {
+        for (span, (k, v)) in spans.iter().zip(keys) {
             let positions: Vec<usize> = match rows {
                 None => (0..span.len).collect(),
                 Some(rows) => {
@@ -332,11 +333,10 @@ impl Block {
             if n == 0 {
                 continue;
             }
-            let of = |t: &Tensor| self.split(&t.narrow(0, span.start, span.len)?);
             let heads = self.split(&q.narrow(0, from, n)?)?;
             let whole = n == span.len;
             let heads = if whole { self.rope.apply(&heads, false)? } else { self.rope.apply_at(&heads, &positions)? };
-            let (k, v) = (self.rope.apply(&of(k)?, false)?, of(v)?);
+            let (k, v) = (self.rope.apply(&self.split(k)?, false)?, self.split(v)?);
             for rows in query_parts(n) {
                 let (positions, len) = (&positions[rows.clone()], rows.len());
                 let keys = positions[len - 1] + 1;
