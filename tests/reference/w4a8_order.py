@@ -1,18 +1,19 @@
 """How far W4A8 losses and statistics move when nothing but the order of summation changes.
 
-    python w4a8_order.py ORACLE/tiny-onevision [distort]
+    python w4a8_order.py ORACLE/tiny-onevision [distort | awq]
 
 Two runs of the same arithmetic in torch float32 on the oracle's batch, with its scales: one with sums as torch makes
 them, one with every matrix product and mean in float64, rounded to float32 at the end. Whatever lies between the two
 is inside what float32 leaves open. Prints the relative difference of each group's loss (all 20 candidates) and of
-x_max, block by block. `distort` sends both streams through the quantised blocks before.
+x_max, block by block. `distort` sends both streams through the quantised blocks before; `awq` takes AWQ's loss (squared
+errors, all tokens alike) instead of MBQ's.
 """
 import json, sys, torch
 from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-root, distort = sys.argv[1], "distort" in sys.argv
-run = f"{root}/runs/mbq-{'distort-' if distort else ''}w4a8"
+root, distort, awq = sys.argv[1], "distort" in sys.argv, "awq" in sys.argv
+run = f"{root}/runs/{'awq' if awq else 'mbq'}-{'distort-' if distort else ''}w4a8"
 cfg = json.load(open(f"{root}/model/config.json"))["text_config"]
 W = load_file(f"{root}/model/model.safetensors")
 batch, scales = load_file(f"{root}/runs/batch.safetensors"), load_file(f"{run}/scales.safetensors")
@@ -108,6 +109,9 @@ def losses(o, w, group, t, seen, ratio):
             got = o.linear(torch.nn.functional.silu(l("gate")) * l("up"), *w["down"])
         else:
             got = l(linears[0])
+        if awq:
+            out.append((y - got).double().pow(2).mean().item())
+            continue
         d = (y - got).abs()
         total = d[caption].double().sum() + ratio * d[vision].double().sum()
         out.append((total / ((caption.sum() + vision.sum()) * C)).item())
@@ -125,7 +129,7 @@ with torch.no_grad():
         scaled = w
         for g in theirs["groups"]:
             group = g["prev"].split(".")[-1]
-            r = theirs["ratio"]["attn" if group in ("input_layernorm", "v_proj") else "mlp"]
+            r = None if awq else theirs["ratio"]["attn" if group in ("input_layernorm", "v_proj") else "mlp"]
             seen = [trace(o, quantised(scaled), xq[i], act) for i, o in enumerate(orders)] if distort else full
             (a, xa), (b, xb) = (losses(o, w, group, full[i], seen[i], r) for i, o in enumerate(orders))
             d = [abs(p - q) / q for p, q in zip(a, b)]
