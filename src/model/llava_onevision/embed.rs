@@ -8,8 +8,8 @@ use crate::checkpoint::Checkpoint;
 use crate::image::{Rgb, anyres};
 use crate::model::decoder::Linear;
 use crate::model::vision::{Reader, Tower};
+use crate::prompt::{ChatTemplate, Message};
 use candle_core::{Device, Tensor};
-use minijinja::{Environment, Error as JinjaError, ErrorKind, context};
 use std::path::Path;
 use tokenizers::Tokenizer;
 
@@ -25,8 +25,7 @@ pub struct Embedder<'a> {
     linear2: Linear,
     newline: Tensor,
     tokenizer: Tokenizer,
-    template: String,
-    bos: String,
+    template: ChatTemplate,
     eos: String,
     device: Device,
 }
@@ -49,7 +48,7 @@ impl<'a> Embedder<'a> {
             let v = &config[key];
             v.as_str().or(v["content"].as_str()).unwrap_or_default().to_string()
         };
-        let (bos, eos) = (token("bos_token"), token("eos_token"));
+        let eos = token("eos_token");
         if eos.is_empty() {
             return Err(problem(&checkpoint.dir().join("tokenizer_config.json"), "eos_token is missing"));
         }
@@ -58,11 +57,10 @@ impl<'a> Embedder<'a> {
             linear1: r.linear("multi_modal_projector.linear_1", hidden, vision, bias)?,
             linear2: r.linear("multi_modal_projector.linear_2", hidden, hidden, bias)?,
             newline: r.tensor("image_newline", &[hidden])?,
-            template: template(checkpoint)?,
+            template: ChatTemplate::read(checkpoint.dir())?,
             model,
             checkpoint,
             tokenizer,
-            bos,
             eos,
             device: device.clone(),
         })
@@ -118,29 +116,6 @@ impl<'a> Embedder<'a> {
         Tensor::cat(&[overview, grid], 0)
     }
 
-    /// The prompt of one question, with a picture or without, generation prompt added.
-    fn prompt(&self, question: &str, picture: bool) -> Result<String, Error> {
-        let mut env = Environment::new();
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
-        env.add_function("raise_exception", |message: String| -> Result<minijinja::Value, JinjaError> {
-            Err(JinjaError::new(ErrorKind::InvalidOperation, message))
-        });
-        let mut content = vec![context! { type => "text", text => question }];
-        if picture {
-            content.insert(0, context! { type => "image" });
-        }
-        let values = context! {
-            messages => vec![context! { role => "user", content }],
-            add_generation_prompt => true,
-            bos_token => self.bos,
-            eos_token => self.eos,
-        };
-        env.render_str(&self.template, values)
-            .map_err(|e| problem(self.checkpoint.dir(), format!("the chat template cannot be applied: {e:#}")))
-    }
-
     fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
         let encoding = self.tokenizer.encode(text, special);
         Ok(encoding.map_err(|e| problem(&self.checkpoint.dir().join("tokenizer.json"), e))?.get_ids().to_vec())
@@ -158,7 +133,11 @@ impl<'a> Embedder<'a> {
         answer: &str,
         max_tokens: usize,
     ) -> Result<Sample, Error> {
-        let prompt = self.encode(&self.prompt(question, image.is_some())?, true)?;
+        let turn = Message::new("user", usize::from(image.is_some()), question);
+        let prompt = self.template.prompt(&[turn]).map_err(|e| problem(self.checkpoint.dir(), e))?;
+        // A template may have written the token with which the tokenizer would begin.
+        let begun = !self.template.bos().is_empty() && prompt.starts_with(self.template.bos());
+        let prompt = self.encode(&prompt, !begun)?;
         let mut reply = self.encode(answer.trim(), false)?;
         if reply.is_empty() {
             return Err(problem(what, "the answer is empty"));
@@ -214,22 +193,6 @@ impl<'a> Embedder<'a> {
         }
         Ok(Tensor::from_vec(data, (ids.len(), hidden), &Device::Cpu)?)
     }
-}
-
-/// The processor's chat template, else the tokenizer's.
-fn template(checkpoint: &Checkpoint) -> Result<String, Error> {
-    let path = checkpoint.dir().join("chat_template.jinja");
-    if let Ok(text) = std::fs::read_to_string(&path) {
-        return Ok(text);
-    }
-    for file in ["chat_template.json", "processor_config.json", "tokenizer_config.json"] {
-        if checkpoint.dir().join(file).exists()
-            && let Some(text) = checkpoint.json(file)?["chat_template"].as_str()
-        {
-            return Ok(text.into());
-        }
-    }
-    Err(problem(checkpoint.dir(), "no chat template; calibration needs one to word the prompts"))
 }
 
 /// PyTorch's bilinear interpolation, corners not aligned, of `[h, w, c]`.
