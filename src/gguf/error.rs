@@ -23,5 +23,7 @@ pub enum GgufError {
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
     #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    #[error(transparent)]
     Header(#[from] crate::ggml::GgmlError),
 }
