@@ -95,7 +95,8 @@ pub fn convert(
     let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
     check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &calibration.folds)?;
     let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    vocabulary.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
+    let notes = checkpoint.notes().iter().chain(&model.notes).chain(&vocabulary.notes);
+    notes.for_each(|note| observer.event(Event::Note(note.clone())));
     if options.types.output.is_some() && model.text.tie_word_embeddings {
         let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
         observer.event(Event::Note(note.into()));

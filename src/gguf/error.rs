@@ -25,5 +25,7 @@ pub enum GgufError {
     #[error(transparent)]
     Prompt(#[from] crate::prompt::PromptError),
     #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    #[error(transparent)]
     Header(#[from] crate::ggml::GgmlError),
 }

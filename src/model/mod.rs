@@ -1,5 +1,6 @@
 //! Model families: a folder each, with its configuration, tensor names and prompt; what families share stands here.
 pub(crate) mod config;
+mod config_keys;
 pub mod decoder;
 pub mod head;
 pub mod llava_onevision;

@@ -42,7 +42,8 @@ impl<'a> Embedder<'a> {
         let (vision, hidden) = (model.vision.hidden_size, model.text.hidden_size);
         let bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
         let path = checkpoint.dir().join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path).map_err(|e| problem(&path, e))?;
+        let json = crate::checkpoint::tokenizer(checkpoint.dir())?;
+        let tokenizer = Tokenizer::from_bytes(json.to_string()).map_err(|e| problem(&path, e))?;
         let config = checkpoint.json("tokenizer_config.json")?;
         let token = |key: &str| {
             let v = &config[key];
