@@ -115,10 +115,7 @@ impl Importance {
     /// A linear's inputs were 0 on all tokens, or not finite.
     pub fn check(&self) -> std::result::Result<(), Error> {
         for (name, sums) in &self.sums {
-            sums.check().map_err(|problem| {
-                let problem = format!("the importance of its input channels: {problem}; leave out --imatrix");
-                CalibrateError::Sample { what: name.clone(), problem }
-            })?;
+            sums.check().map_err(|problem| CalibrateError::Importance { tensor: name.clone(), problem })?;
         }
         Ok(())
     }

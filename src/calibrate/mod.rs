@@ -45,6 +45,8 @@ pub enum CalibrateError {
     Sample { what: String, problem: String },
     #[error("{path}: {bad} of {drawn} drawn entries cannot be used, more than one in ten; {first}")]
     TooManyBad { path: PathBuf, bad: usize, drawn: usize, first: String },
+    #[error("{tensor}: the importance of its input channels: {problem}; check the weights, or leave out --imatrix")]
+    Importance { tensor: String, problem: String },
     #[error("{path}: {problem}")]
     File { path: PathBuf, problem: String },
 }
