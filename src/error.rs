@@ -16,6 +16,8 @@ pub enum Error {
     Fold(#[from] crate::quant::fold::FoldError),
     #[error(transparent)]
     Mbq3(#[from] crate::quant::mbq3::Mbq3Error),
+    #[error(transparent)]
+    Prompt(#[from] crate::prompt::PromptError),
     #[error("tensor arithmetic: {0}")]
     Candle(#[from] candle_core::Error),
     #[error(transparent)]

@@ -10,6 +10,7 @@ pub mod gguf;
 pub mod hub;
 pub mod image;
 pub mod model;
+pub mod prompt;
 pub mod quant;
 pub mod rotate;
 pub mod runtime;

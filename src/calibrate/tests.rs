@@ -311,15 +311,15 @@ fn demo(file: &str) -> std::path::PathBuf {
 }
 
 /// Messages in the form that transformers takes.
-fn messages(list: &serde_json::Value) -> Vec<super::pairs::Message> {
-    use super::pairs::{Message, Part, Role};
+fn messages(list: &serde_json::Value) -> Vec<crate::prompt::Message> {
+    use crate::prompt::{Message, Part};
     let part = |p: &serde_json::Value| match p["text"].as_str() {
         Some(text) => Part::Text(text.into()),
-        None => Part::Picture,
+        None => Part::Image,
     };
     let message = |m: &serde_json::Value| {
-        let role = [Role::System, Role::User, Role::Assistant].into_iter().find(|r| m["role"] == r.name()).unwrap();
-        Message::new(role, m["content"].as_array().unwrap().iter().map(part).collect())
+        let parts = m["content"].as_array().unwrap().iter().map(part).collect();
+        Message { role: m["role"].as_str().unwrap().into(), parts }
     };
     list.as_array().unwrap().iter().map(message).collect()
 }
@@ -386,18 +386,21 @@ fn answers_are_found_in_any_template() {
     let plain = sample(plain["chat_template"].as_str().unwrap()).unwrap();
     let published = "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}\
         {% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}\
-        {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}\
-        {% endfor %}{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+        {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}\
+        {{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
     let found = sample(published).unwrap();
     assert_ne!(found.ids, plain.ids);
     assert_eq!(answers(&found), answers(&plain));
     for (template, want) in [
-        (published.replace("content['text']", "content['text'] | upper"), "rewrites earlier answers"),
         (
-            "{% for m in messages %}{% if m['role'] == 'user' %}U{% endif %}{% endfor %}".into(),
-            "leaves earlier answers out",
+            published.replace("content['text']", "content['text'] | replace('shape', 'form')"),
+            "rewrites earlier answers",
         ),
-        ("{{ raise_exception('no') }}".into(), "cannot be applied"),
+        (
+            "{% for m in messages if m['role'] == 'user' %}{{ m['content'][0]['text'] }}{% endfor %}".into(),
+            "drops the assistant's text",
+        ),
+        (format!("{published}{{% if messages | length > 1 %}}{{{{ raise_exception('no') }}}}{{% endif %}}"), "no"),
     ] {
         let error = sample(&template).unwrap_err();
         assert!(error.starts_with("it: ") && error.contains(want), "{error}");

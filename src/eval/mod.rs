@@ -10,7 +10,6 @@ pub mod engine;
 pub mod header;
 pub mod html;
 pub mod plot;
-pub mod prompt;
 pub mod record;
 pub mod report;
 pub mod run;

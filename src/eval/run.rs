@@ -9,12 +9,12 @@ use serde_json::json;
 use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 use super::header::{Header, HeaderError};
-use super::prompt::{PromptError, Template};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
 use super::stats;
 use super::store::{Key, Store, StoreError};
 use crate::events::{Event, Observer};
+use crate::prompt::{ChatTemplate, Message, PromptError};
 
 /// What to evaluate, and how.
 #[derive(Debug, Clone)]
@@ -70,6 +70,8 @@ pub enum EvalError {
     NoTemplate(PathBuf),
     #[error("question {id}: {path} gives logits that are not numbers; the model is broken")]
     NotNumbers { id: String, path: PathBuf },
+    #[error("the reference {0}: {1}")]
+    Template(PathBuf, String),
     #[error("question {id}: prompt and answers take {tokens} tokens, the model was trained for {limit}")]
     TooLong { id: String, tokens: usize, limit: usize },
     #[error("cannot read {path}: {source}")]
@@ -249,7 +251,11 @@ fn prepare<'q>(
         let prompt = match known {
             Some(prompt) => prompt,
             None => {
-                let template = || template.as_ref().ok_or_else(|| EvalError::NoTemplate(setup.reference.clone()));
+                let template = || match &template {
+                    Some(Ok(template)) => Ok(template),
+                    Some(Err(problem)) => Err(EvalError::Template(setup.reference.clone(), problem.to_string())),
+                    None => Err(EvalError::NoTemplate(setup.reference.clone())),
+                };
                 let clock = Instant::now();
                 let mut pieces = tokenize(question, model, vision.as_ref(), bytes.as_deref(), &template, prompts)?;
                 if question.image.is_some() {
@@ -284,10 +290,10 @@ fn tokenize<'t>(
     model: &Model,
     vision: Option<&Vision>,
     bytes: Option<&[u8]>,
-    template: &dyn Fn() -> Result<&'t Template, EvalError>,
+    template: &dyn Fn() -> Result<&'t ChatTemplate, EvalError>,
     prompts: &Store,
 ) -> Result<Vec<Piece>, EvalError> {
-    let turn = |text: &str| -> Result<String, EvalError> { Ok(template()?.user_turn(text)?) };
+    let turn = |text: &str| -> Result<String, EvalError> { Ok(template()?.prompt(&[Message::new("user", 0, text)])?) };
     Ok(match (question.form, &question.image, vision, bytes) {
         (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
         (Form::Chat, Some(path), Some(vision), Some(bytes)) => {

@@ -23,5 +23,7 @@ pub enum GgufError {
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
     #[error(transparent)]
+    Prompt(#[from] crate::prompt::PromptError),
+    #[error(transparent)]
     Header(#[from] crate::ggml::GgmlError),
 }

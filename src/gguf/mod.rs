@@ -5,7 +5,6 @@ mod metadata;
 mod output;
 pub mod plan;
 mod pretokenizer;
-mod template;
 mod types;
 mod vocab;
 mod writer;

@@ -1,5 +1,5 @@
 //! A byte-level BPE vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours.
-use super::{GgufError, pretokenizer, template};
+use super::{GgufError, pretokenizer};
 use crate::checkpoint::Checkpoint;
 use crate::ggml::{GgmlError, Gguf};
 use serde_json::Value;
@@ -87,7 +87,7 @@ impl Vocabulary {
         // What the tokenizer adds is what bos and eos mean to the runtime, whatever the other files say.
         let bos = prefix.first().copied().or(special.bos);
         let eos = suffix.first().copied().or(special.eos);
-        let template = template::read(checkpoint)?;
+        let template = crate::prompt::gguf::read(checkpoint.dir())?;
         notes.extend(template.as_ref().and_then(|t| t.note.clone()));
         Ok(Vocabulary {
             pre,
@@ -100,7 +100,7 @@ impl Vocabulary {
             pad: special.pad,
             add_bos: !prefix.is_empty(),
             add_eos: !suffix.is_empty(),
-            chat_template: template.map(|t| t.text),
+            chat_template: template.map(|t| t.source),
             notes,
         })
     }

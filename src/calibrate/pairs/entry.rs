@@ -6,7 +6,8 @@
 //! - `question` and `answer`, or a `caption`, with or without `image`.
 //!
 //! `<image>` in a text stands for the next picture of the entry. Without any, the pictures come first.
-use super::{CAPTION_QUESTION, Conversation, Message, Part, Picture, Role};
+use super::{ASSISTANT, CAPTION_QUESTION, Conversation, Picture, SYSTEM, USER};
+use crate::prompt::{Message, Part};
 use base64::Engine;
 use serde_json::Value;
 use std::path::Path;
@@ -27,8 +28,8 @@ pub(super) fn conversation(entry: &Value, root: &Path) -> Result<Conversation, S
         None => reader.question(entry)?,
     };
     if let Some(system) = entry.get("system").filter(|v| !blank(v)) {
-        let system = reader.message(Role::System, system)?;
-        if messages.first().is_some_and(|m| m.role == Role::System) {
+        let system = reader.message(SYSTEM, system)?;
+        if messages.first().is_some_and(|m| m.role == SYSTEM) {
             return Err("`system` stands beside a system turn".into());
         }
         messages.insert(0, system);
@@ -105,9 +106,9 @@ impl Reader<'_> {
     fn turn(&mut self, turn: &Value) -> Result<Message, String> {
         let role = turn.get("role").or(turn.get("from")).and_then(Value::as_str);
         let role = match role.ok_or("neither `role` nor `from`")? {
-            "system" | "developer" => Role::System,
-            "user" | "human" => Role::User,
-            "assistant" | "gpt" => Role::Assistant,
+            "system" | "developer" => SYSTEM,
+            "user" | "human" => USER,
+            "assistant" | "gpt" => ASSISTANT,
             other => return Err(format!("the role `{other}` is not understood")),
         };
         if turn.get("tool_calls").is_some_and(|v| !blank(v)) {
@@ -116,18 +117,18 @@ impl Reader<'_> {
         self.message(role, turn.get("content").or(turn.get("value")).ok_or("neither `content` nor `value`")?)
     }
 
-    fn message(&mut self, role: Role, content: &Value) -> Result<Message, String> {
+    fn message(&mut self, role: &str, content: &Value) -> Result<Message, String> {
         let mut parts = Vec::new();
         match content {
             Value::String(text) => self.text(text, &mut parts),
             Value::Array(list) => list.iter().try_for_each(|part| self.part(part, &mut parts))?,
             _ => return Err("the text is missing or no string".into()),
         }
-        let message = Message::new(role, parts);
-        if role == Role::Assistant && message.parts.contains(&Part::Picture) {
+        let message = Message { role: role.into(), parts };
+        if role == ASSISTANT && message.parts.contains(&Part::Image) {
             return Err("a picture in an answer".into());
         }
-        if role == Role::Assistant && message.parts.is_empty() {
+        if role == ASSISTANT && message.parts.is_empty() {
             return Err("the answer is empty".into());
         }
         Ok(message)
@@ -138,7 +139,7 @@ impl Reader<'_> {
         for (i, piece) in text.split(PLACE).enumerate() {
             if i > 0 {
                 self.places += 1;
-                parts.push(Part::Picture);
+                parts.push(Part::Image);
                 self.inline.extend(self.listed.get(self.places - 1).cloned());
             }
             let piece = piece.trim();
@@ -161,7 +162,7 @@ impl Reader<'_> {
                     None => self.text(PLACE, parts),
                     Some(value) => {
                         self.inline.push(picture(value, self.root)?);
-                        parts.push(Part::Picture);
+                        parts.push(Part::Image);
                     }
                 }
                 Ok(())
@@ -174,35 +175,33 @@ impl Reader<'_> {
     fn question(&mut self, entry: &Value) -> Result<Vec<Message>, String> {
         let answer = entry.get("answer").or(entry.get("caption"));
         let question = match entry.get("question") {
-            Some(question) => self.message(Role::User, question)?,
-            None if answer.is_some() && !self.listed.is_empty() => {
-                Message::new(Role::User, vec![Part::Text(CAPTION_QUESTION.into())])
-            }
+            Some(question) => self.message(USER, question)?,
+            None if answer.is_some() && !self.listed.is_empty() => Message::new(USER, 0, CAPTION_QUESTION),
             None => return Err("neither `conversations`, `messages`, `question` nor an `image` with a caption".into()),
         };
-        Ok(vec![question, self.message(Role::Assistant, answer.ok_or("`answer` is missing")?)?])
+        Ok(vec![question, self.message(ASSISTANT, answer.ok_or("`answer` is missing")?)?])
     }
 
     /// Checks the order of turns and that every picture has its place.
     fn finish(self, mut messages: Vec<Message>) -> Result<Conversation, String> {
         // Nothing is learned from what follows the last answer.
-        let answers = messages.iter().rposition(|m| m.role == Role::Assistant);
+        let answers = messages.iter().rposition(|m| m.role == ASSISTANT);
         messages.truncate(answers.ok_or("no answer (a turn of `gpt` or `assistant`)")? + 1);
-        let first = messages.iter().position(|m| m.role != Role::System);
-        let Some(first) = first.filter(|&i| messages[i].role == Role::User) else {
+        let first = messages.iter().position(|m| m.role != SYSTEM);
+        let Some(first) = first.filter(|&i| messages[i].role == USER) else {
             return Err("begins with an answer, not with a question".into());
         };
         let mut pictures = self.inline;
         if self.places == 0 {
-            messages[first].parts.splice(0..0, vec![Part::Picture; self.listed.len()]);
+            messages[first].parts.splice(0..0, vec![Part::Image; self.listed.len()]);
             pictures.splice(0..0, self.listed);
         } else if self.places != self.listed.len() {
             let (places, listed) = (self.places, self.listed.len());
             return Err(format!("{PLACE} stands {places} times for {listed} pictures"));
         }
-        let places = messages.iter().flat_map(|m| &m.parts).filter(|p| **p == Part::Picture).count();
+        let places = messages.iter().flat_map(|m| &m.parts).filter(|p| **p == Part::Image).count();
         pictures.truncate(places);
-        if messages.iter().any(|m| m.parts.is_empty() && m.role == Role::User) {
+        if messages.iter().any(|m| m.parts.is_empty() && m.role == USER) {
             return Err("a question is empty".into());
         }
         messages.retain(|m| !m.parts.is_empty());

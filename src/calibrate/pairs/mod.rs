@@ -5,58 +5,15 @@ mod entry;
 use super::CalibrateError;
 use crate::Error;
 use crate::image::{Rgb, load_rgb};
+use crate::prompt::Message;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    System,
-    User,
-    Assistant,
-}
-
-impl Role {
-    /// As chat templates spell it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        }
-    }
-}
-
-/// A piece of a message, in the order in which it was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
-    Text(String),
-    /// The place of the conversation's next picture.
-    Picture,
-}
-
-/// What one side says in one turn.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    pub role: Role,
-    pub parts: Vec<Part>,
-}
-
-impl Message {
-    pub fn new(role: Role, parts: Vec<Part>) -> Self {
-        Message { role, parts }
-    }
-
-    /// All of the message's text.
-    pub fn text(&self) -> String {
-        let text = |part: &Part| match part {
-            Part::Text(text) => text.clone(),
-            Part::Picture => String::new(),
-        };
-        self.parts.iter().map(text).collect()
-    }
-}
+/// Who speaks, as chat templates spell it.
+pub const SYSTEM: &str = "system";
+pub const USER: &str = "user";
+pub const ASSISTANT: &str = "assistant";
 
 /// Where a picture's bytes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,16 +59,14 @@ impl Picture {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     pub messages: Vec<Message>,
-    /// In the order of the messages' [`Part::Picture`]s.
+    /// In the order of the messages' [`crate::prompt::Part::Image`]s.
     pub pictures: Vec<Picture>,
 }
 
 impl Conversation {
     /// The messages of one question, behind a picture if `picture`, and its answer.
     pub fn single(question: &str, answer: &str, picture: bool) -> Vec<Message> {
-        let mut asked = vec![Part::Picture; usize::from(picture)];
-        asked.push(Part::Text(question.into()));
-        vec![Message::new(Role::User, asked), Message::new(Role::Assistant, vec![Part::Text(answer.into())])]
+        vec![Message::new(USER, usize::from(picture), question), Message::new(ASSISTANT, 0, answer)]
     }
 }
 

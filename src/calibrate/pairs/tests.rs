@@ -1,4 +1,5 @@
 use super::*;
+use crate::prompt::Part;
 
 fn list(text: impl AsRef<[u8]>) -> (tempfile::TempDir, Result<List, String>) {
     let dir = tempfile::tempdir().unwrap();
@@ -20,7 +21,7 @@ fn told(text: impl AsRef<[u8]>) -> Result<Vec<String>, String> {
         let mut pictures = conversation.pictures.iter();
         let mut part = |part: &Part| match part {
             Part::Text(text) => text.clone(),
-            Part::Picture => match pictures.next() {
+            Part::Image => match pictures.next() {
                 Some(Picture::File(path)) => {
                     format!("[{}]", path.strip_prefix(dir.path()).unwrap_or(path).display())
                 }
@@ -31,7 +32,7 @@ fn told(text: impl AsRef<[u8]>) -> Result<Vec<String>, String> {
         let mut messages = Vec::new();
         for m in &conversation.messages {
             let parts: Vec<String> = m.parts.iter().map(&mut part).collect();
-            messages.push(format!("{}: {}", m.role.name(), parts.join(" ")));
+            messages.push(format!("{}: {}", m.role, parts.join(" ")));
         }
         assert!(pictures.next().is_none(), "a picture without a place");
         Ok(messages.join(" | "))

@@ -4,13 +4,13 @@ use super::LlavaOnevision;
 use crate::Error;
 use crate::calibrate::CalibrateError;
 use crate::calibrate::batch::{Kind, Sample};
-use crate::calibrate::pairs::{Message, Part, Role};
+use crate::calibrate::pairs::ASSISTANT;
 use crate::checkpoint::Checkpoint;
 use crate::image::{Rgb, anyres};
 use crate::model::decoder::Linear;
 use crate::model::vision::{Reader, Tower};
+use crate::prompt::{ChatTemplate, Message};
 use candle_core::{Device, Tensor};
-use minijinja::{Environment, Error as JinjaError, ErrorKind, context};
 use std::ops::Range;
 use std::path::Path;
 use tokenizers::{Encoding, Tokenizer};
@@ -27,8 +27,7 @@ pub struct Embedder<'a> {
     linear2: Linear,
     newline: Tensor,
     tokenizer: Tokenizer,
-    template: String,
-    bos: String,
+    template: ChatTemplate,
     eos: String,
     device: Device,
 }
@@ -51,7 +50,7 @@ impl<'a> Embedder<'a> {
             let v = &config[key];
             v.as_str().or(v["content"].as_str()).unwrap_or_default().to_string()
         };
-        let (bos, eos) = (token("bos_token"), token("eos_token"));
+        let eos = token("eos_token");
         if eos.is_empty() {
             return Err(problem(&checkpoint.dir().join("tokenizer_config.json"), "eos_token is missing"));
         }
@@ -60,11 +59,10 @@ impl<'a> Embedder<'a> {
             linear1: r.linear("multi_modal_projector.linear_1", hidden, vision, bias)?,
             linear2: r.linear("multi_modal_projector.linear_2", hidden, hidden, bias)?,
             newline: r.tensor("image_newline", &[hidden])?,
-            template: template(checkpoint)?,
+            template: ChatTemplate::read(checkpoint.dir())?,
             model,
             checkpoint,
             tokenizer,
-            bos,
             eos,
             device: device.clone(),
         })
@@ -143,62 +141,6 @@ impl<'a> Embedder<'a> {
         Tensor::cat(&[overview, grid], 0)
     }
 
-    /// The conversation so far as the chat template words it, generation prompt added.
-    fn render(&self, messages: &[Message]) -> Result<String, String> {
-        let mut env = Environment::new();
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
-        env.add_function("raise_exception", |message: String| -> Result<minijinja::Value, JinjaError> {
-            Err(JinjaError::new(ErrorKind::InvalidOperation, message))
-        });
-        let part = |part: &Part| match part {
-            Part::Text(text) => context! { type => "text", text },
-            Part::Picture => context! { type => "image" },
-        };
-        let message = |m: &Message| {
-            let content: Vec<_> = m.parts.iter().map(part).collect();
-            context! { role => m.role.name(), content }
-        };
-        let values = context! {
-            messages => messages.iter().map(message).collect::<Vec<_>>(),
-            add_generation_prompt => true,
-            bos_token => self.bos,
-            eos_token => self.eos,
-        };
-        env.render_str(&self.template, values).map_err(|e| format!("the chat template cannot be applied: {e:#}"))
-    }
-
-    /// What stands before the last answer, and where in it the earlier answers stand (bytes, the end of turn included).
-    ///
-    /// A template may word an answer that is given otherwise than the prompt for one that is awaited: the published
-    /// one writes `assistant` and a space before its newline there. So the answers' places are found with marks instead.
-    fn prompt(&self, messages: &[Message]) -> Result<(String, Vec<Range<usize>>), String> {
-        let text = self.render(messages)?;
-        let answers: Vec<usize> = (0..messages.len()).filter(|&i| messages[i].role == Role::Assistant).collect();
-        let mark = |i: usize| format!("\u{e000}{i}\u{e001}");
-        let mut marked = messages.to_vec();
-        answers.iter().for_each(|&i| marked[i].parts = vec![Part::Text(mark(i))]);
-        let marked = if answers.is_empty() { text.clone() } else { self.render(&marked)? };
-        let (mut rest, mut joined, mut places) = (marked.as_str(), String::new(), Vec::new());
-        for i in answers {
-            let (before, after) = rest.split_once(&mark(i)).ok_or("the chat template leaves earlier answers out")?;
-            joined += before;
-            let start = joined.len();
-            joined += &messages[i].text();
-            let end = if after.starts_with(&self.eos) { self.eos.len() } else { 0 };
-            places.push(start..joined.len() + end);
-            rest = after;
-        }
-        joined += rest;
-        if joined != text {
-            return Err(
-                "the chat template rewrites earlier answers: their tokens cannot be told from the prompt's".into()
-            );
-        }
-        Ok((text, places))
-    }
-
     fn encode(&self, text: &str, special: bool) -> Result<Encoding, Error> {
         let encoding = self.tokenizer.encode(text, special);
         encoding.map_err(|e| problem(&self.checkpoint.dir().join("tokenizer.json"), e))
@@ -218,11 +160,13 @@ impl<'a> Embedder<'a> {
         max_tokens: usize,
     ) -> Result<Sample, Error> {
         let unfit = |problem: String| Error::from(CalibrateError::Sample { what: what.into(), problem });
-        let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role == Role::Assistant) else {
+        let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role == ASSISTANT) else {
             return Err(unfit("there is no answer at the end".into()));
         };
-        let (prompt, earlier) = self.prompt(before).map_err(unfit)?;
-        let prompt = self.encode(&prompt, true)?;
+        let prompt = self.template.conversation(before).map_err(|e| unfit(e.to_string()))?;
+        // A template may have written the token with which the tokenizer would begin.
+        let begun = !self.template.bos().is_empty() && prompt.text.starts_with(self.template.bos());
+        let (earlier, prompt) = (prompt.answers, self.encode(&prompt.text, !begun)?);
         let mut reply = self.encode(last.text().trim(), false)?.get_ids().to_vec();
         if reply.is_empty() {
             return Err(unfit("the answer is empty".into()));
@@ -244,10 +188,22 @@ impl<'a> Embedder<'a> {
                 format!("{tokens} tokens, {vision} of them the pictures'; at most {max_tokens} fit (--max-tokens)");
             return Err(unfit(why));
         }
+        self.lay(&prompt, &earlier, seen, reply)
+    }
+
+    /// The tokens of prompt, pictures and reply one after the other. `earlier`: the bytes of the prompt's answers.
+    fn lay(
+        &self,
+        prompt: &Encoding,
+        earlier: &[Range<usize>],
+        pictures: Vec<Tensor>,
+        reply: Vec<u32>,
+    ) -> Result<Sample, Error> {
+        let image = self.model.image_token_id;
         let (mut ids, mut kinds, mut embeds, mut words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut seen = seen.into_iter();
+        let mut pictures = pictures.into_iter();
         for (&id, &(start, end)) in prompt.get_ids().iter().zip(prompt.get_offsets()) {
-            if let Some(picture) = (id as usize == image).then(|| seen.next()).flatten() {
+            if let Some(picture) = (id as usize == image).then(|| pictures.next()).flatten() {
                 embeds.extend(self.words(&std::mem::take(&mut words))?);
                 ids.resize(ids.len() + picture.dim(0)?, id);
                 kinds.resize(ids.len(), Kind::Vision);
@@ -287,22 +243,6 @@ impl<'a> Embedder<'a> {
         }
         Ok(Some(Tensor::from_vec(data, (ids.len(), hidden), &Device::Cpu)?))
     }
-}
-
-/// The processor's chat template, else the tokenizer's.
-fn template(checkpoint: &Checkpoint) -> Result<String, Error> {
-    let path = checkpoint.dir().join("chat_template.jinja");
-    if let Ok(text) = std::fs::read_to_string(&path) {
-        return Ok(text);
-    }
-    for file in ["chat_template.json", "processor_config.json", "tokenizer_config.json"] {
-        if checkpoint.dir().join(file).exists()
-            && let Some(text) = checkpoint.json(file)?["chat_template"].as_str()
-        {
-            return Ok(text.into());
-        }
-    }
-    Err(problem(checkpoint.dir(), "no chat template; calibration needs one to word the prompts"))
 }
 
 /// PyTorch's bilinear interpolation, corners not aligned, of `[h, w, c]`.
