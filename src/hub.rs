@@ -63,7 +63,9 @@ pub enum HubError {
     Id { id: String },
     #[error("{id}: not in the cache {cache}, and --offline forbids a download")]
     Offline { id: String, cache: PathBuf },
-    #[error("{id}: {endpoint} has no such model, or it is private (set HF_TOKEN to a token that may read it){said}")]
+    #[error(
+        "{id}: {endpoint} has no such model or revision, or it is private (set HF_TOKEN to a token that may read it){said}"
+    )]
     NotFound { id: String, endpoint: String, said: String },
     #[error("{id}: the model has no such revision{said}")]
     Revision { id: String, said: String },

@@ -23,7 +23,7 @@ pub(super) fn conversation(entry: &Value, root: &Path) -> Result<Conversation, S
         }
     }
     let mut reader = Reader { root, listed: listed(entry, root)?, places: 0, inline: Vec::new() };
-    let mut messages = match entry.get("messages").or(entry.get("conversations")) {
+    let mut messages = match present(entry, "messages").or(present(entry, "conversations")) {
         Some(turns) => reader.turns(turns)?,
         None => reader.question(entry)?,
     };
@@ -35,6 +35,11 @@ pub(super) fn conversation(entry: &Value, root: &Path) -> Result<Conversation, S
         messages.insert(0, system);
     }
     reader.finish(messages)
+}
+
+/// The value of a key, unless it is null: tables that became JSON have every key in every row.
+fn present<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    value.get(key).filter(|v| !v.is_null())
 }
 
 /// Null, an empty string or list.
@@ -104,7 +109,7 @@ impl Reader<'_> {
     }
 
     fn turn(&mut self, turn: &Value) -> Result<Message, String> {
-        let role = turn.get("role").or(turn.get("from")).and_then(Value::as_str);
+        let role = present(turn, "role").or(present(turn, "from")).and_then(Value::as_str);
         let role = match role.ok_or("neither `role` nor `from`")? {
             "system" | "developer" => SYSTEM,
             "user" | "human" => USER,
@@ -114,7 +119,7 @@ impl Reader<'_> {
         if turn.get("tool_calls").is_some_and(|v| !blank(v)) {
             return Err("`tool_calls` is not understood".into());
         }
-        self.message(role, turn.get("content").or(turn.get("value")).ok_or("neither `content` nor `value`")?)
+        self.message(role, present(turn, "content").or(present(turn, "value")).ok_or("neither `content` nor `value`")?)
     }
 
     fn message(&mut self, role: &str, content: &Value) -> Result<Message, String> {
@@ -158,7 +163,7 @@ impl Reader<'_> {
                 Ok(())
             }
             "image" | "image_url" => {
-                match ["image_url", "image", "url", "path"].iter().find_map(|key| part.get(*key)) {
+                match ["image_url", "image", "url", "path"].iter().find_map(|key| present(part, key)) {
                     None => self.text(PLACE, parts),
                     Some(value) => {
                         self.inline.push(picture(value, self.root)?);
@@ -173,8 +178,8 @@ impl Reader<'_> {
 
     /// The layout without turns.
     fn question(&mut self, entry: &Value) -> Result<Vec<Message>, String> {
-        let answer = entry.get("answer").or(entry.get("caption"));
-        let question = match entry.get("question") {
+        let answer = present(entry, "answer").or(present(entry, "caption"));
+        let question = match present(entry, "question") {
             Some(question) => self.message(USER, question)?,
             None if answer.is_some() && !self.listed.is_empty() => Message::new(USER, 0, CAPTION_QUESTION),
             None => return Err("neither `conversations`, `messages`, `question` nor an `image` with a caption".into()),

@@ -91,7 +91,8 @@ fn turns_and_pictures() {
         {"role":"assistant","content":"A"}]}"#;
     assert_eq!(told(none), Ok(vec!["system: S | user: [a.png] [b.png] Q | assistant: A".into()]));
     // TRL's form: parts without a source take the listed pictures.
-    let trl = r#"{"images":["a.png"],"messages":[{"role":"user","content":[{"type":"image"},{"type":"text","text":"Q"}]},
+    let trl = r#"{"images":["a.png"],"conversations":null,"messages":[{"role":"user","content":[{"type":"image","text":null},
+        {"type":"text","text":"Q","image":null}]},
         {"role":"assistant","content":[{"type":"text","text":"A"}]}]}"#;
     assert_eq!(told(trl), Ok(vec!["user: [a.png] Q | assistant: A".into()]));
 }
@@ -144,7 +145,7 @@ fn faults_say_what() {
         (br#"{"conversations":[{"from":"gpt","value":"A"}]}"#, "begins with an answer"),
         (br#"{"conversations":[{"from":"observation","value":"Q"}]}"#, "turn 1: the role `observation`"),
         (br#"{"messages":[{"role":"user","content":[{"type":"input_audio"}]}]}"#, "type `input_audio`"),
-        (br#"{"messages":[{"role":"user","content":null}]}"#, "turn 1: the text is missing"),
+        (br#"{"messages":[{"role":"user","content":null}]}"#, "turn 1: neither `content` nor `value`"),
         (br#"{"videos":["v.mp4"],"messages":[]}"#, "`videos` is not understood"),
     ] {
         let error = told(text).unwrap_err();
