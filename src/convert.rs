@@ -102,11 +102,13 @@ pub fn convert(
         observer.event(Event::Note(note.into()));
     }
 
-    let general = General {
-        name: model_name(checkpoint, options, &text_plan),
-        card: Card::read(checkpoint.dir()),
-        repository: options.repository.clone(),
-    };
+    // A card is no reason to refuse a model, but its licence is not dropped without a word.
+    let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {
+        observer.event(Event::Note(format!("{problem}; licence, languages and tags are left out")));
+        Card::default()
+    });
+    let general =
+        General { name: model_name(checkpoint, options, &text_plan), card, repository: options.repository.clone() };
     let [path, mmproj_path, record_path] = paths(&general.name, options);
 
     let mut header = Gguf::new();
@@ -221,8 +223,8 @@ fn check_tensors<'a>(
 
 /// The model's name: the hub's, or the directory's.
 fn display_name(dir: &Path, repository: Option<&str>) -> String {
-    if let Some((_, name)) = repository.and_then(|r| r.split_once('/')) {
-        return name.into();
+    if let Some(repository) = repository {
+        return repository.rsplit('/').next().unwrap_or(repository).into();
     }
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
     dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())

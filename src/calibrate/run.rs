@@ -158,7 +158,8 @@ impl Options<'_> {
 /// Calibrates on `samples`.
 ///
 /// # Errors
-/// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job.
+/// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job, an importance
+/// matrix of zeros.
 pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn Observer) -> Result<Outcome, Error> {
     if options.method == Method::Rtn && options.importance.is_none() {
         return Ok(Outcome::default());
@@ -295,6 +296,7 @@ pub fn run_packed(
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
     observer.event(Event::PhaseEnd);
+    importance.iter().try_for_each(Importance::check)?;
     Ok(Outcome {
         folds,
         sensitivities: progress.sensitivities,

@@ -3,21 +3,19 @@ use super::clock::Clock;
 use super::compensate::{self, Leftovers};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use mbq_convert::calibrate::batch::{Batch, Packer, Sample};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric, Mbq3, PerChannel, Stored, WeightGrid};
 use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
-use mbq_convert::calibrate::stream::{Room, Stream};
-use mbq_convert::calibrate::{self, Method, Model, builtin, pairs};
+use mbq_convert::calibrate::samples::{self, Draw, Samples};
+use mbq_convert::calibrate::stream::Room;
+use mbq_convert::calibrate::{self, Method, Model};
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::convert::Calibration;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::{self, GgmlType};
 use mbq_convert::gguf::{Encoder, FileType, Linear, Role, TypeChoice, fitting};
-use mbq_convert::image::load_rgb;
 use mbq_convert::model::TextConfig;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,8 +24,8 @@ use std::time::Instant;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct Args {
-    /// Image-text pairs: LLaVA/ShareGPT4V JSON or JSONL, JSONL of {image, question, answer}, or a folder of pictures
-    /// with .txt captions [default: a small built-in set]
+    /// Conversations about pictures: LLaVA/ShareGPT4V, OpenAI or LlamaFactory JSON or JSONL, JSONL of {image, question,
+    /// answer}, or a folder of pictures with .txt captions [default: a small built-in set]
     #[arg(long, value_name = "FILE|DIR")]
     calib: Option<PathBuf>,
     /// Where the pairs' pictures are [default: beside the file]
@@ -39,7 +37,7 @@ pub struct Args {
     /// Which pairs are drawn when there are more
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Refuse samples of more tokens than this [default: the model's context]
+    /// Skip samples of more tokens than this [default: the model's context]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     /// How errors are added up [default: mae for mbq, mse for awq]
@@ -88,6 +86,17 @@ impl Args {
     /// The pairs' name, for the record.
     pub fn source(&self) -> String {
         self.calib.as_ref().map_or_else(|| "built-in".into(), |path| path.display().to_string())
+    }
+
+    /// Which pairs are used, for a model of `context` tokens.
+    fn draw(&self, context: usize) -> Draw<'_> {
+        Draw {
+            list: self.calib.as_deref(),
+            image_root: self.image_root.as_deref(),
+            samples: self.samples as usize,
+            seed: self.seed,
+            max_tokens: self.max_tokens.unwrap_or(context).min(context),
+        }
     }
 
     /// The same with an importance matrix gathered, balanced unless another was named.
@@ -227,7 +236,10 @@ pub fn run(
     // What does not fit waits beside the progress.
     let spill = progress.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let room = Room::new(&device, memory / 2, spill);
-    let Samples { batch, inputs, data, source } = samples(args, checkpoint, &config, &device, &room, observer)?;
+    let embedder = Embedder::load(&config, checkpoint, &device)?;
+    let Samples { batch, inputs, data, source, skipped } =
+        samples::embed(&embedder, args.draw(config.text.max_position_embeddings), CHUNK, &room, observer)?;
+    drop(embedder);
     let embedding_seconds = start.elapsed().as_secs_f64();
     let model = Model::new(checkpoint, &config.text, batch.longest, device)?;
     let weights: Box<dyn WeightGrid> =
@@ -301,6 +313,7 @@ pub fn run(
         "method": record(method),
         "settings": settings,
         "data_sha256": data,
+        "skipped": skipped,
         "tokens": tokens,
         "loss": found.loss,
         "sensitivities": found.sensitivities,
@@ -319,77 +332,6 @@ pub fn run(
 
 /// Tokens that are packed together, at least.
 const CHUNK: usize = 1024;
-
-/// The embedded pairs.
-struct Samples {
-    batch: Batch,
-    inputs: Stream,
-    /// SHA-256 of what enters the text model.
-    data: String,
-    source: String,
-}
-
-/// Embeds the pairs.
-fn samples(
-    args: &Args,
-    checkpoint: &Checkpoint,
-    config: &LlavaOnevision,
-    device: &Device,
-    room: &Room,
-    observer: &dyn Observer,
-) -> Result<Samples> {
-    let context = config.text.max_position_embeddings;
-    let max_tokens = args.max_tokens.unwrap_or(context).min(context);
-    let embedder = Embedder::load(config, checkpoint, device)?;
-    let begin = |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pairs" });
-    let (mut packer, mut hash) = (Packer::new(CHUNK, room), Sha256::new());
-    let mut add = |sample: Sample, name: String| -> Result<()> {
-        let values = sample.embeds.flatten_all()?.to_vec1::<f32>()?;
-        for part in values.chunks(4096) {
-            let bytes: Vec<u8> = part.iter().flat_map(|v| v.to_le_bytes()).collect();
-            hash.update(bytes);
-        }
-        sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-        packer.push(sample)?;
-        observer.event(Event::Advance { n: 1, detail: name });
-        Ok(())
-    };
-    let source = match &args.calib {
-        Some(path) => {
-            let all = pairs::read(path, args.image_root.as_deref())?;
-            let pairs = pairs::choose(all, args.samples as usize, args.seed);
-            begin(pairs.len());
-            let at_once = if device.is_cpu() { rayon::current_num_threads().min(4) } else { 1 };
-            for part in pairs.chunks(at_once) {
-                let name = |p: &pairs::Pair| p.image.clone().unwrap_or_else(|| path.into());
-                let embed = |p: &pairs::Pair| -> Result<Sample> {
-                    let image = p.image.as_deref().map(load_rgb).transpose()?;
-                    Ok(embedder.sample(&name(p), image.as_ref(), &p.question, &p.answer, max_tokens)?)
-                };
-                let samples: Vec<Result<Sample>> = part.par_iter().map(embed).collect();
-                for (p, sample) in part.iter().zip(samples) {
-                    add(sample?, name(p).display().to_string())?;
-                }
-            }
-            path.display().to_string()
-        }
-        None => {
-            let set = builtin::pairs()?;
-            let n = set.len().min(args.samples as usize);
-            let note = format!("no --calib given: calibrating on the built-in set of {n} drawn pictures");
-            observer.event(Event::Note(note));
-            begin(n);
-            for p in &set[..n] {
-                let sample = embedder.sample(Path::new(p.name), Some(&p.image), p.question, p.answer, max_tokens)?;
-                add(sample, p.name.into())?;
-            }
-            "built-in".into()
-        }
-    };
-    observer.event(Event::PhaseEnd);
-    let (batch, inputs) = packer.finish()?;
-    Ok(Samples { batch, inputs, data: hex(&hash.finalize()), source })
-}
 
 /// Half of the memory that no one uses, or 4 GiB where the system does not say.
 fn half_of_free() -> usize {

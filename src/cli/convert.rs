@@ -7,7 +7,7 @@ use mbq_convert::convert::{Options, Summary, Written, check, convert};
 use mbq_convert::events::Observer;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
-use mbq_convert::hub::{Hub, HubId};
+use mbq_convert::hub::{Hub, HubId, repository_of};
 use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -143,7 +143,7 @@ pub(super) struct Source {
 pub(super) fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
     let dir = Path::new(model);
     if dir.is_dir() {
-        return Ok(Source { dir: dir.into(), repository: None });
+        return Ok(Source { dir: dir.into(), repository: repository_of(dir) });
     }
     let id: HubId = model.parse()?;
     let dir = Hub::from_env(offline).fetch(&id, observer)?;

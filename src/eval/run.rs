@@ -293,9 +293,7 @@ fn tokenize<'t>(
     template: &dyn Fn() -> Result<&'t ChatTemplate, EvalError>,
     prompts: &Store,
 ) -> Result<Vec<Piece>, EvalError> {
-    let turn = |text: &str| -> Result<String, EvalError> { 
-        Ok(template()?.prompt(&[Message::new("user", 0, text)])?)
-    };
+    let turn = |text: &str| -> Result<String, EvalError> { Ok(template()?.prompt(&[Message::new("user", 0, text)])?) };
     Ok(match (question.form, &question.image, vision, bytes) {
         (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
         (Form::Chat, Some(path), Some(vision), Some(bytes)) => {

@@ -70,6 +70,17 @@ pub fn tiles(image: &Rgb, pinpoints: &[Size], side: usize, filter: Filter) -> Op
     Some(Tiles { tiles, rows, cols, original })
 }
 
+/// A picture as one of several: padded to a square with the mean colour, then resized to one tile of `side` pixels
+/// (`pad_to_square`; an odd margin's pixel goes to the right or the bottom). `mean` is the normalisation's, 0 to 1.
+pub fn whole(image: &Rgb, side: usize, mean: [f32; 3], filter: Filter) -> Rgb {
+    let longest = image.width.max(image.height);
+    let mut square = Rgb::black(longest, longest);
+    let colour = mean.map(|m| (f64::from(m) * 255.0) as u8);
+    square.data.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&colour));
+    image.paste_onto(&mut square, (longest - image.width) / 2, (longest - image.height) / 2);
+    resize(&square, side, side, filter)
+}
+
 /// The part of a re-assembled feature grid that holds picture, not padding: rows or columns cut at both ends
 /// (`unpad_image`). Returns (first row, rows, first column, columns).
 pub fn unpadded(original: Size, rows: usize, cols: usize) -> (usize, usize, usize, usize) {

@@ -74,7 +74,10 @@ pub fn source(dir: &Path) -> Result<Option<String>, PromptError> {
         return text(&more.join("default.jinja"));
     }
     if !named.is_empty() {
-        return Err(fail(&more, format!("has the chat templates {}; chat_template.jinja is missing", named.join(", "))));
+        return Err(fail(
+            &more,
+            format!("has the chat templates {}; chat_template.jinja is missing", named.join(", ")),
+        ));
     }
     entry("tokenizer_config.json")
 }

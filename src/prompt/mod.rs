@@ -36,7 +36,7 @@ impl Message {
     }
 
     /// All of its text.
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         self.parts.iter().map(|p| if let Part::Text(text) = p { text.as_str() } else { "" }).collect()
     }
 

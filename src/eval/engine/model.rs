@@ -85,8 +85,9 @@ impl Model {
             (source, lib.llama_vocab_bos(vocab), lib.llama_vocab_eos(vocab), lib.llama_vocab_get_add_bos(vocab))
         };
         let text = |token: Token| if token < 0 { String::new() } else { self.piece(token) };
-        let variables = [("bos_token", text(bos).into()), ("eos_token", text(eos).into()), ("enable_thinking", true.into())]
-            .map(|(name, value): (_, serde_json::Value)| (name.to_string(), value));
+        let variables =
+            [("bos_token", text(bos).into()), ("eos_token", text(eos).into()), ("enable_thinking", true.into())]
+                .map(|(name, value): (_, serde_json::Value)| (name.to_string(), value));
         let context = Context { variables: variables.into_iter().collect(), adds_bos, image: MARK.into() };
         Some(ChatTemplate::new(source, context, Form::Text))
     }
