@@ -2,6 +2,7 @@
 pub mod calibrate;
 pub mod checkpoint;
 pub mod convert;
+pub mod digest;
 mod error;
 pub mod eval;
 pub mod events;
@@ -11,6 +12,7 @@ pub mod hub;
 pub mod image;
 pub mod model;
 pub mod quant;
+pub mod random;
 pub mod rotate;
 pub mod runtime;
 

@@ -15,6 +15,7 @@ pub mod race;
 mod run;
 pub mod sensitivity;
 pub mod smoothquant;
+pub mod store;
 pub mod stream;
 #[cfg(test)]
 mod tests;

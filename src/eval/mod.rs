@@ -10,6 +10,7 @@ pub mod engine;
 pub mod header;
 pub mod html;
 pub mod plot;
+mod projectors;
 pub mod prompt;
 pub mod record;
 pub mod report;

@@ -9,20 +9,23 @@ use serde_json::json;
 use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 use super::header::{Header, HeaderError};
+use super::projectors::Projectors;
 use super::prompt::{PromptError, Template};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
 use super::stats;
 use super::store::{Key, Store, StoreError};
+use crate::digest::hex;
 use crate::events::{Event, Observer};
+use crate::gguf::GgufError;
 
 /// What to evaluate, and how.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub reference: PathBuf,
     pub candidates: Vec<PathBuf>,
-    /// Needed as soon as a question has a picture.
-    pub mmproj: Option<PathBuf>,
+    /// Needed as soon as a question has a picture; several where models were not made with the same.
+    pub mmproj: Vec<PathBuf>,
     pub data: PathBuf,
     pub image_root: PathBuf,
     /// Only the first so many questions.
@@ -64,6 +67,10 @@ pub enum EvalError {
     IsProjector { path: PathBuf },
     #[error("{path} is a text model ({architecture}), not a projector; give it as a candidate or --reference")]
     NotProjector { path: PathBuf, architecture: String },
+    #[error("{path}: no model here takes its pictures from this projector: leave it out")]
+    UnusedProjector { path: PathBuf },
+    #[error(transparent)]
+    Pair(GgufError),
     #[error("{0} questions have pictures: give the projector with --mmproj")]
     NoProjector(usize),
     #[error("the reference {0} has no chat template; use \"prompt\" in place of \"question\", or a file that has one")]
@@ -93,22 +100,22 @@ const SPEED_TOKENS: usize = 32;
 /// See [`EvalError`]; what was computed before stays in the cache.
 pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> {
     let start = Instant::now();
-    let (reference, candidates, mmproj) = headers(setup)?;
+    let (reference, candidates, given) = headers(setup)?;
     let questions = Questions::read(&setup.data, &setup.image_root, setup.limit)?;
     let pictures = questions.list.iter().filter(|q| q.image.is_some()).count();
-    if pictures > 0 && mmproj.is_none() {
+    if pictures > 0 && given.is_empty() {
         return Err(EvalError::NoProjector(pictures));
     }
+    let models: Vec<&Header> = std::iter::once(&reference).chain(&candidates).collect();
+    let projectors = (pictures > 0).then(|| Projectors::assign(&models, given)).transpose()?;
     let runtime = Runtime::open(&setup.runtime)?;
     let model = preflight(setup, &runtime)?;
-    let mmproj = mmproj.filter(|_| pictures > 0);
 
     let phase = |name: &str, total: usize, unit: &'static str| {
         observer.event(Event::PhaseStart { name: name.into(), total: total as u64, unit });
     };
-    let mut all = vec![&reference];
-    all.extend(&candidates);
-    all.extend(&mmproj);
+    let mut all = models;
+    all.extend(projectors.iter().flat_map(|p| &p.files));
     phase("checksums", all.len(), "files");
     let mut digests = Vec::new();
     for header in &all {
@@ -117,55 +124,100 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
     }
     observer.event(Event::PhaseEnd);
 
-    let projector = mmproj.as_ref().map(|_| &digests[digests.len() - 1]);
-    let identity = json!({"format": 1, "reference": digests[0], "mmproj": projector, "runtime": runtime.describe(),
-        "exact": setup.compute.exact});
-    let mut prompts = Store::open(&setup.cache, "prompts", &identity)?;
+    // The projector of model `i`, and its digest; the reference is model 0.
+    let projector = |i: usize| {
+        let (projectors, first) = (projectors.as_ref()?, 1 + candidates.len());
+        Some((&projectors.files[projectors.of(i)], digests[first + projectors.of(i)].as_str()))
+    };
+    let identity = |i: usize| {
+        json!({"format": 1, "reference": digests[0], "mmproj": projector(i).map(|p| p.1), "runtime": runtime.describe(),
+            "exact": setup.compute.exact})
+    };
     phase("prompts and pictures", questions.list.len(), "questions");
     let clock = Instant::now();
-    let (items, vision, encode) = prepare(setup, &questions, model, &mut prompts, observer)?;
-    let prepare_seconds = clock.elapsed().as_secs_f64();
+    let mut inputs = vec![Inputs::prepare(setup, &questions, model, projector(0), &identity(0), observer)?];
     observer.event(Event::PhaseEnd);
+    for i in 1..=candidates.len() {
+        let Some(own) = projector(i) else { continue };
+        if inputs.iter().all(|known| known.projector.as_deref() != Some(own.1)) {
+            phase(&format!("pictures by {}", name(&own.0.path)), questions.list.len(), "questions");
+            let model = Model::load(&runtime, &setup.reference, setup.compute, false)?;
+            inputs.push(Inputs::prepare(setup, &questions, model, Some(own), &identity(i), observer)?);
+            observer.event(Event::PhaseEnd);
+        }
+    }
+    let prepare_seconds = clock.elapsed().as_secs_f64();
 
-    let longest = context(setup, &items, &reference)?;
-    let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": identity});
+    let mut context = 0;
+    for inputs in &inputs {
+        context = context.max(cells(setup, &inputs.items, &reference)?);
+    }
+    let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": identity(0)});
     let mut references = Store::open(&setup.cache, "reference", &settings)?;
-    let work = Work { setup, runtime: &runtime, vision: vision.as_ref(), context: longest, observer };
-    phase(&format!("reference {}", name(&reference.path)), items.len(), "questions");
-    let reference_times = work.reference(&items, &mut prompts, &mut references)?;
+    let work = Work { setup, runtime: &runtime, context, observer };
+    phase(&format!("reference {}", name(&reference.path)), questions.list.len(), "questions");
+    let reference_times = work.reference(&mut inputs[0], &mut references)?;
     observer.event(Event::PhaseEnd);
 
     let mut models = Vec::new();
     for (i, candidate) in candidates.iter().enumerate() {
-        phase(&name(&candidate.path), items.len(), "questions");
-        let mut store = Store::open(&setup.cache, "candidate", &json!({"candidate": digests[1 + i], "of": settings}))?;
-        let times = work.candidate(candidate, &items, &mut prompts, &mut references, &mut store)?;
-        let outcomes = outcomes(&items, &mut store)?;
-        models.push(report::Measured { header: candidate, digest: &digests[1 + i], times, outcomes });
+        phase(&name(&candidate.path), questions.list.len(), "questions");
+        let own = projector(1 + i).filter(|own| inputs[0].projector.as_deref() != Some(own.1));
+        let at = own.and_then(|own| inputs.iter().position(|known| known.projector.as_deref() == Some(own.1)));
+        let inputs = &mut inputs[at.unwrap_or(0)];
+        let mut key = json!({"candidate": digests[1 + i], "of": settings});
+        if let Some((_, digest)) = own {
+            key["mmproj"] = digest.into();
+        }
+        let mut store = Store::open(&setup.cache, "candidate", &key)?;
+        let times = work.candidate(candidate, inputs, &mut references, &mut store)?;
+        let outcomes = outcomes(&inputs.items, &mut store)?;
+        models.push(report::Measured { header: candidate, mmproj: own, digest: &digests[1 + i], times, outcomes });
         observer.event(Event::PhaseEnd);
     }
     let cost = report::Cost {
         wall: start.elapsed().as_secs_f64(),
         prepare: prepare_seconds,
-        encode,
+        encode: inputs.iter().map(|i| i.encode).sum(),
         reference: reference_times,
-        cache_bytes: prompts.len() + references.len(),
+        cache_bytes: inputs.iter().map(|i| i.prompts.len()).sum::<u64>() + references.len(),
     };
-    let list: Vec<_> = items.iter().map(|i| i.question).collect();
-    let projector = mmproj.as_ref().map(|m| (m, digests[digests.len() - 1].as_str()));
-    Ok(report::build(setup, &runtime, (&reference, &digests[0]), projector, &questions, &list, &models, &cost))
+    let list: Vec<_> = inputs[0].items.iter().map(|i| i.question).collect();
+    Ok(report::build(setup, &runtime, (&reference, &digests[0]), projector(0), &questions, &list, &models, &cost))
 }
 
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+/// What models with the same projector run on.
+struct Inputs<'q> {
+    /// The projector's digest.
+    projector: Option<String>,
+    items: Vec<Item<'q>>,
+    prompts: Store,
+    vision: Option<Vision>,
+    /// Seconds of embedding pictures.
+    encode: f64,
+}
+
+impl<'q> Inputs<'q> {
+    fn prepare(
+        setup: &Setup,
+        questions: &'q Questions,
+        model: Model,
+        projector: Option<(&Header, &str)>,
+        identity: &serde_json::Value,
+        observer: &dyn Observer,
+    ) -> Result<Self, EvalError> {
+        let mut prompts = Store::open(&setup.cache, "prompts", identity)?;
+        let mmproj = projector.map(|(header, _)| header.path.as_path());
+        let (items, vision, encode) = prepare(setup, questions, model, mmproj, &mut prompts, observer)?;
+        Ok(Inputs { projector: projector.map(|(_, digest)| digest.into()), items, prompts, vision, encode })
+    }
 }
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn headers(setup: &Setup) -> Result<(Header, Vec<Header>, Option<Header>), EvalError> {
+fn headers(setup: &Setup) -> Result<(Header, Vec<Header>, Vec<Header>), EvalError> {
     let text = |path: &Path| {
         let header = Header::read(path)?;
         if header.architecture() == "clip" {
@@ -181,10 +233,8 @@ fn headers(setup: &Setup) -> Result<(Header, Vec<Header>, Option<Header>), EvalE
             return Err(EvalError::Vocabulary { candidate, reference, what });
         }
     }
-    let mmproj = setup.mmproj.as_deref().map(Header::read).transpose()?;
-    if let Some(header) = &mmproj
-        && header.architecture() != "clip"
-    {
+    let mmproj = setup.mmproj.iter().map(|path| Header::read(path)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(header) = mmproj.iter().find(|header| header.architecture() != "clip") {
         let architecture = header.architecture().to_owned();
         return Err(EvalError::NotProjector { path: header.path.clone(), architecture });
     }
@@ -216,6 +266,7 @@ fn prepare<'q>(
     setup: &Setup,
     questions: &'q Questions,
     model: Model,
+    mmproj: Option<&Path>,
     prompts: &mut Store,
     observer: &dyn Observer,
 ) -> Result<Prepared<'q>, EvalError> {
@@ -223,7 +274,7 @@ fn prepare<'q>(
     let end = model.end_of_turn();
     let mut vision = None;
     let mut text_model = None;
-    match &setup.mmproj {
+    match mmproj {
         Some(path) if questions.has_images() => vision = Some(Vision::load(model, path, setup.compute)?),
         _ => text_model = Some(model),
     }
@@ -300,7 +351,7 @@ fn tokenize<'t>(
 }
 
 /// Cells the longest question needs.
-fn context(setup: &Setup, items: &[Item], reference: &Header) -> Result<usize, EvalError> {
+fn cells(setup: &Setup, items: &[Item], reference: &Header) -> Result<usize, EvalError> {
     let limit = reference.arch_unsigned("context_length").unwrap_or(u64::MAX) as usize;
     let mut longest = 0;
     for item in items {
@@ -359,14 +410,13 @@ fn add_times(store: &mut Store, new: &Times) -> Result<Times, EvalError> {
 struct Work<'w> {
     setup: &'w Setup,
     runtime: &'w Arc<Runtime>,
-    vision: Option<&'w Vision>,
     context: usize,
     observer: &'w dyn Observer,
 }
 
-impl<'w> Work<'w> {
-    fn load(&self, path: &Path) -> Result<Decoder<'w>, EvalError> {
-        Ok(Decoder::load(self.runtime, path, self.setup.compute, self.context, self.vision)?)
+impl Work<'_> {
+    fn load<'v>(&self, path: &Path, vision: Option<&'v Vision>) -> Result<Decoder<'v>, EvalError> {
+        Ok(Decoder::load(self.runtime, path, self.setup.compute, self.context, vision)?)
     }
 
     fn done(&self, item: &Item) {
@@ -387,13 +437,14 @@ impl<'w> Work<'w> {
 
     /// Runs the reference on every question that its cache lacks: its greedy answer, then both answers in one
     /// batch, just as a candidate will run them.
-    fn reference(&self, items: &[Item], prompts: &mut Store, store: &mut Store) -> Result<Times, EvalError> {
+    fn reference(&self, inputs: &mut Inputs, store: &mut Store) -> Result<Times, EvalError> {
+        let Inputs { items, prompts, vision, .. } = inputs;
         let mut decoder = None;
-        for item in items {
+        for item in items.iter() {
             if !store.has(&item.key) {
                 let decoder = match &mut decoder {
                     Some(d) => d,
-                    none => none.insert(self.load(&self.setup.reference)?),
+                    none => none.insert(self.load(&self.setup.reference, vision.as_ref())?),
                 };
                 self.prefill(decoder, item, prompts)?;
                 let greedy = match item.question.form {
@@ -423,17 +474,17 @@ impl<'w> Work<'w> {
     fn candidate(
         &self,
         header: &Header,
-        items: &[Item],
-        prompts: &mut Store,
+        inputs: &mut Inputs,
         references: &mut Store,
         store: &mut Store,
     ) -> Result<Times, EvalError> {
+        let Inputs { items, prompts, vision, .. } = inputs;
         let mut decoder = None;
-        for item in items {
+        for item in items.iter() {
             if !store.has(&item.key) {
                 let decoder = match &mut decoder {
                     Some(d) => d,
-                    none => none.insert(self.load(&header.path)?),
+                    none => none.insert(self.load(&header.path, vision.as_ref())?),
                 };
                 let bytes = references.get(&item.key)?.unwrap_or_default();
                 let reference = ReferenceRows::from_bytes(&bytes, decoder.model().vocab_size())
