@@ -9,6 +9,7 @@ pub mod data;
 pub mod engine;
 pub mod header;
 pub mod html;
+mod models;
 pub mod plot;
 mod projectors;
 pub mod prompt;

@@ -9,13 +9,12 @@ use serde_json::json;
 use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 use super::header::{Header, HeaderError};
-use super::projectors::Projectors;
+use super::models::{Models, name};
 use super::prompt::{PromptError, Template};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
 use super::stats;
 use super::store::{Key, Store, StoreError};
-use crate::digest::hex;
 use crate::events::{Event, Observer};
 use crate::gguf::GgufError;
 
@@ -100,79 +99,41 @@ const SPEED_TOKENS: usize = 32;
 /// See [`EvalError`]; what was computed before stays in the cache.
 pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> {
     let start = Instant::now();
-    let (reference, candidates, given) = headers(setup)?;
-    let questions = Questions::read(&setup.data, &setup.image_root, setup.limit)?;
-    let pictures = questions.list.iter().filter(|q| q.image.is_some()).count();
-    if pictures > 0 && given.is_empty() {
-        return Err(EvalError::NoProjector(pictures));
-    }
-    let models: Vec<&Header> = std::iter::once(&reference).chain(&candidates).collect();
-    let projectors = (pictures > 0).then(|| Projectors::assign(&models, given)).transpose()?;
+    let (mut models, questions) = Models::read(setup)?;
     let runtime = Runtime::open(&setup.runtime)?;
     let model = preflight(setup, &runtime)?;
+    models.hash(observer)?;
 
-    let phase = |name: &str, total: usize, unit: &'static str| {
-        observer.event(Event::PhaseStart { name: name.into(), total: total as u64, unit });
-    };
-    let mut all = models;
-    all.extend(projectors.iter().flat_map(|p| &p.files));
-    phase("checksums", all.len(), "files");
-    let mut digests = Vec::new();
-    for header in &all {
-        digests.push(hex(&header.digest()?));
-        observer.event(Event::Advance { n: 1, detail: name(&header.path) });
-    }
-    observer.event(Event::PhaseEnd);
-
-    // The projector of model `i`, and its digest; the reference is model 0.
-    let projector = |i: usize| {
-        let (projectors, first) = (projectors.as_ref()?, 1 + candidates.len());
-        Some((&projectors.files[projectors.of(i)], digests[first + projectors.of(i)].as_str()))
-    };
-    let identity = |i: usize| {
-        json!({"format": 1, "reference": digests[0], "mmproj": projector(i).map(|p| p.1), "runtime": runtime.describe(),
-            "exact": setup.compute.exact})
-    };
-    phase("prompts and pictures", questions.list.len(), "questions");
     let clock = Instant::now();
-    let mut inputs = vec![Inputs::prepare(setup, &questions, model, projector(0), &identity(0), observer)?];
-    observer.event(Event::PhaseEnd);
-    for i in 1..=candidates.len() {
-        let Some(own) = projector(i) else { continue };
-        if inputs.iter().all(|known| known.projector.as_deref() != Some(own.1)) {
-            phase(&format!("pictures by {}", name(&own.0.path)), questions.list.len(), "questions");
-            let model = Model::load(&runtime, &setup.reference, setup.compute, false)?;
-            inputs.push(Inputs::prepare(setup, &questions, model, Some(own), &identity(i), observer)?);
-            observer.event(Event::PhaseEnd);
-        }
-    }
+    let mut inputs = all_inputs(setup, &models, &questions, model, &runtime, observer)?;
     let prepare_seconds = clock.elapsed().as_secs_f64();
 
     let mut context = 0;
     for inputs in &inputs {
-        context = context.max(cells(setup, &inputs.items, &reference)?);
+        context = context.max(cells(setup, &inputs.items, &models.reference)?);
     }
-    let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": identity(0)});
-    let mut references = Store::open(&setup.cache, "reference", &settings)?;
     let work = Work { setup, runtime: &runtime, context, observer };
-    phase(&format!("reference {}", name(&reference.path)), questions.list.len(), "questions");
+    let of = identity(setup, &models, &runtime, 0);
+    let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": of});
+    let mut references = Store::open(&setup.cache, "reference", &settings)?;
+    work.phase(&format!("reference {}", name(&models.reference.path)), questions.list.len());
     let reference_times = work.reference(&mut inputs[0], &mut references)?;
     observer.event(Event::PhaseEnd);
 
-    let mut models = Vec::new();
-    for (i, candidate) in candidates.iter().enumerate() {
-        phase(&name(&candidate.path), questions.list.len(), "questions");
-        let own = projector(1 + i).filter(|own| inputs[0].projector.as_deref() != Some(own.1));
+    let mut measured = Vec::new();
+    for (i, candidate) in (1..).zip(&models.candidates) {
+        work.phase(&name(&candidate.path), questions.list.len());
+        let own = models.own_projector(i);
         let at = own.and_then(|own| inputs.iter().position(|known| known.projector.as_deref() == Some(own.1)));
         let inputs = &mut inputs[at.unwrap_or(0)];
-        let mut key = json!({"candidate": digests[1 + i], "of": settings});
+        let mut key = json!({"candidate": models.digest(i), "of": settings});
         if let Some((_, digest)) = own {
             key["mmproj"] = digest.into();
         }
         let mut store = Store::open(&setup.cache, "candidate", &key)?;
         let times = work.candidate(candidate, inputs, &mut references, &mut store)?;
         let outcomes = outcomes(&inputs.items, &mut store)?;
-        models.push(report::Measured { header: candidate, mmproj: own, digest: &digests[1 + i], times, outcomes });
+        measured.push(report::Measured { header: candidate, mmproj: own, digest: models.digest(i), times, outcomes });
         observer.event(Event::PhaseEnd);
     }
     let cost = report::Cost {
@@ -183,7 +144,48 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
         cache_bytes: inputs.iter().map(|i| i.prompts.len()).sum::<u64>() + references.len(),
     };
     let list: Vec<_> = inputs[0].items.iter().map(|i| i.question).collect();
-    Ok(report::build(setup, &runtime, (&reference, &digests[0]), projector(0), &questions, &list, &models, &cost))
+    let reference = (&models.reference, models.digest(0));
+    Ok(report::build(setup, &runtime, reference, models.projector(0), &questions, &list, &measured, &cost))
+}
+
+/// What prompts and pictures of model `i` depend on.
+fn identity(setup: &Setup, models: &Models, runtime: &Runtime, i: usize) -> serde_json::Value {
+    json!({"format": 1, "reference": models.digest(0), "mmproj": models.projector(i).map(|p| p.1),
+        "runtime": runtime.describe(), "exact": setup.compute.exact})
+}
+
+/// The inputs of all models: first the reference's, then those of each other projector.
+fn all_inputs<'q>(
+    setup: &Setup,
+    models: &Models,
+    questions: &'q Questions,
+    model: Model,
+    runtime: &Arc<Runtime>,
+    observer: &dyn Observer,
+) -> Result<Vec<Inputs<'q>>, EvalError> {
+    let mut all: Vec<Inputs> = Vec::new();
+    let mut model = Some(model);
+    for i in 0..=models.candidates.len() {
+        let projector = models.projector(i);
+        if all.iter().any(|known| known.projector.as_deref() == projector.map(|p| p.1)) {
+            continue;
+        }
+        let phase = match models.own_projector(i) {
+            None => "prompts and pictures".into(),
+            Some((header, _)) => format!("pictures by {}", name(&header.path)),
+        };
+        observer.event(Event::PhaseStart { name: phase, total: questions.list.len() as u64, unit: "questions" });
+        let model = match model.take() {
+            Some(model) => model,
+            None => Model::load(runtime, &setup.reference, setup.compute, false)?,
+        };
+        let mut prompts = Store::open(&setup.cache, "prompts", &identity(setup, models, runtime, i))?;
+        let mmproj = projector.map(|(header, _)| header.path.as_path());
+        let (items, vision, encode) = prepare(setup, questions, model, mmproj, &mut prompts, observer)?;
+        all.push(Inputs { projector: projector.map(|(_, digest)| digest.into()), items, prompts, vision, encode });
+        observer.event(Event::PhaseEnd);
+    }
+    Ok(all)
 }
 
 /// What models with the same projector run on.
@@ -195,50 +197,6 @@ struct Inputs<'q> {
     vision: Option<Vision>,
     /// Seconds of embedding pictures.
     encode: f64,
-}
-
-impl<'q> Inputs<'q> {
-    fn prepare(
-        setup: &Setup,
-        questions: &'q Questions,
-        model: Model,
-        projector: Option<(&Header, &str)>,
-        identity: &serde_json::Value,
-        observer: &dyn Observer,
-    ) -> Result<Self, EvalError> {
-        let mut prompts = Store::open(&setup.cache, "prompts", identity)?;
-        let mmproj = projector.map(|(header, _)| header.path.as_path());
-        let (items, vision, encode) = prepare(setup, questions, model, mmproj, &mut prompts, observer)?;
-        Ok(Inputs { projector: projector.map(|(_, digest)| digest.into()), items, prompts, vision, encode })
-    }
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-fn headers(setup: &Setup) -> Result<(Header, Vec<Header>, Vec<Header>), EvalError> {
-    let text = |path: &Path| {
-        let header = Header::read(path)?;
-        if header.architecture() == "clip" {
-            return Err(EvalError::IsProjector { path: path.into() });
-        }
-        Ok(header)
-    };
-    let reference = text(&setup.reference)?;
-    let candidates = setup.candidates.iter().map(|c| text(c)).collect::<Result<Vec<_>, _>>()?;
-    for candidate in &candidates {
-        if let Some(what) = reference.vocabulary_difference(candidate) {
-            let (candidate, reference) = (candidate.path.clone(), reference.path.clone());
-            return Err(EvalError::Vocabulary { candidate, reference, what });
-        }
-    }
-    let mmproj = setup.mmproj.iter().map(|path| Header::read(path)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(header) = mmproj.iter().find(|header| header.architecture() != "clip") {
-        let architecture = header.architecture().to_owned();
-        return Err(EvalError::NotProjector { path: header.path.clone(), architecture });
-    }
-    Ok((reference, candidates, mmproj))
 }
 
 /// Lets the runtime look at every model without its weights; returns the reference.
@@ -417,6 +375,10 @@ struct Work<'w> {
 impl Work<'_> {
     fn load<'v>(&self, path: &Path, vision: Option<&'v Vision>) -> Result<Decoder<'v>, EvalError> {
         Ok(Decoder::load(self.runtime, path, self.setup.compute, self.context, vision)?)
+    }
+
+    fn phase(&self, name: &str, questions: usize) {
+        self.observer.event(Event::PhaseStart { name: name.into(), total: questions as u64, unit: "questions" });
     }
 
     fn done(&self, item: &Item) {
