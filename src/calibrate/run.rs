@@ -7,6 +7,7 @@ use super::importance::{Importance, Weighting};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
 use super::pass::{Keep, Pass};
 use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
+use super::store::Job;
 use super::stream::{Room, Stream};
 use super::{CalibrateError, smoothquant};
 use crate::Error;
@@ -90,8 +91,8 @@ pub struct Options<'a> {
     pub spill: Option<PathBuf>,
     /// How rounding errors are compensated, if they are.
     pub compensation: Option<&'a Compensation>,
-    /// Where finished blocks are written down, with the digest that says which job they belong to.
-    pub progress: Option<(PathBuf, String)>,
+    /// Where finished blocks are written down, and the job they belong to.
+    pub progress: Option<(PathBuf, Job)>,
 }
 
 /// What a calibration found.
@@ -110,7 +111,7 @@ pub struct Outcome {
 /// The part of a calibration that is done, as `--resume` reads it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Progress {
-    job: String,
+    job: Job,
     loss: Option<f64>,
     sensitivities: Vec<BlockSensitivity>,
     blocks: Vec<Vec<Found>>,
@@ -120,18 +121,23 @@ struct Progress {
 }
 
 impl Progress {
-    fn read(path: &Path, job: &str) -> Result<Self, Error> {
+    /// What `path` says is done of `job`. Nothing, if the checkpoint at the job's place is another by now.
+    fn read(path: &Path, job: &Job, observer: &dyn Observer) -> Result<Self, Error> {
         let fail = |problem: String| CalibrateError::File { path: path.into(), problem };
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Progress::default()),
             Err(e) => return Err(fail(e.to_string()).into()),
         };
-        let progress: Progress =
-            serde_json::from_slice(&bytes).map_err(|e| fail(format!("not a progress file: {e}")))?;
-        if progress.job != job {
-            let problem =
-                "belongs to another calibration (model, data or settings differ): remove it or name another --work-dir";
+        let progress: Progress = serde_json::from_slice(&bytes)
+            .map_err(|e| fail(format!("not a progress file of this version ({e}): start without --resume")))?;
+        if progress.job.model == job.model && progress.job.weights != job.weights {
+            let note = "the checkpoint has changed since the run that --resume would continue: starting over";
+            observer.event(Event::Note(format!("{}: {note}", job.model)));
+            return Ok(Progress::default());
+        }
+        if progress.job != *job {
+            let problem = "belongs to another calibration (model, data or settings differ): leave out --resume, or name another --work-dir";
             return Err(fail(problem.into()).into());
         }
         Ok(progress)
@@ -184,7 +190,7 @@ pub fn run_packed(
     }
     let budget = Budget::new(model, batch, options, observer)?;
     let mut progress = match &options.progress {
-        Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job)? },
+        Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job, observer)? },
         None => Progress::default(),
     };
     let save = |progress: &Progress| match &options.progress {

@@ -1,6 +1,7 @@
 //! A Hugging Face checkpoint directory: `config.json` and memory-mapped safetensors, read one tensor at a time,
 //! under the names that the published llava-hf repositories use whatever naming the files have.
 mod error;
+mod fingerprint;
 mod guards;
 mod names;
 mod tokenizer;

@@ -1,5 +1,6 @@
 //! `mbq-convert chat MODEL.gguf --image PICTURE -p QUESTION`
 use anyhow::{Context, Result, bail};
+use mbq_convert::gguf::{check_pair, pair_of};
 use mbq_convert::runtime;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
+    check_pair((&args.model, pair_of(&args.model).as_deref()), (&mmproj, pair_of(&mmproj).as_deref()))?;
     let tool = runtime::tool(&runtime::directory(args.runtime.as_deref())?, "llama-mtmd-cli")?;
 
     let mut command = Command::new(&tool);

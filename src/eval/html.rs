@@ -395,8 +395,11 @@ fn method(r: &Report, out: &mut String) -> std::fmt::Result {
     if let Some(m) = &r.mmproj {
         row("Projector", &format!("{} · sha256 {}", m.name, m.sha256))?;
     }
-    for m in r.candidates.iter().map(|c| &c.model) {
-        row("Model", &format!("{} · sha256 {}", m.name, m.sha256))?;
+    for c in &r.candidates {
+        row("Model", &format!("{} · sha256 {}", c.model.name, c.model.sha256))?;
+        if let Some(m) = &c.mmproj {
+            row("Its projector", &format!("{} · sha256 {}", m.name, m.sha256))?;
+        }
     }
     out.push_str("</tbody></table></div>\n</section>\n");
     Ok(())
