@@ -15,6 +15,7 @@ use super::report::{self, Report};
 use super::stats;
 use super::store::{Key, Store, StoreError};
 use crate::events::{Event, Observer};
+use crate::image::{self, ImageError};
 
 /// What to evaluate, and how.
 #[derive(Debug, Clone)]
@@ -72,8 +73,8 @@ pub enum EvalError {
     NotNumbers { id: String, path: PathBuf },
     #[error("question {id}: prompt and answers take {tokens} tokens, the model was trained for {limit}")]
     TooLong { id: String, tokens: usize, limit: usize },
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Picture(#[from] ImageError),
 }
 
 /// A question on its way through the models.
@@ -118,7 +119,7 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
     observer.event(Event::PhaseEnd);
 
     let projector = mmproj.as_ref().map(|_| &digests[digests.len() - 1]);
-    let identity = json!({"format": 1, "reference": digests[0], "mmproj": projector, "runtime": runtime.describe(),
+    let identity = json!({"format": 2, "reference": digests[0], "mmproj": projector, "runtime": runtime.describe(),
         "exact": setup.compute.exact});
     let mut prompts = Store::open(&setup.cache, "prompts", &identity)?;
     phase("prompts and pictures", questions.list.len(), "questions");
@@ -236,10 +237,7 @@ fn prepare<'q>(
             // invariant: one of the two was set above.
             (None, None) => return Err(EvalError::NoTemplate(setup.reference.clone())),
         };
-        let bytes = match &question.image {
-            Some(path) => Some(std::fs::read(path).map_err(|source| EvalError::Read { path: path.clone(), source })?),
-            None => None,
-        };
+        let bytes = question.image.as_deref().map(image::load::read).transpose()?;
         let picture = bytes.as_deref().map(record::picture_key);
         let key = record::question_key(question, picture.as_ref());
         let known = match prompts.get(&key)? {
@@ -292,8 +290,9 @@ fn tokenize<'t>(
         (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
         (Form::Chat, Some(path), Some(vision), Some(bytes)) => {
             let embed = !prompts.has(&record::picture_key(bytes));
+            let picture = image::decode_rgb(path, bytes)?;
             // As llama-mtmd-cli does it: the picture directly before the text.
-            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, bytes, embed)?
+            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, &picture, embed)?
         }
         (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(&question.text)?, true, true)?)],
     })
