@@ -107,11 +107,11 @@ fn vision(model: &Path, mmproj: &Path) -> Vision {
 
 fn prompt(vision: &Vision, picture: &str, text: &str) -> Vec<Piece> {
     let path = golden("pictures").join(format!("{picture}.png"));
-    let bytes = std::fs::read(&path).unwrap();
+    let image = mbq_convert::image::load_rgb(&path).unwrap();
     // what the checkpoint's template gives, with the marker for <image> and without the newline behind it, which the
     // runtime adds
     let prompt = format!("<|im_start|>user <__media__>{text}<|im_end|><|im_start|>assistant\n");
-    vision.pieces(&prompt, &path, &bytes, true).unwrap()
+    vision.pieces(&prompt, &path, &image, true).unwrap()
 }
 
 fn base64(text: &str) -> Vec<u8> {

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::plot::{self, Point};
 use super::report::{self, Accuracy, Candidate, Fidelity, Report, Split};
 use super::stats::Interval;
+use crate::image::{Rgb, load_rgb};
 
 /// How many questions the page shows with picture and answers.
 const EXAMPLES: usize = 6;
@@ -453,8 +454,9 @@ pub(super) fn text(raw: &str) -> String {
 
 /// A small PNG of a picture as a data URL; `None` where it cannot be read any more.
 fn thumbnail(path: &Path) -> Option<String> {
-    let picture = image::ImageReader::open(path).ok()?.with_guessed_format().ok()?.decode().ok()?;
-    let small = picture.thumbnail(THUMBNAIL, THUMBNAIL).to_rgb8();
+    let Rgb { width, height, data } = load_rgb(path).ok()?;
+    let picture = image::RgbImage::from_raw(width as u32, height as u32, data)?;
+    let small = image::DynamicImage::ImageRgb8(picture).thumbnail(THUMBNAIL, THUMBNAIL);
     let mut png = std::io::Cursor::new(Vec::new());
     small.write_to(&mut png, image::ImageFormat::Png).ok()?;
     Some(format!("data:image/png;base64,{}", base64(png.get_ref())))

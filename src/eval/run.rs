@@ -16,6 +16,7 @@ use super::stats;
 use super::store::{Key, Store, StoreError};
 use crate::events::{Event, Observer};
 use crate::gguf::GgufError;
+use crate::image::{self, ImageError};
 use crate::prompt::{ChatTemplate, Message, PromptError};
 
 /// What to evaluate, and how.
@@ -80,8 +81,8 @@ pub enum EvalError {
     Template(PathBuf, String),
     #[error("question {id}: prompt and answers take {tokens} tokens, the model was trained for {limit}")]
     TooLong { id: String, tokens: usize, limit: usize },
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Picture(#[from] ImageError),
 }
 
 /// A question on its way through the models.
@@ -152,7 +153,7 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
 
 /// What prompts and pictures of model `i` depend on.
 fn identity(setup: &Setup, models: &Models, runtime: &Runtime, i: usize) -> serde_json::Value {
-    json!({"format": 1, "reference": models.digest(0), "mmproj": models.projector(i).map(|p| p.1),
+    json!({"format": 2, "reference": models.digest(0), "mmproj": models.projector(i).map(|p| p.1),
         "runtime": runtime.describe(), "exact": setup.compute.exact})
 }
 
@@ -247,10 +248,7 @@ fn prepare<'q>(
             // invariant: one of the two was set above.
             (None, None) => return Err(EvalError::NoTemplate(setup.reference.clone())),
         };
-        let bytes = match &question.image {
-            Some(path) => Some(std::fs::read(path).map_err(|source| EvalError::Read { path: path.clone(), source })?),
-            None => None,
-        };
+        let bytes = question.image.as_deref().map(image::load::read).transpose()?;
         let picture = bytes.as_deref().map(record::picture_key);
         let key = record::question_key(question, picture.as_ref());
         let known = match prompts.get(&key)? {
@@ -307,8 +305,9 @@ fn tokenize<'t>(
         (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
         (Form::Chat, Some(path), Some(vision), Some(bytes)) => {
             let embed = !prompts.has(&record::picture_key(bytes));
+            let picture = image::decode_rgb(path, bytes)?;
             // As llama-mtmd-cli does it: the picture directly before the text.
-            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, bytes, embed)?
+            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, &picture, embed)?
         }
         (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(&question.text)?, true, true)?)],
     })

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 
 use super::{Compute, EngineError, Model, Token, c_path, take_log};
+use crate::image::Rgb;
 use crate::runtime::sys;
 
 /// A part of a prompt.
@@ -79,22 +80,26 @@ impl Vision {
         &self.model
     }
 
-    /// Tokenises a prompt that holds one media marker; with `embed` also embeds the picture (`bytes`, an image file)
-    /// there, otherwise its embedding is left empty.
+    /// Tokenises a prompt that holds one media marker; with `embed` also embeds the `picture` there, otherwise its
+    /// embedding is left empty. `path` names the picture in messages.
     ///
     /// # Errors
-    /// A picture the runtime cannot decode or encode.
-    pub fn pieces(&self, prompt: &str, picture: &Path, bytes: &[u8], embed: bool) -> Result<Vec<Piece>, EngineError> {
+    /// A picture the runtime cannot encode.
+    pub fn pieces(&self, prompt: &str, path: &Path, picture: &Rgb, embed: bool) -> Result<Vec<Piece>, EngineError> {
         take_log();
         let lib = &self.model.runtime.lib;
-        let unreadable = || EngineError::Picture { path: picture.into(), log: take_log() };
-        // SAFETY: buffers outlive the calls; bitmap and chunks are freed by their guards; chunk pointers are used
-        // only while the chunk list lives; the embedding has n_embd_inp * n_tokens values (mtmd.h).
+        let unreadable = || EngineError::Picture { path: path.into(), log: take_log() };
+        let (Ok(width), Ok(height)) = (u32::try_from(picture.width), u32::try_from(picture.height)) else {
+            return Err(unreadable());
+        };
+        if picture.data.len() != picture.width * picture.height * 3 {
+            return Err(unreadable());
+        }
+        // SAFETY: buffers outlive the calls, the bitmap copies its width * height * 3 bytes; bitmap and chunks are freed
+        // by their guards; chunk pointers are used only while the chunk list lives; the embedding has n_embd_inp * n_tokens values (mtmd.h).
         unsafe {
-            let options = lib.mtmd_helper_init_opt_default();
-            let wrapper =
-                lib.mtmd_helper_bitmap_init_from_buf(self.ptr.as_ptr(), bytes.as_ptr(), bytes.len(), false, options);
-            let bitmap = NonNull::new(wrapper.bitmap).ok_or_else(unreadable)?;
+            let bitmap = lib.mtmd_bitmap_init(width, height, picture.data.as_ptr());
+            let bitmap = NonNull::new(bitmap).ok_or_else(unreadable)?;
             let bitmap = Guard(bitmap, |p| lib.mtmd_bitmap_free(p));
             let chunks = lib.mtmd_input_chunks_init();
             let chunks = Guard(NonNull::new(chunks).ok_or_else(unreadable)?, |p| lib.mtmd_input_chunks_free(p));
