@@ -13,5 +13,6 @@ pub mod model;
 pub mod quant;
 pub mod rotate;
 pub mod runtime;
+pub mod text;
 
 pub use error::Error;

@@ -4,10 +4,10 @@ use mbq_convert::calibrate::Model;
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::image::load_rgb;
-use mbq_convert::model::decoder::Span;
-use mbq_convert::model::head::Head;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
 use mbq_convert::rotate::rotate;
+use mbq_convert::text::Span;
+use mbq_convert::text::head::Head;
 use std::path::Path;
 
 struct Silent;

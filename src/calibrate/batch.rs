@@ -1,7 +1,7 @@
 //! The calibration batch: samples packed into chunks, with the masks that the loss needs.
 use super::CalibrateError;
 use super::stream::{Room, Stream};
-use crate::model::decoder::Span;
+use crate::text::Span;
 use candle_core::{Result, Tensor};
 
 /// What a token is to the loss.

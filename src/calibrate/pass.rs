@@ -4,8 +4,8 @@ use super::batch::{Batch, Chunk};
 use super::grid::Activations;
 use super::mbq::Group;
 use super::stream::Stream;
-use crate::model::decoder::{Block, Name, Trace};
-use crate::model::ops::{add, column_abs, column_max, each, silu_mul};
+use crate::text::ops::{add, column_abs, column_max, each, silu_mul};
+use crate::text::{Block, Name, Trace};
 use candle_core::{Result, Tensor};
 
 /// What a pass keeps.

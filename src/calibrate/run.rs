@@ -13,8 +13,8 @@ use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::model::TextConfig;
-use crate::model::decoder::{Block, Name, Rope, Trace, tensor_name};
 use crate::quant::fold::Folds;
+use crate::text::{Block, Name, Rope, Trace, tensor_name};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -354,8 +354,8 @@ pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::decoder::tests::golden;
     use crate::quant::fold::Fold;
+    use crate::text::tests::golden;
     use candle_core::Tensor;
 
     fn relative(got: &Tensor, want: &Tensor) -> f32 {
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn folding_changes_nothing_in_full_precision() {
         let (golden, block, spans) = golden();
-        let x = crate::model::decoder::tests::tensor(&golden["x"], &[8, 12]);
+        let x = crate::text::tests::tensor(&golden["x"], &[8, 12]);
         let want = block.forward(&x, &spans).unwrap();
         let scale = |i: usize| [0.25f32, 3.0, 0.9, 1.7, 12.0][i % 5];
         let (mut scaled, mut folds) = (block.clone(), Folds::new());

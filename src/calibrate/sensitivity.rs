@@ -8,9 +8,9 @@ use super::mbq::Search;
 use super::pass::{Keep, Kept};
 use super::stream::Stream;
 use crate::events::{Event, Observer};
-use crate::model::decoder::{Made, Name, Trace};
-use crate::model::head::Head;
-use crate::model::ops::{each, row_abs};
+use crate::text::head::Head;
+use crate::text::ops::{each, row_abs};
+use crate::text::{Made, Name, Trace};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -242,7 +242,7 @@ pub fn sensitivities(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::decoder::Span;
+    use crate::text::Span;
 
     #[test]
     fn a_sample_without_a_picture_adds_nothing_to_vision() {

@@ -394,8 +394,8 @@ fn testbed_points() {
 fn folding_keeps_the_function() {
     use super::mbq::apply;
     use super::run::fold;
-    use crate::model::decoder::tests::{golden, tensor};
-    use crate::model::decoder::{Block, Name, tensor_name};
+    use crate::text::tests::{golden, tensor};
+    use crate::text::{Block, Name, tensor_name};
     let (golden, block, spans) = golden();
     let x = tensor(&golden["x"], &[8, 12]);
     let before = block.forward(&x, &spans).unwrap();

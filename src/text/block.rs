@@ -3,12 +3,12 @@
 //! needs 2.5 times the time and twice the memory).
 //!
 //! Samples are packed: a matrix `[tokens, hidden]` holds several, and [`Span`] says where each begins and ends.
-use super::config::TextConfig;
 use super::ops::{
     add, add_row, add_to, causal_softmax, rms_backward, rms_norm, rope_tables, rotate, silu_mul, silu_mul_backward,
     softmax_backward,
 };
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::model::TextConfig;
 use candle_core::{D, DType, Device, Result, Tensor};
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Final norm and output head, which every supported text model ends in.
-use super::config::TextConfig;
-use super::decoder::read;
+use super::block::read;
 use super::ops::{rms_backward, rms_norm};
 use crate::checkpoint::Checkpoint;
+use crate::model::TextConfig;
 use candle_core::{D, Device, Result, Tensor};
 
 /// Final norm and output head.
