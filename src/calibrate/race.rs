@@ -148,8 +148,8 @@ mod tests {
         let kinds =
             (0..330).map(|i| [Kind::Other, Kind::Vision, Kind::Answer][usize::from(i >= 10) + usize::from(i >= 266)]);
         let kinds: Vec<Kind> = kinds.collect();
-        let spans = vec![Span { start: 0, len: 330, real: 330 }];
-        let chunk = Chunk { spans, ids: vec![0; 330], kinds: kinds.clone() };
+        let spans = vec![Span::new(0, 330)];
+        let chunk = Chunk::new(spans, kinds.clone(), vec![0; 330]);
         let chunks = vec![chunk.clone(), chunk];
         let batch = Batch { chunks, samples: 2, vision: 512, answer: 128, tokens: 660, longest: 330 };
         for strata in deal(&batch) {

@@ -2,5 +2,6 @@
 pub(crate) mod config;
 pub mod llava_onevision;
 pub mod vision;
+pub mod weights;
 
 pub use config::{ConfigError, TextArch, TextConfig, VisionArch, VisionConfig};

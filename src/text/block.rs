@@ -1,45 +1,17 @@
-//! The decoder block that every supported text model shares: `h = x + Attn(norm1 x); y = h + MLP(norm2 h)` with
-//! grouped-query attention, rotary positions and SwiGLU, and its vector-Jacobian product by hand (candle's autograd
-//! needs 2.5 times the time and twice the memory).
+//! The decoder block that every supported text model shares: `h = x + Attn(norm1 x); y = h + MLP(norm2 h)`, the parts
+//! normed once more before they are added where the architecture has it so, and its vector-Jacobian product by hand
+//! (candle's autograd needs 2.5 times the time and twice the memory).
 //!
 //! Samples are packed: a matrix `[tokens, hidden]` holds several, and [`Span`] says where each begins and ends.
-use super::ops::{
-    add, add_row, add_to, causal_softmax, rms_backward, rms_norm, rope_tables, rotate, silu_mul, silu_mul_backward,
-    softmax_backward,
-};
-use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::model::TextConfig;
-use candle_core::{D, DType, Device, Result, Tensor};
-use std::ops::Range;
-
-/// Bytes of attention scores that are held at once, where one key head's are not more.
-pub const SCORES: usize = 256 << 20;
-
-/// Queries whose scores are made together, about; keys that stand after all of them are left out.
-const QUERIES: usize = if cfg!(test) { 2 } else { 86 };
-
-/// Divides `n` queries, one or more; no part is empty.
-fn query_parts(n: usize) -> impl DoubleEndedIterator<Item = Range<usize>> {
-    let parts = (n / QUERIES).clamp(1, 8);
-    (0..parts).map(move |i| n * i / parts..n * (i + 1) / parts)
-}
-
-/// `all` `[heads, n, d]` with `first`, of fewer rows, added to its first rows.
-fn add_first(all: Option<Tensor>, first: Tensor) -> Result<Tensor> {
-    let Some(all) = all else { return Ok(first) };
-    let (rows, n) = (first.dim(1)?, all.dim(1)?);
-    Tensor::cat(&[add_to(first, &all.narrow(1, 0, rows)?)?, all.narrow(1, rows, n - rows)?], 1)
-}
-
-/// One sample's rows in a packed matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    pub start: usize,
-    /// Rows, padding included.
-    pub len: usize,
-    /// Rows that are tokens; later ones are padding, which no row attends to.
-    pub real: usize,
-}
+use super::Error;
+use super::arch::Activation;
+use super::attention::Attention;
+use super::config::TextConfig;
+use super::ops::{activate, activate_backward, add, add_row, add_to, rms_backward, rms_norm};
+use super::rope::Rope;
+use super::sample::Span;
+use super::tensors::{Weights, in_block};
+use candle_core::{Device, Result, Tensor};
 
 /// `y = x W^T + b`, W of `[out, in]`.
 #[derive(Debug, Clone)]
@@ -77,50 +49,6 @@ pub enum Name {
 
 impl Name {
     pub const ALL: [Name; 7] = [Name::Q, Name::K, Name::V, Name::O, Name::Gate, Name::Up, Name::Down];
-
-    /// As in `language_model.model.layers.N.<this>.weight`.
-    pub fn path(self) -> &'static str {
-        match self {
-            Name::Q => "self_attn.q_proj",
-            Name::K => "self_attn.k_proj",
-            Name::V => "self_attn.v_proj",
-            Name::O => "self_attn.o_proj",
-            Name::Gate => "mlp.gate_proj",
-            Name::Up => "mlp.up_proj",
-            Name::Down => "mlp.down_proj",
-        }
-    }
-}
-
-/// `language_model.model.layers.<layer>.<rest>`.
-pub fn tensor_name(layer: usize, rest: &str) -> String {
-    format!("language_model.model.layers.{layer}.{rest}")
-}
-
-/// Rotary angles' cosines and sines, `[positions, head_dim / 2]`.
-#[derive(Debug, Clone)]
-pub struct Rope {
-    cos: Tensor,
-    sin: Tensor,
-}
-
-impl Rope {
-    pub fn new(config: &TextConfig, positions: usize, device: &Device) -> Result<Self> {
-        let (cos, sin) = rope_tables(positions, config.head_dim, config.rope_theta, device)?;
-        Ok(Rope { cos, sin })
-    }
-
-    fn apply(&self, x: &Tensor, backward: bool) -> Result<Tensor> {
-        let n = x.dim(1)?;
-        rotate(x, &self.cos.narrow(0, 0, n)?, &self.sin.narrow(0, 0, n)?, backward)
-    }
-
-    /// The same where row i of a head stands at position `positions[i]`.
-    fn apply_at(&self, x: &Tensor, positions: &[usize]) -> Result<Tensor> {
-        let at: Vec<u32> = positions.iter().map(|&p| p as u32).collect();
-        let at = Tensor::new(at, x.device())?;
-        rotate(x, &self.cos.index_select(&at, 0)?, &self.sin.index_select(&at, 0)?, false)
-    }
 }
 
 /// A block's weights in f32.
@@ -128,13 +56,12 @@ impl Rope {
 pub struct Block {
     pub norm1: Tensor,
     pub norm2: Tensor,
+    /// Gains of the norms between the attention, or the MLP, and the stream.
+    pub post_norms: Option<[Tensor; 2]>,
     pub linears: [Linear; 7],
-    pub rope: Rope,
-    eps: f64,
-    kv_heads: usize,
-    /// Query heads per key head.
-    repeats: usize,
-    head_dim: usize,
+    pub attention: Attention,
+    pub activation: Activation,
+    pub(super) eps: f64,
 }
 
 /// What enters each linear, and the outputs that quantisation errors are measured on; all `[tokens, …]`.
@@ -146,11 +73,11 @@ pub struct Trace {
     pub o_in: Tensor,
     /// The output of o.
     pub attn_out: Tensor,
-    /// x + attn_out.
+    /// x + attn_out, or x + norm(attn_out).
     pub h: Tensor,
     /// norm2(h), the input of gate and up.
     pub mlp_in: Tensor,
-    /// silu(gate) * up, the input of down.
+    /// f(gate) * up, the input of down.
     pub down_in: Tensor,
     /// The output of down.
     pub mlp_out: Tensor,
@@ -158,7 +85,7 @@ pub struct Trace {
     pub made: Option<Made>,
 }
 
-/// What the way back needs beside x and h: the outputs of the linears named so.
+/// What the way back needs beside x and the output of o: the outputs of the linears named so.
 #[derive(Debug, Clone)]
 pub struct Made {
     pub q: Tensor,
@@ -168,88 +95,63 @@ pub struct Made {
     pub up: Tensor,
 }
 
-impl Trace {
-    /// The block's output.
-    pub fn output(&self) -> Result<Tensor> {
-        add(&self.h, &self.mlp_out)
-    }
-}
-
 /// Gradients of the loss, all `[tokens, hidden]`.
 pub struct Gradients {
     /// At the block's input.
     pub input: Tensor,
-    /// At the output of o_proj (and at x, before the attention's own part is added).
+    /// At the output of o.
     pub attn_out: Tensor,
-}
-
-/// Reads a tensor, f32. On an accelerator it is widened there, half of the bytes on the way.
-pub(super) fn read(
-    checkpoint: &Checkpoint,
-    name: &str,
-    shape: &[usize],
-    device: &Device,
-) -> std::result::Result<Tensor, crate::Error> {
-    if !device.is_cpu() {
-        checkpoint.check(name, shape)?;
-        let view = checkpoint.tensor(name)?;
-        let dtype = DType::try_from(view.dtype)?;
-        let t = Tensor::from_raw_buffer(view.bytes, dtype, shape, device)?.to_dtype(DType::F32)?;
-        // Zero times a number that is not finite is none.
-        let finite = (&t * 0.0)?.sum(D::Minus1)?.sum_all()?.to_scalar::<f32>()? == 0.0;
-        checkpoint.release(name);
-        if finite {
-            return Ok(t);
-        }
-        // Else the same again on the CPU says which number it is.
-    }
-    let data = checkpoint.f32(name, shape)?;
-    checkpoint.release(name);
-    Ok(Tensor::from_vec(data, shape, device)?)
+    /// At the output of down.
+    pub mlp_out: Tensor,
 }
 
 impl Block {
-    /// Reads block `layer`.
+    /// Reads block `layer`, whose positions turn by `rope`.
     ///
     /// # Errors
     /// A tensor is missing, has another shape, or holds NaN or infinity; the message names it.
     pub fn load(
-        checkpoint: &Checkpoint,
+        weights: &dyn Weights,
         config: &TextConfig,
         layer: usize,
         rope: &Rope,
         device: &Device,
-    ) -> std::result::Result<Self, crate::Error> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
-        let read = |name: String, shape: &[usize]| read(checkpoint, &name, shape, device);
-        let mut linears = Vec::with_capacity(7);
-        for name in Name::ALL {
-            let shape = match name {
-                Name::Q => [q, hidden],
-                Name::K | Name::V => [kv, hidden],
-                Name::O => [hidden, q],
-                Name::Gate | Name::Up => [inner, hidden],
-                Name::Down => [hidden, inner],
-            };
-            let path = tensor_name(layer, name.path());
-            let has_bias = config.qkv_bias && matches!(name, Name::Q | Name::K | Name::V);
-            let bias = has_bias.then(|| read(format!("{path}.bias"), &shape[..1])).transpose()?;
-            linears.push(Linear { weight: read(format!("{path}.weight"), &shape)?, bias });
-        }
-        let linears = linears.try_into().map_err(|_| CheckpointError::MissingTensor {
-            file: checkpoint.dir().into(),
-            tensor: tensor_name(layer, ""),
-        })?;
+    ) -> std::result::Result<Self, Error> {
+        let arch = config.arch;
+        let read = |part: &str, shape: &[usize]| weights.tensor(&in_block(layer, part), shape, device);
+        let linear = |name: Name| -> std::result::Result<Linear, Error> {
+            let (shape, bias) = (config.shape(name), format!("{}.bias", name.part()));
+            let has_bias = arch.biased.contains(&name)
+                || arch.may_be_biased.contains(&name) && weights.contains(&in_block(layer, &bias));
+            let weight = read(&format!("{}.weight", name.part()), &shape)?;
+            Ok(Linear { weight, bias: has_bias.then(|| read(&bias, &shape[..1])).transpose()? })
+        };
+        let [q, k, v, o, gate, up, down] = Name::ALL.map(linear);
+        let norm = |part: &str, width: usize| read(&format!("{part}.weight"), &[width]);
+        let head_norm = |part: &str| arch.qk_norms.then(|| norm(part, config.head_dim)).transpose();
+        let hidden = config.hidden_size;
+        let post_norms = match arch.post_norms {
+            true => Some([norm("post_attention_norm", hidden)?, norm("post_ffw_norm", hidden)?]),
+            false => None,
+        };
         Ok(Block {
-            norm1: read(tensor_name(layer, "input_layernorm.weight"), &[hidden])?,
-            norm2: read(tensor_name(layer, "post_attention_layernorm.weight"), &[hidden])?,
-            linears,
-            rope: rope.clone(),
+            norm1: norm("attn_norm", hidden)?,
+            norm2: norm("ffn_norm", hidden)?,
+            post_norms,
+            linears: [q?, k?, v?, o?, gate?, up?, down?],
+            attention: Attention {
+                rope: rope.clone(),
+                q_norm: head_norm("attn_q_norm")?,
+                k_norm: head_norm("attn_k_norm")?,
+                eps: config.rms_norm_eps,
+                kv_heads: config.num_kv_heads,
+                repeats: config.num_heads / config.num_kv_heads,
+                head_dim: config.head_dim,
+                scale: config.attention_scale,
+                window: config.windows[layer],
+            },
+            activation: arch.activation,
             eps: config.rms_norm_eps,
-            kv_heads: config.num_kv_heads,
-            repeats: config.num_heads / config.num_kv_heads,
-            head_dim: config.head_dim,
         })
     }
 
@@ -263,7 +165,7 @@ impl Block {
 
     /// Query heads per value head, and a head's width.
     pub fn head_shape(&self) -> (usize, usize) {
-        (self.repeats, self.head_dim)
+        (self.attention.repeats, self.attention.head_dim)
     }
 
     pub fn attn_norm(&self, x: &Tensor) -> Result<Tensor> {
@@ -274,37 +176,33 @@ impl Block {
         rms_norm(h, &self.norm2, self.eps)
     }
 
-    /// `[n, heads * d]` to `[heads, n, d]`.
-    fn split(&self, x: &Tensor) -> Result<Tensor> {
-        let (n, width) = x.dims2()?;
-        x.reshape((n, width / self.head_dim, self.head_dim))?.transpose(0, 1)?.contiguous()
+    /// `f(gate) * up`. `gate` may be overwritten.
+    pub fn activate(&self, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+        activate(gate, up, self.activation)
     }
 
-    /// The inverse of `split`.
-    fn join(&self, x: &Tensor) -> Result<Tensor> {
-        let (heads, n, d) = x.dims3()?;
-        x.transpose(0, 1)?.contiguous()?.reshape((n, heads * d))
+    /// The stream behind the attention: x, and the output of o, normed where the architecture has it so.
+    pub fn after_attention(&self, x: &Tensor, attn_out: &Tensor) -> Result<Tensor> {
+        match &self.post_norms {
+            Some([gain, _]) => add_to(rms_norm(attn_out, gain, self.eps)?, x),
+            None => add(x, attn_out),
+        }
     }
 
-    /// Query heads that share a key head stand below one another, so that no key is copied:
-    /// `[heads, n, d]` to `[kv_heads, repeats * n, d]`.
-    fn stack(&self, q: &Tensor) -> Result<Tensor> {
-        let (_, n, d) = q.dims3()?;
-        q.contiguous()?.reshape((self.kv_heads, self.repeats * n, d))
+    /// The stream behind the MLP, the block's output: h, and the output of down, normed likewise.
+    pub fn after_mlp(&self, h: &Tensor, mlp_out: &Tensor) -> Result<Tensor> {
+        match &self.post_norms {
+            Some([_, gain]) => add_to(rms_norm(mlp_out, gain, self.eps)?, h),
+            None => add(h, mlp_out),
+        }
     }
 
-    /// Key heads whose scores are made together, for `rows` queries of `keys` keys: first, how many.
-    fn head_parts(&self, rows: usize, keys: usize) -> impl Iterator<Item = (usize, usize)> {
-        let each = 4 * self.repeats * rows * keys;
-        let (all, step) = (self.kv_heads, (SCORES / each.max(1)).clamp(1, self.kv_heads));
-        (0..all).step_by(step).map(move |at| (at, step.min(all - at)))
+    /// The block's output.
+    pub fn output(&self, trace: &Trace) -> Result<Tensor> {
+        self.after_mlp(&trace.h, &trace.mlp_out)
     }
 
-    fn probabilities(&self, q: &Tensor, k: &Tensor, positions: &[usize], real: usize) -> Result<Tensor> {
-        causal_softmax(q.matmul(&k.t()?)?, 1.0 / (self.head_dim as f64).sqrt(), positions, real)
-    }
-
-    /// The heads' outputs from packed q, k, v before rotation.
+    /// The heads' outputs from packed q, k, v as their linears make them.
     pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &[Span]) -> Result<Tensor> {
         let of = |t: &Tensor, span: &Span| t.narrow(0, span.start, span.len);
         let keys = spans.iter().map(|span| Ok((of(k, span)?, of(v, span)?))).collect::<Result<Vec<_>>>()?;
@@ -319,41 +217,7 @@ impl Block {
         spans: &[Span],
         rows: Option<&[u32]>,
     ) -> Result<Tensor> {
-        let mut parts = Vec::with_capacity(spans.len());
-        let mut from = 0;
-        for (span, (k, v)) in spans.iter().zip(keys) {
-            let positions: Vec<usize> = match rows {
-                None => (0..span.len).collect(),
-                Some(rows) => {
-                    let inside =
-                        rows.iter().map(|&t| t as usize).filter(|t| (span.start..span.start + span.len).contains(t));
-                    inside.map(|t| t - span.start).collect()
-                }
-            };
-            let n = positions.len();
-            if n == 0 {
-                continue;
-            }
-            let heads = self.split(&q.narrow(0, from, n)?)?;
-            let whole = n == span.len;
-            let heads = if whole { self.rope.apply(&heads, false)? } else { self.rope.apply_at(&heads, &positions)? };
-            let (k, v) = (self.rope.apply(&self.split(k)?, false)?, self.split(v)?);
-            for rows in query_parts(n) {
-                let (positions, len) = (&positions[rows.clone()], rows.len());
-                let keys = positions[len - 1] + 1;
-                let q = self.stack(&heads.narrow(1, rows.start, len)?)?;
-                let mut outs = Vec::new();
-                for (at, heads) in self.head_parts(len, keys) {
-                    let of = |t: &Tensor| t.narrow(0, at, heads)?.narrow(1, 0, keys);
-                    let p = self.probabilities(&q.narrow(0, at, heads)?, &of(&k)?, positions, span.real)?;
-                    outs.push(p.matmul(&of(&v)?)?);
-                }
-                let out = Tensor::cat(&outs, 0)?;
-                parts.push(self.join(&out.reshape((self.kv_heads * self.repeats, len, self.head_dim))?)?);
-            }
-            from += n;
-        }
-        Tensor::cat(&parts, 0)
+        self.attention.forward(q, keys, spans, rows)
     }
 
     /// The forward pass with all that enters a linear. `input` is applied to each linear's input first: the
@@ -380,19 +244,19 @@ impl Block {
         let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
         let o_in = self.attend(&q, &k, &v, spans)?;
         let attn_out = run(Name::O, &input(&o_in)?)?;
-        let h = add(x, &attn_out)?;
+        let h = self.after_attention(x, &attn_out)?;
         let mlp_in = self.mlp_norm(&h)?;
         let m = input(&mlp_in)?;
         let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
         let made = if all { Some(Made { q, k, v, gate: gate.copy()?, up: up.clone() }) } else { None };
-        let down_in = silu_mul(gate, &up)?;
+        let down_in = self.activate(gate, &up)?;
         let mlp_out = run(Name::Down, &input(&down_in)?)?;
         Ok(Trace { attn_in, o_in, attn_out, h, mlp_in, down_in, mlp_out, made })
     }
 
     /// The block's output.
     pub fn forward(&self, x: &Tensor, spans: &[Span]) -> Result<Tensor> {
-        self.trace(x, spans, &|x| Ok(x.clone()))?.output()
+        self.output(&self.trace(x, spans, &|x| Ok(x.clone()))?)
     }
 
     /// The gradient at the input from the gradient `g` at the output; the forward pass is made again from `x`.
@@ -401,65 +265,46 @@ impl Block {
         // Forward, up to the MLP's inner product.
         let a = self.attn_norm(x)?;
         let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
-        let h = add_to(run(Name::O, &self.attend(&q, &k, &v, spans)?)?, x)?;
-        let m = self.mlp_norm(&h)?;
+        let attn_out = run(Name::O, &self.attend(&q, &k, &v, spans)?)?;
+        let m = self.mlp_norm(&self.after_attention(x, &attn_out)?)?;
         let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
-        self.backward_from(x, &h, &Made { q, k, v, gate, up }, spans, g)
+        self.backward_from(x, &attn_out, &Made { q, k, v, gate, up }, spans, g)
     }
 
     /// The same where the forward pass was kept.
-    pub fn backward_from(&self, x: &Tensor, h: &Tensor, made: &Made, spans: &[Span], g: &Tensor) -> Result<Gradients> {
+    pub fn backward_from(
+        &self,
+        x: &Tensor,
+        attn_out: &Tensor,
+        made: &Made,
+        spans: &[Span],
+        g: &Tensor,
+    ) -> Result<Gradients> {
         let back = |name: Name, g: &Tensor| self.linear(name).backward(g);
         let Made { q, k, v, gate, up } = made;
-        // y = h + down(silu(gate) * up): silu' = sigmoid * (1 + gate * (1 - sigmoid)).
-        let g_inner = back(Name::Down, g)?;
-        let (g_gate, g_up) = silu_mul_backward(gate, up, &g_inner)?;
+        let h = self.after_attention(x, attn_out)?;
+        // y = h + down(f(gate) * up), or h + norm(down(…)).
+        let mlp_out = match &self.post_norms {
+            Some([_, gain]) => {
+                let out = self.linear(Name::Down).forward(&self.activate(gate.copy()?, up)?)?;
+                rms_backward(&out, gain, self.eps, g)?
+            }
+            None => g.clone(),
+        };
+        let g_inner = back(Name::Down, &mlp_out)?;
+        let (g_gate, g_up) = activate_backward(gate, up, &g_inner, self.activation)?;
         let g_m = add_to(back(Name::Gate, &g_gate)?, &back(Name::Up, &g_up)?)?;
-        let g_h = add_to(rms_backward(h, &self.norm2, self.eps, &g_m)?, g)?;
+        let g_h = add_to(rms_backward(&h, &self.norm2, self.eps, &g_m)?, g)?;
 
-        // h = x + o(attend(q, k, v)), sample by sample.
-        let g_o = back(Name::O, &g_h)?;
-        let (mut g_q, mut g_k, mut g_v) = (Vec::new(), Vec::new(), Vec::new());
-        let scale = 1.0 / (self.head_dim as f64).sqrt();
-        for span in spans {
-            let of = |t: &Tensor| self.split(&t.narrow(0, span.start, span.len)?);
-            let (q, k, v) = (self.rope.apply(&of(q)?, false)?, self.rope.apply(&of(k)?, false)?, of(v)?);
-            let g_out = of(&g_o)?;
-            let positions: Vec<usize> = (0..span.len).collect();
-            // The last queries see all keys; what the others add to keys' gradients is added to the first of these.
-            let (mut span_q, mut span_k, mut span_v) = (Vec::new(), None, None);
-            for rows in query_parts(span.len).rev() {
-                let (positions, len, keys) = (&positions[rows.clone()], rows.len(), rows.end);
-                let of = |t: &Tensor| self.stack(&t.narrow(1, rows.start, len)?);
-                let (q, g_out) = (of(&q)?, of(&g_out)?);
-                let (mut of_q, mut of_k, mut of_v) = (Vec::new(), Vec::new(), Vec::new());
-                for (at, heads) in self.head_parts(len, keys) {
-                    let of = |t: &Tensor| t.narrow(0, at, heads);
-                    let seen = |t: &Tensor| of(t)?.narrow(1, 0, keys);
-                    let (q, k, v, g_out) = (of(&q)?, seen(&k)?, seen(&v)?, of(&g_out)?);
-                    let p = self.probabilities(&q, &k, positions, span.real)?;
-                    of_v.push(p.t()?.matmul(&g_out)?);
-                    let g_p = g_out.matmul(&v.t()?)?;
-                    let g_s = softmax_backward(&p, g_p, scale)?;
-                    of_q.push(g_s.matmul(&k)?);
-                    of_k.push(g_s.t()?.matmul(&q)?);
-                }
-                let back_q = Tensor::cat(&of_q, 0)?.reshape((self.kv_heads * self.repeats, len, self.head_dim))?;
-                span_q.push(back_q);
-                span_k = Some(add_first(span_k, Tensor::cat(&of_k, 0)?)?);
-                span_v = Some(add_first(span_v, Tensor::cat(&of_v, 0)?)?);
-            }
-            span_q.reverse();
-            g_q.push(self.join(&self.rope.apply(&Tensor::cat(&span_q, 1)?, true)?)?);
-            if let (Some(k), Some(v)) = (span_k, span_v) {
-                g_k.push(self.join(&self.rope.apply(&k, true)?)?);
-                g_v.push(self.join(&v)?);
-            }
-        }
-        let (g_q, g_k, g_v) = (Tensor::cat(&g_q, 0)?, Tensor::cat(&g_k, 0)?, Tensor::cat(&g_v, 0)?);
+        // h = x + o(attend(q, k, v)), or x + norm(o(…)).
+        let attn_out = match &self.post_norms {
+            Some([gain, _]) => rms_backward(attn_out, gain, self.eps, &g_h)?,
+            None => g_h.clone(),
+        };
+        let (g_q, g_k, g_v) = self.attention.backward([q, k, v], spans, &back(Name::O, &attn_out)?)?;
         let g_a = add_to(add_to(back(Name::Q, &g_q)?, &back(Name::K, &g_k)?)?, &back(Name::V, &g_v)?)?;
         let input = add_to(rms_backward(x, &self.norm1, self.eps, &g_a)?, &g_h)?;
-        Ok(Gradients { input, attn_out: g_h })
+        Ok(Gradients { input, attn_out, mlp_out })
     }
 }
 

@@ -193,7 +193,7 @@ impl<'a> Embedder<'a> {
         let mut ids = prompt[..place].to_vec();
         ids.extend(vec![prompt[place]; vision]);
         ids.extend(text);
-        Ok(Sample { embeds, real: kinds.len(), kinds, ids })
+        Ok(Sample::new(embeds, kinds, ids))
     }
 
     /// Rows of the embedding, `[n, hidden]` on the CPU.
