@@ -16,5 +16,6 @@ pub mod quant;
 pub mod random;
 pub mod rotate;
 pub mod runtime;
+pub mod text;
 
 pub use error::Error;

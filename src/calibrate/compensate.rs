@@ -14,9 +14,10 @@ use super::stream::{Room, Stream};
 use crate::Error;
 use crate::ggml::{GgmlType, dequantize, quantize_rows};
 use crate::gguf::Encoder;
-use crate::model::decoder::{Block, Name, tensor_name};
-use crate::model::ops::{Fast, row_errors, silu_mul};
+use crate::model::weights::tensor_name;
 use crate::quant::levels::{Fit, Format};
+use crate::text::ops::{Fast, row_errors};
+use crate::text::{Block, Name};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -189,8 +190,16 @@ fn inputs(block: &Block, group: Group, s: &Tensor, chunk: &Chunk, activations: A
         Group::GateUp => block.mlp_norm(s),
         Group::Down => {
             let m = activations.apply(&block.mlp_norm(s)?)?;
-            silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
+            block.activate(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
         }
+    }
+}
+
+/// The stream once the output of `o` or of `down` is added to it.
+fn added(block: &Block, group: Group, layer: usize, chunk: &Chunk, s: &Tensor, output: &Tensor) -> Result<Tensor> {
+    match group {
+        Group::O => block.after_attention(s, output),
+        _ => chunk.inject(layer, block.after_mlp(s, output)?),
     }
 }
 
@@ -252,13 +261,13 @@ impl Compensation {
                         true => kept.exact.take(c)?,
                         false => inputs(exact, group, &s, chunk, Activations::Float)?,
                     };
-                    x.set(c, (s + exact.linear(name).forward(&i)?)?)?;
+                    x.set(c, added(exact, group, layer, chunk, &s, &exact.linear(name).forward(&i)?)?)?;
                     let s = x_q.get(c)?;
                     let i = match kept.rounded.len() > c {
                         true => kept.rounded.take(c)?,
                         false => activations.apply(&inputs(&rounded, group, &s, chunk, activations)?)?,
                     };
-                    x_q.set(c, (s + rounded.linear(name).forward(&i)?)?)?;
+                    x_q.set(c, added(&rounded, group, layer, chunk, &s, &rounded.linear(name).forward(&i)?)?)?;
                 }
             }
         }
@@ -285,6 +294,8 @@ impl Compensation {
         };
         let _fast = Fast::on(&exact.norm1);
         let gather = if exact.norm1.device().is_cpu() { 0 } else { GATHER };
+        // Behind a norm an output cannot make up for what the stream has lost.
+        let aims_at_stream = self.settings.residual && exact.post_norms.is_none();
         let mut moments = Moments::default();
         let (mut weighted, mut shifts, mut residuals) = (Vec::new(), Vec::new(), Vec::new());
         for (c, chunk) in batch.chunks.iter().enumerate() {
@@ -298,7 +309,7 @@ impl Compensation {
                 let x = x.get(c)?;
                 let exact = inputs(exact, group, &x, chunk, Activations::Float)?;
                 shifts.push(rooted(&(&exact - &input)?)?);
-                if self.settings.residual && matches!(group, Group::O | Group::Down) {
+                if aims_at_stream && matches!(group, Group::O | Group::Down) {
                     residuals.push(rooted(&(x - x_q)?)?);
                 }
                 kept.exact(exact)?;

@@ -7,9 +7,9 @@ use crate::calibrate::batch::{Kind, Sample};
 use crate::calibrate::pairs::ASSISTANT;
 use crate::checkpoint::Checkpoint;
 use crate::image::{Rgb, anyres};
-use crate::model::decoder::Linear;
 use crate::model::vision::{Reader, Tower};
 use crate::prompt::{ChatTemplate, Message};
+use crate::text::Linear;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 use std::path::Path;
@@ -220,7 +220,7 @@ impl<'a> Embedder<'a> {
         kinds.resize(ids.len(), Kind::Answer);
         words.extend(reply);
         embeds.extend(self.words(&words)?);
-        Ok(Sample { embeds: Tensor::cat(&embeds, 0)?, real: kinds.len(), kinds, ids })
+        Ok(Sample::new(Tensor::cat(&embeds, 0)?, kinds, ids))
     }
 
     /// Rows of the embedding, `[n, hidden]` on the CPU; none of none.
