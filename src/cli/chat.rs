@@ -113,3 +113,18 @@ impl Picture {
         Ok(Picture { path: file.to_path_buf(), _file: file })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tool_gets_what_the_loader_sees() {
+        let photo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pictures/load/exif6.jpg");
+        let handed = Picture::of(&photo).unwrap();
+        let bytes = std::fs::read(&handed.path).unwrap();
+        let seen = mbq_convert::image::decode_rgb(&handed.path, &bytes).unwrap();
+        assert_eq!((seen.width, seen.height), (13, 21), "upright");
+        assert_eq!(seen, load_rgb(&photo).unwrap());
+    }
+}

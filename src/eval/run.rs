@@ -307,7 +307,12 @@ fn tokenize<'t>(
             let embed = !prompts.has(&record::picture_key(bytes));
             let picture = image::decode_rgb(path, bytes)?;
             // As llama-mtmd-cli does it: the picture directly before the text.
-            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, &picture, embed)?
+            vision.pieces(
+                &turn(&format!("{MEDIA_MARKER}{}", question.text))?,
+                path,
+                std::slice::from_ref(&picture),
+                embed,
+            )?
         }
         (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(&question.text)?, true, true)?)],
     })

@@ -744,9 +744,7 @@ impl Mtmd {
             mtmd_tokenize,
             mtmd_encode_chunk,
             mtmd_get_output_embd,
-            mtmd_helper_init_opt_default,
             mtmd_helper_log_set,
-            mtmd_helper_bitmap_init_from_buf,
             mtmd_helper_decode_image_chunk,
         })
     }
