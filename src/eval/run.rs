@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
+use super::data::{DataError, Form, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 use super::header::{Header, HeaderError};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
@@ -293,17 +293,17 @@ fn tokenize<'t>(
     template: &dyn Fn() -> Result<&'t ChatTemplate, EvalError>,
     prompts: &Store,
 ) -> Result<Vec<Piece>, EvalError> {
-    let turn = |text: &str| -> Result<String, EvalError> { 
-        Ok(template()?.prompt(&[Message::new("user", 0, text)])?)
+    let turn = |pictures: usize| -> Result<String, EvalError> {
+        Ok(template()?.prompt(&[Message::new("user", pictures, &question.text)])?)
     };
     Ok(match (question.form, &question.image, vision, bytes) {
         (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
         (Form::Chat, Some(path), Some(vision), Some(bytes)) => {
             let embed = !prompts.has(&record::picture_key(bytes));
             // As llama-mtmd-cli does it: the picture directly before the text.
-            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, bytes, embed)?
+            vision.pieces(&turn(1)?, path, bytes, embed)?
         }
-        (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(&question.text)?, true, true)?)],
+        (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(0)?, true, true)?)],
     })
 }
 
