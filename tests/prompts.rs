@@ -179,7 +179,13 @@ fn answers_are_found() {
     let source = text(&golden["templates"].as_array().unwrap().iter().find(published).unwrap()["source"]).to_owned();
     let template = plain(&source).unwrap();
     let m = Message::new;
-    let talk = [m("user", 1, "red"), m("assistant", 0, "red"), m("user", 0, "And?"), m("assistant", 0, "red "), m("user", 0, "Red?")];
+    let talk = [
+        m("user", 1, "red"),
+        m("assistant", 0, "red"),
+        m("user", 0, "And?"),
+        m("assistant", 0, "red "),
+        m("user", 0, "Red?"),
+    ];
     let prompt = template.conversation(&talk).unwrap();
     assert_eq!(
         prompt.text,

@@ -120,7 +120,8 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
     observer.event(Event::PhaseEnd);
 
     let projector = mmproj.as_ref().map(|_| &digests[digests.len() - 1]);
-    let identity = json!({"format": 1, "reference": digests[0], "mmproj": projector, "runtime": runtime.describe(),
+    // `prompts` counts the changes of their wording.
+    let identity = json!({"format": 1, "prompts": 2, "reference": digests[0], "mmproj": projector, "runtime": runtime.describe(),
         "exact": setup.compute.exact});
     let mut prompts = Store::open(&setup.cache, "prompts", &identity)?;
     phase("prompts and pictures", questions.list.len(), "questions");

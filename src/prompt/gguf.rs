@@ -102,12 +102,8 @@ fn completed(prompt: &str) -> String {
 /// # Errors
 /// In words: where they differ.
 fn same(original: &ChatTemplate, source: &str, image: &str, line_end: bool) -> Result<(), String> {
-    let context = Context {
-        strings: true,
-        image: MARK.into(),
-        behind_image: String::new(),
-        ..original.context.clone()
-    };
+    let context =
+        Context { strings: true, image: MARK.into(), behind_image: String::new(), ..original.context.clone() };
     let runtime = ChatTemplate::new(source.into(), context).map_err(|e| e.to_string())?;
     for messages in conversations() {
         for add in [false, true] {

@@ -74,7 +74,10 @@ pub fn source(dir: &Path) -> Result<Option<String>, PromptError> {
         return text(&more.join("default.jinja"));
     }
     if !named.is_empty() {
-        return Err(fail(&more, format!("has the chat templates {}; chat_template.jinja is missing", named.join(", "))));
+        return Err(fail(
+            &more,
+            format!("has the chat templates {}; chat_template.jinja is missing", named.join(", ")),
+        ));
     }
     entry("tokenizer_config.json")
 }
@@ -113,7 +116,7 @@ impl ChatTemplate {
     /// A file that cannot be read, or a template that cannot be applied.
     pub(super) fn of(dir: &Path, source: String) -> Result<Self, PromptError> {
         // LLaVA's own string prompts have a line end behind pictures.
-                let context = Context {
+        let context = Context {
             variables: variables(dir)?,
             adds_bos: false,
             strings: false,

@@ -85,11 +85,11 @@ impl Model {
             (source, lib.llama_vocab_bos(vocab), lib.llama_vocab_eos(vocab), lib.llama_vocab_get_add_bos(vocab))
         };
         let text = |token: Token| if token < 0 { String::new() } else { self.piece(token) };
-        let variables = [("bos_token", text(bos).into()), ("eos_token", text(eos).into()), ("enable_thinking", true.into())]
-            .map(|(name, value): (_, serde_json::Value)| (name.to_string(), value));
+        let variables =
+            [("bos_token", text(bos).into()), ("eos_token", text(eos).into()), ("enable_thinking", true.into())]
+                .map(|(name, value): (_, serde_json::Value)| (name.to_string(), value));
         let variables = variables.into_iter().collect();
-        let context =
-            Context { variables, adds_bos, strings: true, image: MARK.into(), behind_image: String::new() };
+        let context = Context { variables, adds_bos, strings: true, image: MARK.into(), behind_image: String::new() };
         Some(ChatTemplate::new(source, context))
     }
 
