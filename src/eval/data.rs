@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::image::{self, LocateError, load_rgb};
 
 /// Where llama.cpp's multimodal library puts a picture; a text holding it would shift every picture.
-pub const MEDIA_MARKER: &str = "<__media__>";
+pub use crate::prompt::gguf::MARK as MEDIA_MARKER;
 
 /// How the text of a question becomes a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
+use super::data::{DataError, Form, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 use super::header::{Header, HeaderError};
 use super::models::{Models, name};
@@ -153,7 +153,7 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
 
 /// What prompts and pictures of model `i` depend on.
 fn identity(setup: &Setup, models: &Models, runtime: &Runtime, i: usize) -> serde_json::Value {
-    json!({"format": 2, "reference": models.digest(0), "mmproj": models.projector(i).map(|p| p.1),
+    json!({"format": 3, "reference": models.digest(0), "mmproj": models.projector(i).map(|p| p.1),
         "runtime": runtime.describe(), "exact": setup.compute.exact})
 }
 
@@ -300,21 +300,18 @@ fn tokenize<'t>(
     template: &dyn Fn() -> Result<&'t ChatTemplate, EvalError>,
     prompts: &Store,
 ) -> Result<Vec<Piece>, EvalError> {
-    let turn = |text: &str| -> Result<String, EvalError> { Ok(template()?.prompt(&[Message::new("user", 0, text)])?) };
+    let turn = |pictures: usize| -> Result<String, EvalError> {
+        Ok(template()?.prompt(&[Message::new("user", pictures, &question.text)])?)
+    };
     Ok(match (question.form, &question.image, vision, bytes) {
         (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
         (Form::Chat, Some(path), Some(vision), Some(bytes)) => {
             let embed = !prompts.has(&record::picture_key(bytes));
             let picture = image::decode_rgb(path, bytes)?;
             // As llama-mtmd-cli does it: the picture directly before the text.
-            vision.pieces(
-                &turn(&format!("{MEDIA_MARKER}{}", question.text))?,
-                path,
-                std::slice::from_ref(&picture),
-                embed,
-            )?
+            vision.pieces(&turn(1)?, path, std::slice::from_ref(&picture), embed)?
         }
-        (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(&question.text)?, true, true)?)],
+        (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(0)?, true, true)?)],
     })
 }
 

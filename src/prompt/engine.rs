@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 /// Instructions that one rendering may take, a fraction of a second; a long conversation takes some ten thousand.
-const WORK: u64 = 5_000_000;
+const WORK: u64 = 1_000_000;
 /// Bytes that one rendering may write.
 const LONGEST: usize = 16 << 20;
 /// The one template of an environment.

@@ -19,13 +19,13 @@ pub struct Adapted {
 }
 
 /// Makes typed parts of the strings that llama.cpp passes. Some of its programs put a number of their own into the mark
-/// (`<__media_17__>`), so that it is taken from the string. Contents that are lists already stay.
+/// (`<__media_17__>`), so that it is taken from the string. `WHICH` says which strings; contents that are lists stay.
 const HEAD: &str = "\
 {#- Message contents that are strings become lists of parts: llama.cpp marks pictures inside of strings. -#}\n\
 {%- set picture = namespace(mark='', messages=[]) -%}\n\
 {%- for message in messages -%}\n\
   {%- set turn = namespace(message=message) -%}\n\
-  {%- if message['content'] is string -%}\n\
+  {%- if message['content'] is string and (WHICH) -%}\n\
     {%- set made = namespace(parts=[], text='') -%}\n\
     {%- for piece in message['content'].split('<__media') -%}\n\
       {%- set made.text = piece -%}\n\
@@ -51,13 +51,17 @@ const HEAD: &str = "\
 {%- set messages = picture.messages -%}\n\
 {%- set prompt -%}\n{{ '' }}";
 
-/// `source` behind [`HEAD`]; `image` is what it writes for a picture.
-fn wrap(source: &str, image: &str) -> String {
+/// The template behind [`HEAD`]; `image` is what it writes for a picture.
+fn wrap(original: &ChatTemplate, image: &str) -> String {
+    let source = original.source();
+    // Without a picture a template that takes strings has them.
+    let which = if original.probe(Form::Text).is_ok() { "'<__media' in message['content']" } else { "true" };
+    let head = HEAD.replace("WHICH", which);
     // Jinja drops one line end at a template's end, which is not this one's end any more.
     let source = source.strip_suffix('\n').unwrap_or(source);
     let image = image.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n");
     format!(
-        "{HEAD}{source}{{{{ '' }}}}{{% endset -%}}\n\
+        "{head}{source}{{{{ '' }}}}{{% endset -%}}\n\
          {{{{ prompt | replace('{image}', picture.mark) if picture.mark else prompt }}}}"
     )
 }
@@ -93,26 +97,21 @@ fn completed(prompt: &str) -> String {
     out
 }
 
-/// As llama.cpp passes it.
-fn as_string(message: &Message) -> Message {
-    let content = message.value(Form::Text, MARK);
-    Message::new(&message.role, 0, content["content"].as_str().unwrap_or_default())
-}
-
 /// Whether llama.cpp makes of `source` what transformers makes of `original`, `image` standing for a picture.
 ///
 /// # Errors
 /// In words: where they differ.
-fn same(original: &ChatTemplate, source: &str, image: &str) -> Result<(), String> {
-    let context = Context { image: MARK.into(), ..original.context.clone() };
-    let runtime = ChatTemplate::new(source.into(), context, Form::Text).map_err(|e| e.to_string())?;
+fn same(original: &ChatTemplate, source: &str, image: &str, line_end: bool) -> Result<(), String> {
+    let context =
+        Context { strings: true, image: MARK.into(), behind_image: String::new(), ..original.context.clone() };
+    let runtime = ChatTemplate::new(source.into(), context).map_err(|e| e.to_string())?;
     for messages in conversations() {
         for add in [false, true] {
             // What transformers cannot word (two users in a row, say) need not be worded.
             let Ok(want) = original.render(&messages, add) else { continue };
             let want = want.replace(image, MARK);
-            let strings: Vec<Message> = messages.iter().map(as_string).collect();
-            let got = completed(&runtime.render(&strings, add).map_err(|e| e.to_string())?);
+            let got = runtime.render(&messages, add).map_err(|e| e.to_string())?;
+            let got = if line_end { completed(&got) } else { got };
             if got != want {
                 return Err(format!("{got:?}, not {want:?}"));
             }
@@ -129,18 +128,20 @@ pub fn read(dir: &Path) -> Result<Option<Adapted>, PromptError> {
     let Some(source) = lookup::source(dir)? else { return Ok(None) };
     let image = lookup::image(dir)?;
     Ok(Some(match ChatTemplate::of(dir, source.clone()) {
-        Ok(original) => adapt(&original, &image),
+        Ok(original) => adapt(&original, &image, true),
         Err(problem) => Adapted { source, note: Some(format!("{problem}; it is in the file as it is")) },
     }))
 }
 
 /// The template as it is where llama.cpp words conversations with it as transformers does, else wrapped so that it does.
-/// `image` is what it writes for a picture.
-pub fn adapt(original: &ChatTemplate, image: &str) -> Adapted {
+/// `image` is what it writes for a picture; with `line_end` the runtime ends the line behind pictures itself.
+pub fn adapt(original: &ChatTemplate, image: &str, line_end: bool) -> Adapted {
     let source = original.source().to_owned();
-    let Err(difference) = same(original, &source, image) else { return Adapted { source, note: None } };
-    let wrapped = wrap(&source, image);
-    match same(original, &wrapped, image) {
+    if same(original, &source, image, line_end).is_ok() {
+        return Adapted { source, note: None };
+    }
+    let wrapped = wrap(original, image);
+    match same(original, &wrapped, image, line_end) {
         Ok(()) => Adapted {
             source: wrapped,
             note: Some(
@@ -149,7 +150,7 @@ pub fn adapt(original: &ChatTemplate, image: &str) -> Adapted {
                     .into(),
             ),
         },
-        Err(_) => Adapted {
+        Err(difference) => Adapted {
             source,
             note: Some(format!("llama.cpp words prompts otherwise than transformers: {difference}; check the answers")),
         },

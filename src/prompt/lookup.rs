@@ -1,5 +1,5 @@
 //! Which chat template a checkpoint has, as transformers 5 looks it up: its processor's, else its tokenizer's.
-use super::{ChatTemplate, Context, Form, PromptError};
+use super::{ChatTemplate, Context, PromptError};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -115,10 +115,15 @@ impl ChatTemplate {
     /// # Errors
     /// A file that cannot be read, or a template that cannot be applied.
     pub(super) fn of(dir: &Path, source: String) -> Result<Self, PromptError> {
-        // LLaVA's own string prompts have a line end behind each picture.
-        let image = format!("{}\n", image(dir)?);
-        let context = Context { variables: variables(dir)?, adds_bos: false, image };
-        Self::new(source, context, Form::Parts).map_err(|e| fail(dir, e))
+        // LLaVA's own string prompts have a line end behind pictures.
+        let context = Context {
+            variables: variables(dir)?,
+            adds_bos: false,
+            strings: false,
+            image: image(dir)?,
+            behind_image: "\n".into(),
+        };
+        Self::new(source, context).map_err(|e| fail(dir, e))
     }
 }
 

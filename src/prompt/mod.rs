@@ -18,6 +18,15 @@ pub enum Part {
     Image,
 }
 
+impl Part {
+    fn value(&self) -> serde_json::Value {
+        match self {
+            Part::Text(text) => json!({"type": "text", "text": text}),
+            Part::Image => json!({"type": "image"}),
+        }
+    }
+}
+
 /// What one side says in one turn. `role` is spelled as templates spell it: `system`, `user`, `assistant`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -38,24 +47,31 @@ impl Message {
         self.parts.iter().map(|p| if let Part::Text(text) = p { text.as_str() } else { "" }).collect()
     }
 
-    /// The message as a template sees it; as one string, pictures are `image` in their places.
-    fn value(&self, form: Form, image: &str) -> serde_json::Value {
-        match form {
-            Form::Parts => {
-                let part = |part: &Part| match part {
-                    Part::Text(text) => json!({"type": "text", "text": text}),
-                    Part::Image => json!({"type": "image"}),
-                };
-                json!({"role": self.role, "content": self.parts.iter().map(part).collect::<Vec<_>>()})
+    /// The message as a template sees it.
+    fn value(&self, form: Form, context: &Context) -> serde_json::Value {
+        let content = match form {
+            Form::Parts if !context.strings => self.parts.iter().map(Part::value).collect(),
+            Form::Parts => json!([Part::Text(self.string(context)).value()]),
+            Form::Text => self.string(context).into(),
+        };
+        json!({"role": self.role, "content": content})
+    }
+
+    /// The parts in one string, with the context's text for pictures.
+    fn string(&self, context: &Context) -> String {
+        let mut out = String::new();
+        let mut behind_image = false;
+        for part in &self.parts {
+            match part {
+                Part::Image => out += &context.image,
+                Part::Text(text) => {
+                    out += if behind_image { &context.behind_image } else { "" };
+                    out += text;
+                }
             }
-            Form::Text => {
-                let part = |part: &Part| match part {
-                    Part::Text(text) => text.clone(),
-                    Part::Image => image.to_string(),
-                };
-                json!({"role": self.role, "content": self.parts.iter().map(part).collect::<String>()})
-            }
+            behind_image = *part == Part::Image;
         }
+        out
     }
 }
 
@@ -98,8 +114,13 @@ pub struct Context {
     pub variables: serde_json::Map<String, serde_json::Value>,
     /// Whether the tokenizer itself puts the bos token in front.
     pub adds_bos: bool,
+    /// Contents are strings, as llama.cpp has them: a template that takes only lists gets the string as its one part.
+    /// Otherwise they are lists, as transformers' processors have them, but for a template that takes only strings.
+    pub strings: bool,
     /// What stands for a picture in contents that are strings.
     pub image: String,
+    /// What stands there between pictures and the text behind them.
+    pub behind_image: String,
 }
 
 /// A compiled chat template.
@@ -120,12 +141,13 @@ pub struct Rendered {
 }
 
 impl ChatTemplate {
-    /// Compiles `source`. Contents are given in the form `prefer` unless only the other one comes through.
+    /// Compiles `source`, and finds the form in which it takes contents.
     ///
     /// # Errors
     /// What is not Jinja as transformers takes it, or makes no prompt of a plain question in either form.
-    pub fn new(source: String, context: Context, prefer: Form) -> Result<Self, PromptError> {
+    pub fn new(source: String, context: Context) -> Result<Self, PromptError> {
         let env = engine::compile(&source)?;
+        let prefer = if context.strings { Form::Text } else { Form::Parts };
         let mut this = ChatTemplate { source, context, form: prefer, env };
         if let Err(error) = this.probe(prefer) {
             // A template that takes neither is reported with what it says to the form that was preferred.
@@ -138,7 +160,7 @@ impl ChatTemplate {
     /// Whether the text of a question given in `form` comes out as it went in.
     fn probe(&self, form: Form) -> Result<(), PromptError> {
         const TEXT: &str = "What is it?";
-        let mut message = Message::new("user", 0, TEXT).value(form, "");
+        let mut message = Message::new("user", 0, TEXT).value(form, &self.context);
         if let Some(part) = message["content"].get_mut(0) {
             // Shows where a template prints the list itself.
             part["mark"] = "printed whole".into();
@@ -177,13 +199,23 @@ impl ChatTemplate {
     /// The conversation as text; with `add_generation_prompt` the assistant's next turn is opened.
     ///
     /// # Errors
-    /// The template raises an exception, works or writes without end, or leaves a user's or an assistant's words out.
+    /// The template raises an exception, works or writes without end, or leaves a user's words out.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, PromptError> {
-        let values: Vec<_> = messages.iter().map(|m| m.value(self.form, &self.context.image)).collect();
-        let text = self.apply(values.into(), add_generation_prompt)?;
+        let given = |form: &dyn Fn(&Message) -> Form| -> Result<String, PromptError> {
+            let values: Vec<_> = messages.iter().map(|m| m.value(form(m), &self.context)).collect();
+            self.apply(values.into(), add_generation_prompt)
+        };
+        let text = given(&|_| self.form).or_else(|error| {
+            if self.form == Form::Text {
+                return Err(error);
+            }
+            // A template may take lists from users and want a string from the system (InternVL3's does).
+            given(&|m| if m.parts.contains(&Part::Image) { Form::Parts } else { Form::Text }).map_err(|_| error)
+        })?;
         for message in messages.iter().filter(|m| m.role == "user") {
             // Some templates strip the text; what is left of it must be there.
-            if !text.contains(message.text().trim()) && !lone(message) {
+            let taken = |part: &Part| if let Part::Text(words) = part { text.contains(words.trim()) } else { true };
+            if !message.parts.iter().all(taken) {
                 return Err(PromptError::Drops(message.role.clone()));
             }
         }
@@ -234,9 +266,4 @@ impl ChatTemplate {
         }
         Ok(Rendered { text, answers })
     }
-}
-
-/// Whether text is spread over several parts, between which a template may put something.
-fn lone(message: &Message) -> bool {
-    message.parts.iter().filter(|p| matches!(p, Part::Text(_))).count() > 1
 }

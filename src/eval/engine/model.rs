@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Compute, EngineError, Runtime, Token, c_path, take_log};
 use crate::prompt::gguf::MARK;
-use crate::prompt::{ChatTemplate, Context, Form, PromptError};
+use crate::prompt::{ChatTemplate, Context, PromptError};
 use crate::runtime::sys;
 
 /// A loaded text model, or only its header and vocabulary.
@@ -88,8 +88,9 @@ impl Model {
         let variables =
             [("bos_token", text(bos).into()), ("eos_token", text(eos).into()), ("enable_thinking", true.into())]
                 .map(|(name, value): (_, serde_json::Value)| (name.to_string(), value));
-        let context = Context { variables: variables.into_iter().collect(), adds_bos, image: MARK.into() };
-        Some(ChatTemplate::new(source, context, Form::Text))
+        let variables = variables.into_iter().collect();
+        let context = Context { variables, adds_bos, strings: true, image: MARK.into(), behind_image: String::new() };
+        Some(ChatTemplate::new(source, context))
     }
 
     /// The token after a turn: end-of-turn where the vocabulary has one, else end-of-text.

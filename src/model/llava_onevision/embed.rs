@@ -38,8 +38,10 @@ fn problem(path: &Path, problem: impl std::fmt::Display) -> Error {
 
 impl<'a> Embedder<'a> {
     /// # Errors
-    /// A tensor or a tokenizer file is missing or wrong.
+    /// A tensor or a tokenizer file is missing or wrong, or there is no chat template.
     pub fn load(model: &'a LlavaOnevision, checkpoint: &'a Checkpoint, device: &Device) -> Result<Self, Error> {
+        // First, as the weights take a while.
+        let template = ChatTemplate::read(checkpoint.dir())?;
         let r = Reader { checkpoint, device };
         let (vision, hidden) = (model.vision.hidden_size, model.text.hidden_size);
         let bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
@@ -60,7 +62,7 @@ impl<'a> Embedder<'a> {
             linear1: r.linear("multi_modal_projector.linear_1", hidden, vision, bias)?,
             linear2: r.linear("multi_modal_projector.linear_2", hidden, hidden, bias)?,
             newline: r.tensor("image_newline", &[hidden])?,
-            template: ChatTemplate::read(checkpoint.dir())?,
+            template,
             model,
             checkpoint,
             tokenizer,
