@@ -65,7 +65,9 @@ pub(super) fn tensors<'a>(
         let more = of_adapter.count();
         return Err(CheckpointError::Unmerged { path: dir.into(), tensor: tensor.into(), more });
     }
-    let from_tensors = tensors.clone().find_map(|(name, dtype)| Some((name, quantised(name, dtype)?)));
+    // Names say more than types, so that all are asked first.
+    let by_name = tensors.clone().find_map(|(name, _)| Some((name, packed(name)?)));
+    let from_tensors = by_name.or_else(|| tensors.clone().find_map(|(name, dtype)| Some((name, coded(name, dtype)?))));
     let declared = quantisation_config(config);
     match (from_tensors, declared) {
         (Some((tensor, how)), declared) => {
@@ -91,18 +93,20 @@ fn is_adapter(name: &str) -> bool {
     name.split('.').any(|part| ADAPTER_PARTS.contains(&part) || ADAPTER_STARTS.iter().any(|s| part.starts_with(s)))
 }
 
-fn quantised(name: &str, dtype: Dtype) -> Option<&'static str> {
-    let last = name.rsplit('.').next().unwrap_or(name);
-    if let Some((_, how)) = QUANTISED_ENDS.iter().find(|(end, _)| *end == last) {
-        return Some(how);
-    }
+/// Whose packed weights, scales or zero points have such a name.
+fn packed(name: &str) -> Option<&'static str> {
     if name.contains(".quant_state.") {
         return Some("bitsandbytes, 4 bits");
     }
+    QUANTISED_ENDS.iter().find(|(end, _)| Some(*end) == name.rsplit('.').next()).map(|(_, how)| *how)
+}
+
+/// What a weight of this type is.
+fn coded(name: &str, dtype: Dtype) -> Option<&'static str> {
     match dtype {
         Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0 => Some("FP8"),
-        // A whole-number weight is packed or scaled; buffers such as `position_ids` are no weights.
-        Dtype::U8 | Dtype::I8 if last == "weight" => Some("packed or 8-bit whole numbers"),
+        // Buffers such as `position_ids` are whole numbers, too, and no weights.
+        Dtype::U8 | Dtype::I8 if name.ends_with(".weight") => Some("packed or 8-bit whole numbers"),
         _ => None,
     }
 }
@@ -142,7 +146,7 @@ mod tests {
             "multi_modal_projector.linear_1.bias",
             "image_newline",
         ] {
-            assert!(!is_adapter(name) && quantised(name, Dtype::I64).is_none(), "{name}");
+            assert!(!is_adapter(name) && packed(name).is_none() && coded(name, Dtype::I64).is_none(), "{name}");
         }
     }
 
