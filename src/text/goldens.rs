@@ -159,8 +159,8 @@ fn some_rows(block: &Block, chunk: &Chunk, trace: &Trace) {
 /// seen, 1.2e-5 through Gemma's seven, whose sharp attention (scores of up to 30) enlarges what came before.
 const TOLERANCE: f32 = 4e-5;
 
-/// What a broken rule changes at least; 2e-2 was seen, of M-RoPE's sections, and mostly 1.
-const BROKEN: f32 = 5e-3;
+/// What a broken rule changes at least; mostly 1 was seen, 6e-3 where one slow pair turns by another position.
+const BROKEN: f32 = 3e-3;
 
 type Change<'a> = (&'a str, &'a dyn Fn(&mut TextConfig, &mut [Sample]));
 

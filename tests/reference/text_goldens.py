@@ -173,8 +173,9 @@ make("qwen3-yarn", "qwen3", Qwen3Model(Qwen3Config(**SIZES, num_hidden_layers=2,
      {"rope.freq_base": 100.0, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
       "rope.scaling.original_context_length": 16}, plain)
 make("qwen3vl", "qwen3vl",
-     Qwen3VLTextModel(Qwen3VLTextConfig(**SIZES, num_hidden_layers=3, rope_parameters=rope(1e4, mrope_section=[4, 2, 2]))),
-     {"rope.freq_base": 1e4, "rope.dimension_sections": [4, 2, 2, 0], "n_deepstack_layers": 2},
+     # A small base, so that the last pairs, behind the sections' end, turn far enough to be seen.
+     Qwen3VLTextModel(Qwen3VLTextConfig(**SIZES, num_hidden_layers=3, rope_parameters=rope(100.0, mrope_section=[4, 2, 2]))),
+     {"rope.freq_base": 100.0, "rope.dimension_sections": [4, 2, 2, 0], "n_deepstack_layers": 2},
      [dict(picture[0], deepstack=(3, 9, 2)), picture[1]])
 make("llama", "llama", LlamaModel(LlamaConfig(**SIZES, num_hidden_layers=2, attention_bias=True, mlp_bias=True)),
      {"rope.freq_base": 1e4, "rope.dimension_count": DIM}, plain, reorder=True)
