@@ -523,9 +523,9 @@ static int64_t mbq3_few_columns(const ggml_tensor * src0) {
 //   3584 x 3584 (13 M)             32: 17.2, 20.7     64: 22.0, 21.1     96: 27.8, 22.0
 //   3584 x 18944, 18944 x 3584    128:  101, 119-126 192:  146, 127-133
 //   8192 x 29568 (242 M)          128:  285, 401     192:  453, 405
-// MMQ's tensor operations of 32 int8 have on this chip about 60 % of the rate that wgmma has, and cuBLAS uses that. GPUs for
-// graphics multiply bf16 with f32 sums at half or a quarter of int8's rate, and before Hopper mma is what cuBLAS uses too:
-// there MMQ stays, unmeasured, until GGML_CUDA_MBQ3_CUBLAS_COLUMNS, the number of columns for any weights, says otherwise.
+// cuBLAS uses wgmma, which datacenter GPUs from Hopper on have; MMQ's mma does not reach its rate. Before, mma is what both
+// use, and GPUs for graphics multiply bf16 with f32 sums at a quarter of int8's rate by their data sheets: there MMQ stays,
+// unmeasured, until GGML_CUDA_MBQ3_CUBLAS_COLUMNS, the number of columns for any weights, says otherwise.
 static int64_t mbq3_many_columns(const ggml_tensor * src0, const int cc) {
     if (const char * s = getenv("GGML_CUDA_MBQ3_CUBLAS_COLUMNS")) {
         return std::max(1ll, atoll(s));

@@ -4,7 +4,9 @@
 // 1. mbq3_quantize_columns turns the activations to int8, one scale per chunk of 32, in a layout of its own: per 128
 //    activations the first 16 bytes of the four chunks, then their last 16 bytes, then four float pairs (d8, sum).
 //    A lane reads its chunk with two 16-byte loads that hit different banks in each quarter warp, and one of 8 bytes;
-//    q8_1's blocks of 36 bytes take nine loads. Scale and sum are floats: no activation overflows.
+//    q8_1's blocks of 36 bytes take nine loads. Scale and sum are floats: no activation overflows. A single column is kept
+//    for the products that follow with the same activations (q, k and v), and where it is a norm's result the norm's
+//    kernel makes it: a kernel that is done in a moment still costs a token 2 us.
 // 2. mbq3_mul_mat_vec: a lane takes one chunk of ROWS consecutive rows, a warp 32 neighbouring chunks, and WARPS warps
 //    share the columns of those rows. The four words of a chunk (A, B, C and the block's d, m) are four 4-byte loads;
 //    those of a warp cover 416 contiguous bytes of each row, so every sector fetched is used. The words of the next
