@@ -2,8 +2,10 @@
 //
 //   mbq3-cuda test            every operation and shape against a float64 product of the dequantised weights
 //   mbq3-cuda bench [alone]   matrix-vector products of the paper's shapes beside the stock types
-//   mbq3-cuda profile         one call of each main kernel, for a profiler
-//   mbq3-cuda tune            the candidate shapes of the kernel (library built with -DMBQ3_TUNE)
+//   mbq3-cuda profile [few]   one call of each main kernel, for a profiler; or of eight columns
+//   mbq3-cuda few             2 to 16 columns beside Q4_0 (with a library built with -DMBQ3_TUNE: the candidate shapes of the kernel)
+//   mbq3-cuda many            from 17 columns on: MMQ and cuBLAS, beside F16 and Q4_0
+//   mbq3-cuda tune            the candidate shapes of the matrix-vector kernel (library built with -DMBQ3_TUNE)
 //
 // Only the public ggml API is used, so what runs is what a model runs: its dispatch, its fusions, its CUDA graphs.
 
@@ -64,14 +66,24 @@ static void parallel(int64_t n, const std::function<void(int64_t)> & f) {
 
 static int n_tests  = 0;
 static int n_failed = 0;
-static double worst = 0.0;
+static double worst = 0.0, worst_bf16 = 0.0;
+static bool   tensor_cores; // products of up to 16 columns have bf16 operands, but for the fewest
+static bool   many_on_bf16; // and those of many
 
 // Normalised mean-square error, below the 5e-4 that ggml's own tests allow a quantised product: int8 activations
-// leave about 5e-5.
+// leave about 5e-5, bf16 operands 2e-6 to 5e-6.
+static const double limit_int8 = 5e-4, limit_bf16 = 1e-5;
+
+// The limit of a plain product of m rows of k with n columns (mbq3_few_columns in mbq3-mma.cu).
+static double limit_of(int64_t k, int64_t m, int64_t n) {
+    const int64_t few = m < 2048 ? 5 : k > 4096 ? 4 : 2;
+    return tensor_cores && ((n >= few && n <= 16) || (n >= 512 && many_on_bf16)) ? limit_bf16 : limit_int8;
+}
+
 //
 // `power` is the expected sum of squares: one or two outputs may happen to lie near zero, and their own squares are
 // then no measure of the numbers that were added up.
-static void judge(const std::string & name, const std::vector<float> & got, const std::vector<double> & want, double power, double limit = 5e-4) {
+static void judge(const std::string & name, const std::vector<float> & got, const std::vector<double> & want, double power, double limit = limit_int8) {
     double err = 0.0, ref = 0.0;
     bool finite = got.size() == want.size();
     for (size_t i = 0; i < got.size() && finite; ++i) {
@@ -85,7 +97,7 @@ static void judge(const std::string & name, const std::vector<float> & got, cons
         ++n_failed;
         printf("FAILED %-70s nmse %.3g\n", name.c_str(), nmse);
     } else {
-        worst = std::max(worst, nmse);
+        (limit == limit_bf16 ? worst_bf16 : worst) = std::max(limit == limit_bf16 ? worst_bf16 : worst, nmse);
     }
 }
 
@@ -199,6 +211,7 @@ static double expected(int64_t k, const weights & w, const std::vector<float> & 
 }
 
 static void test_mul_mat(int64_t k, int64_t m, int64_t n, int64_t w2, int64_t w3, int64_t x2, int64_t x3, int layout, float lo, float hi) {
+    const double limit = w2*w3*x2*x3 == 1 && layout != 3 && (layout == 0 || n <= 16) ? limit_of(k, m, n) : limit_int8;
     char name[160];
     snprintf(name, sizeof name, "mul_mat k %d rows %d cols %d w[%d,%d] x[%d,%d] layout %d values %g..%g",
         (int) k, (int) m, (int) n, (int) w2, (int) w3, (int) x2, (int) x3, layout, lo, hi);
@@ -232,7 +245,40 @@ static void test_mul_mat(int64_t k, int64_t m, int64_t n, int64_t w2, int64_t w3
         std::copy_n(all.begin() + from, k, cols.begin() + ((i3*x2 + i2)*n + i1)*k);
     }
     compute(X.ctx, { y });
-    judge(name, get_floats(y), product(w, { k, m, w2, w3 }, cols, { k, n, x2, x3 }), m*n*x2*x3*expected(k, w, cols));
+    judge(name, get_floats(y), product(w, { k, m, w2, w3 }, cols, { k, n, x2, x3 }), m*n*x2*x3*expected(k, w, cols), limit);
+}
+
+// Weights that take more than 256 MiB as bf16 and are multiplied in parts: 67 rows, repeated.
+static void test_parts(int64_t k, int64_t m, int64_t n) {
+    char name[96];
+    snprintf(name, sizeof name, "mul_mat in parts k %d rows %d cols %d", (int) k, (int) m, (int) n);
+    const int64_t some = 67;
+    const size_t  row  = ggml_row_size(GGML_TYPE_MBQ3, k);
+    bench_ctx W, X;
+    weights w;
+    w.tensor = ggml_new_tensor_2d(W.ctx, GGML_TYPE_MBQ3, k, m);
+    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    const std::vector<float> f = random_floats(some*k, -1.0f, 1.0f);
+    std::vector<uint8_t> q(some*row), all(m*row);
+    ggml_quantize_chunk(GGML_TYPE_MBQ3, f.data(), q.data(), 0, some, k, nullptr);
+    w.values.resize(some*k);
+    ggml_get_type_traits(GGML_TYPE_MBQ3)->to_float(q.data(), w.values.data(), some*k);
+    for (int64_t r = 0; r < m; ++r) {
+        memcpy(all.data() + r*row, q.data() + r%some*row, row);
+    }
+    ggml_backend_tensor_set(w.tensor, all.data(), 0, all.size());
+    ggml_tensor * x = ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, k, n);
+    ggml_tensor * y = ggml_mul_mat(X.ctx, w.tensor, x);
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    const std::vector<float> xv = set_floats(x, -1.0f, 1.0f);
+    poison(y);
+    compute(X.ctx, { y });
+    const std::vector<double> part = product(w, { k, some, 1, 1 }, xv, { k, n, 1, 1 });
+    std::vector<double> want(m*n);
+    for (int64_t i = 0; i < m*n; ++i) {
+        want[i] = part[i/m*some + i%m%some];
+    }
+    judge(name, get_floats(y), want, 0.0, limit_of(k, m, n));
 }
 
 static void test_mul_mat_id(int64_t k, int64_t m, int experts, int used, int tokens, bool shared_x) {
@@ -347,10 +393,49 @@ static void test_bias(int64_t k, int64_t m, int n) {
     judge(name, get_floats(y), want, want.size()*expected(k, w, xv));
 }
 
+// A norm with weights and three products of its result, with biases as in Qwen2: the quantised column is made once, by the norm.
+// `between`: the result is doubled in place before the last product, which must not see the old column.
+static void test_norm(int64_t k, int64_t m, int n, bool between) {
+    char name[96];
+    snprintf(name, sizeof name, "norm, three products k %d rows %d cols %d overwritten %d", (int) k, (int) m, n, between);
+    bench_ctx W, X;
+    weights w[3];
+    for (weights & v : w) {
+        v.tensor = ggml_new_tensor_2d(W.ctx, GGML_TYPE_MBQ3, k, m);
+    }
+    ggml_tensor * nw = ggml_new_tensor_1d(W.ctx, GGML_TYPE_F32, k);
+    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    for (weights & v : w) {
+        set_weights(v, -1.0f, 1.0f);
+    }
+    const std::vector<float> nwv = set_floats(nw, 0.5f, 2.0f);
+    ggml_tensor * x = ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, k, n);
+    ggml_tensor * h = ggml_mul(X.ctx, ggml_rms_norm(X.ctx, x, 1e-6f), nw);
+    std::vector<ggml_tensor *> y = { ggml_mul_mat(X.ctx, w[0].tensor, h), ggml_mul_mat(X.ctx, w[1].tensor, h) };
+    if (between) {
+        y.push_back(ggml_scale_inplace(X.ctx, h, 2.0f));
+    }
+    y.push_back(ggml_mul_mat(X.ctx, w[2].tensor, h));
+    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+    const std::vector<float> xv = set_floats(x, -3.0f, 3.0f);
+    for (ggml_tensor * t : { y[0], y[1], y.back() }) poison(t);
+    compute(X.ctx, y);
+    std::vector<float> hv(k*n);
+    for (int c = 0; c < n; ++c) {
+        double s = 0.0;
+        for (int64_t i = 0; i < k; ++i) s += (double) xv[c*k + i]*xv[c*k + i];
+        for (int64_t i = 0; i < k; ++i) hv[c*k + i] = xv[c*k + i]/sqrt(s/k + 1e-6)*nwv[i];
+    }
+    for (int i = 0; i < 3; ++i) {
+        if (i == 2 && between) for (float & v : hv) v *= 2.0f;
+        judge(name, get_floats(i < 2 ? y[i] : y.back()), product(w[i], { k, m, 1, 1 }, hv, { k, n, 1, 1 }), m*n*expected(k, w[i], hv), limit_of(k, m, n));
+    }
+}
+
 static int run_tests(bool small) {
     const std::vector<int64_t> ks    = small ? std::vector<int64_t>{ 128, 896 } : std::vector<int64_t>{ 128, 256, 384, 512, 896, 1152, 3584, 4992, 18944 };
     const std::vector<int64_t> rows  = small ? std::vector<int64_t>{ 1, 131 } : std::vector<int64_t>{ 1, 2, 3, 5, 31, 64, 127, 128, 257 };
-    const std::vector<int64_t> few   = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 16 };
+    const std::vector<int64_t> few   = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17 };
     for (int64_t k : ks) for (int64_t m : rows) for (int64_t n : few) {
         test_mul_mat(k, m, n, 1, 1, 1, 1, 0, -1.0f, 1.0f);
     }
@@ -361,7 +446,20 @@ static int run_tests(bool small) {
             }
         }
     }
-    for (int64_t n : { 1, 2, 7, 8, 9, 33 }) {
+    for (int64_t n : { 129, 191, 192, 255, 256, 257, 383, 384 }) { // about where cuBLAS takes over
+        test_mul_mat(896, 130, n, 1, 1, 1, 1, 0, -1.0f, 1.0f);
+    }
+    for (int64_t n : { 2, 3, 4 }) {
+        test_mul_mat(384, 2049, n, 1, 1, 1, 1, 0, -1.0f, 1.0f);
+    }
+    if (!small) {
+        test_parts(8192, 16641, 512);
+    }
+    test_mul_mat(896, 67, 640, 1, 1, 1, 1, 0, -3.0e4f, 3.0e4f);
+    test_mul_mat(896, 67, 640, 1, 1, 1, 1, 0, 2.0e4f, 3.0e4f);
+    test_mul_mat(896, 67, 160, 1, 1, 4, 1, 0, -1.0f, 1.0f);       // repeated weights, contiguous columns
+    test_mul_mat(384, 67, 600, 1, 1, 1, 1, 1, -1.0f, 1.0f);       // columns apart: MMQ
+    for (int64_t n : { 1, 2, 7, 8, 9, 16, 33 }) {
         for (int layout : { 0, 1, 2, 3 }) {
             test_mul_mat(384, 67, n, 1, 1, 1, 1, layout, -1.0f, 1.0f);
             test_mul_mat(384, 67, n, 2, 1, 4, 3, layout, -1.0f, 1.0f); // repeated over dimensions 2 and 3
@@ -386,7 +484,12 @@ static int run_tests(bool small) {
         test_fusion(k, m, n, true);
         test_bias(k, m, n);
     }
-    printf("%d tests, %d failed, worst normalised mean-square error %.3g\n", n_tests, n_failed, worst);
+    for (int64_t k : { 128, 896, 3584, 4224, 8192, 16384, 18944 }) for (int n : { 1, 2 }) for (bool between : { false, true }) {
+        if (!small || k < 4000) {
+            test_norm(k, 67, n, between);
+        }
+    }
+    printf("%d tests, %d failed, worst normalised mean-square error %.3g, of products with bf16 operands %.3g\n", n_tests, n_failed, worst, worst_bf16);
     return n_failed != 0;
 }
 
@@ -464,30 +567,50 @@ static void fill_pattern(ggml_tensor * t) {
     ggml_backend_tensor_set(t, all.data(), 0, all.size());
 }
 
-// Seconds per product, over as many weight tensors as exceed the L2 cache several times.
+// As many weight tensors of one shape as exceed the L2 cache several times.
+struct rotation {
+    shape s;
+    bench_ctx W;
+    std::vector<ggml_tensor *> w;
+
+    rotation(ggml_type type, shape s) : s(s) {
+        const size_t bytes  = ggml_row_size(type, s.k)*s.m;
+        const int    copies = std::min<size_t>(200, std::max<size_t>(2, (400u << 20)/bytes + 1));
+        for (int i = 0; i < copies; ++i) {
+            w.push_back(ggml_new_tensor_2d(W.ctx, type, s.k, s.m));
+        }
+        W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        for (ggml_tensor * t : w) {
+            fill_pattern(t);
+        }
+    }
+
+    // Seconds per product with n columns.
+    double time(int64_t n, double budget) {
+        // The backend knows a CUDA graph again by addresses and shapes: another number of products makes sure that what the
+        // environment asks for now is what runs.
+        static int calls;
+        bench_ctx X;
+        // in turn, so that each product has to quantise its activations
+        ggml_tensor * x[2] = { ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, s.k, n), ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, s.k, n) };
+        std::vector<ggml_tensor *> y;
+        for (size_t i = 0; i < w.size() + calls%2; ++i) {
+            y.push_back(ggml_mul_mat(X.ctx, w[i%w.size()], x[i%2]));
+        }
+        ++calls;
+        X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
+        set_floats(x[0], -1.0f, 1.0f);
+        set_floats(x[1], -1.0f, 1.0f);
+        ggml_cgraph * g = ggml_new_graph_custom(X.ctx, 4096, false);
+        for (ggml_tensor * t : y) {
+            ggml_build_forward_expand(g, t);
+        }
+        return seconds([&] { ggml_backend_graph_compute(backend, g); }, budget)/y.size();
+    }
+};
+
 static double time_mul_mat(ggml_type type, shape s, int64_t n, double budget) {
-    const size_t bytes = ggml_row_size(type, s.k)*s.m;
-    const int copies = std::min<size_t>(200, std::max<size_t>(2, (400u << 20)/bytes + 1));
-    bench_ctx W, X;
-    std::vector<ggml_tensor *> w, y;
-    for (int i = 0; i < copies; ++i) {
-        w.push_back(ggml_new_tensor_2d(W.ctx, type, s.k, s.m));
-    }
-    W.alloc(GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-    for (ggml_tensor * t : w) {
-        fill_pattern(t);
-    }
-    ggml_tensor * x = ggml_new_tensor_2d(X.ctx, GGML_TYPE_F32, s.k, n);
-    for (ggml_tensor * t : w) {
-        y.push_back(ggml_mul_mat(X.ctx, t, x));
-    }
-    X.alloc(GGML_BACKEND_BUFFER_USAGE_COMPUTE);
-    set_floats(x, -1.0f, 1.0f);
-    ggml_cgraph * g = ggml_new_graph_custom(X.ctx, 4096, false);
-    for (ggml_tensor * t : y) {
-        ggml_build_forward_expand(g, t);
-    }
-    return seconds([&] { ggml_backend_graph_compute(backend, g); }, budget)/copies;
+    return rotation(type, s).time(n, budget);
 }
 
 static const std::vector<ggml_type> types = {
@@ -549,7 +672,83 @@ static int run_tune() {
     return 0;
 }
 
-static int run_profile() {
+// The same call under other values of an environment variable; null: as it comes.
+static double time_with(rotation & r, int64_t n, const char * name, const char * value) {
+    if (value) {
+        setenv(name, value, 1);
+    }
+    const double us = 1e6*r.time(n, 0.015);
+    if (value) {
+        unsetenv(name);
+    }
+    return us;
+}
+
+static const std::vector<shape> decoder_shapes = {
+    { 3584, 512 }, { 3584, 3584 }, { 3584, 18944 }, { 18944, 3584 }, { 8192, 1024 }, { 8192, 8192 }, { 8192, 29568 }, { 29568, 8192 }, { 896, 4864 }, { 8960, 1536 },
+};
+
+static int run_few() {
+    const std::vector<int64_t> columns = { 1, 2, 3, 4, 6, 8, 9, 12, 16 };
+    printf("us per call\n| K x rows | |");
+    for (int64_t n : columns) printf(" %d |", (int) n);
+    printf("\n");
+    for (shape s : decoder_shapes) {
+        const auto row = [&](rotation & r, const char * name, const char * variable, const char * value) {
+            printf("| %d x %d | %s |", (int) s.k, (int) s.m, name);
+            for (int64_t n : columns) {
+                printf(" %.1f |", time_with(r, n, variable, value));
+            }
+            printf("\n");
+            fflush(stdout);
+        };
+        {
+            rotation r(GGML_TYPE_Q4_0, s);
+            row(r, "q4_0", "", nullptr);
+        }
+        rotation r(GGML_TYPE_MBQ3, s);
+        row(r, "mbq3", "", nullptr);
+        if (getenv("MBQ3_CANDIDATES")) {
+            row(r, "mbq3, int8", "MBQ3_TUNE_OLD", "1");
+            for (const char * v : { "104", "107", "108", "110", "113", "116", "204", "207", "208" }) {
+                row(r, v, "MBQ3_TUNE_MMA", v);
+            }
+        }
+    }
+    return 0;
+}
+
+static int run_many() {
+    const char * variable = "GGML_CUDA_MBQ3_CUBLAS_COLUMNS";
+    const std::vector<int64_t> columns = { 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048 };
+    printf("us per call\n| K x rows | |");
+    for (int64_t n : columns) printf(" %d |", (int) n);
+    printf("\n");
+    for (shape s : decoder_shapes) {
+        const auto row = [&](ggml_type type, const char * name, const char * value) {
+            rotation r(type, s);
+            printf("| %d x %d | %s |", (int) s.k, (int) s.m, name);
+            for (int64_t n : columns) {
+                printf(" %.1f |", time_with(r, n, variable, value));
+            }
+            printf("\n");
+            fflush(stdout);
+        };
+        row(GGML_TYPE_F16,  "f16", nullptr);
+        row(GGML_TYPE_MBQ3, "mbq3, MMQ", "1000000");
+        row(GGML_TYPE_MBQ3, "mbq3, cuBLAS", "17");
+        row(GGML_TYPE_MBQ3, "mbq3", nullptr);
+    }
+    return 0;
+}
+
+static int run_profile(bool few) {
+    if (few) {
+        for (shape s : { paper[3], paper[4] }) {
+            time_mul_mat(GGML_TYPE_MBQ3, s, 8, 0.0);
+        }
+        return 0;
+    }
     for (shape s : { paper[4], paper[5], paper[3] }) {
         time_mul_mat(GGML_TYPE_MBQ3, s, 1, 0.0);
     }
@@ -565,10 +764,16 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "no CUDA device\n");
         return 2;
     }
+    cudaDeviceProp properties;
+    check_cuda(cudaGetDeviceProperties(&properties, 0));
+    tensor_cores = properties.major >= 8;
+    many_on_bf16 = properties.major == 9 || properties.major == 10;
     if (mode == "test")    return run_tests(argc > 2 && std::string(argv[2]) == "small");
     if (mode == "bench")   return run_bench(argc > 2 && std::string(argv[2]) == "alone");
+    if (mode == "few")     return run_few();
+    if (mode == "many")    return run_many();
     if (mode == "tune")    return run_tune();
-    if (mode == "profile") return run_profile();
-    fprintf(stderr, "usage: mbq3-cuda test [small] | bench [alone] | tune | profile\n");
+    if (mode == "profile") return run_profile(argc > 2 && std::string(argv[2]) == "few");
+    fprintf(stderr, "usage: mbq3-cuda test [small] | bench [alone] | few | many | tune | profile [few]\n");
     return 2;
 }

@@ -4,7 +4,9 @@
 // 1. mbq3_quantize_columns turns the activations to int8, one scale per chunk of 32, in a layout of its own: per 128
 //    activations the first 16 bytes of the four chunks, then their last 16 bytes, then four float pairs (d8, sum).
 //    A lane reads its chunk with two 16-byte loads that hit different banks in each quarter warp, and one of 8 bytes;
-//    q8_1's blocks of 36 bytes take nine loads. Scale and sum are floats: no activation overflows.
+//    q8_1's blocks of 36 bytes take nine loads. Scale and sum are floats: no activation overflows. A single column is kept
+//    for the products that follow with the same activations (q, k and v), and where it is a norm's result the norm's
+//    kernel makes it: a kernel that is done in a moment still costs a token 2 us.
 // 2. mbq3_mul_mat_vec: a lane takes one chunk of ROWS consecutive rows, a warp 32 neighbouring chunks, and WARPS warps
 //    share the columns of those rows. The four words of a chunk (A, B, C and the block's d, m) are four 4-byte loads;
 //    those of a warp cover 416 contiguous bytes of each row, so every sector fetched is used. The words of the next
@@ -58,29 +60,11 @@ struct mbq3_mmv_args {
 
 #define MBQ3_QUANTIZE_THREADS 256
 
-// One thread per four activations, eight threads per chunk.
-static __global__ void __launch_bounds__(MBQ3_QUANTIZE_THREADS) mbq3_quantize_columns(
-        const float * x_ptr, mbq3_y_block * y_ptr, const int ne00, const int64_t s01, const int64_t s02, const int64_t s03,
-        const int ne1, const uint3 ne2) {
-    const float  * GGML_CUDA_RESTRICT x = x_ptr;
-    mbq3_y_block * GGML_CUDA_RESTRICT y = y_ptr;
-
-    ggml_cuda_pdl_lc();
-    const int i0 = 4*(blockIdx.x*MBQ3_QUANTIZE_THREADS + threadIdx.x);
-    if (i0 >= ne00) { // ne00 is a multiple of 128: whole warps leave
-        return;
-    }
-    const uint32_t i1 = blockIdx.y;
-    const uint32_t i3 = fastdiv(blockIdx.z, ne2);
-    const uint32_t i2 = blockIdx.z - i3*ne2.z;
-
-    ggml_cuda_pdl_sync();
-    x += i3*s03 + i2*s02 + i1*s01 + i0;
-    float v[4];
+// Four activations of each thread, elements i0.. of a column, as int8; eight threads share a chunk.
+static __device__ __forceinline__ void mbq3_quantize(const float (&v)[4], mbq3_y_block * GGML_CUDA_RESTRICT column, const int i0) {
     float amax = 0.0f;
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
-        v[l] = x[l];
         amax = fmaxf(amax, fabsf(v[l]));
     }
 #pragma unroll
@@ -102,13 +86,72 @@ static __global__ void __launch_bounds__(MBQ3_QUANTIZE_THREADS) mbq3_quantize_co
         sum += __shfl_xor_sync(0xFFFFFFFF, sum, o, WARP_SIZE);
     }
 
-    const int64_t row = ((int64_t) blockIdx.z*ne1 + i1)*(ne00/QK_MBQ3);
-    mbq3_y_block * yb = y + row + i0/QK_MBQ3;
+    mbq3_y_block * yb = column + i0/QK_MBQ3;
     const int t = i0%QK_MBQ3/32;
     const int w = i0%32/4;
     ((int *) (w < 4 ? &yb->lo[t] : &yb->hi[t]))[w%4] = packed;
     if (w == 0) {
         yb->ds[t] = make_float2(d, d*sum);
+    }
+}
+
+// One thread per four activations.
+static __global__ void __launch_bounds__(MBQ3_QUANTIZE_THREADS) mbq3_quantize_columns(
+        const float * x_ptr, mbq3_y_block * y_ptr, const int ne00, const int64_t s01, const int64_t s02, const int64_t s03,
+        const int ne1, const uint3 ne2) {
+    const float  * GGML_CUDA_RESTRICT x = x_ptr;
+    mbq3_y_block * GGML_CUDA_RESTRICT y = y_ptr;
+
+    ggml_cuda_pdl_lc();
+    const int i0 = 4*(blockIdx.x*MBQ3_QUANTIZE_THREADS + threadIdx.x);
+    if (i0 >= ne00) { // ne00 is a multiple of 128: whole warps leave
+        return;
+    }
+    const uint32_t i1 = blockIdx.y;
+    const uint32_t i3 = fastdiv(blockIdx.z, ne2);
+    const uint32_t i2 = blockIdx.z - i3*ne2.z;
+
+    ggml_cuda_pdl_sync();
+    x += i3*s03 + i2*s02 + i1*s01 + i0;
+    const float v[4] = { x[0], x[1], x[2], x[3] };
+    mbq3_quantize(v, y + ((int64_t) blockIdx.z*ne1 + i1)*(ne00/QK_MBQ3), i0);
+}
+
+#define MBQ3_NORM_THREADS 1024
+
+// x/rms(x)*weights of one row, and the same quantised: a kernel less between the norm and the products that follow.
+template <int VPT>
+static __global__ void __launch_bounds__(MBQ3_NORM_THREADS) mbq3_rms_norm_mul(
+        const float4 * x_ptr, const float4 * weights_ptr, float4 * dst_ptr, mbq3_y_block * y_ptr, const int n, const float eps) {
+    const float4 * GGML_CUDA_RESTRICT x       = x_ptr;
+    const float4 * GGML_CUDA_RESTRICT weights = weights_ptr;
+    float4       * GGML_CUDA_RESTRICT dst     = dst_ptr;
+    __shared__ float sums[WARP_SIZE];
+
+    ggml_cuda_pdl_lc();
+    ggml_cuda_pdl_sync();
+    float4 v[VPT];
+    float4 w[VPT];
+    float  sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < VPT; ++k) {
+        const int i = threadIdx.x + k*MBQ3_NORM_THREADS;
+        if (4*i < n) {
+            v[k] = x[i];
+            w[k] = weights[i];
+            sum += v[k].x*v[k].x + v[k].y*v[k].y + v[k].z*v[k].z + v[k].w*v[k].w;
+        }
+    }
+    sum = block_reduce<block_reduce_method::SUM, MBQ3_NORM_THREADS>(sum, sums);
+    const float scale = rsqrtf(sum/n + eps);
+#pragma unroll
+    for (int k = 0; k < VPT; ++k) {
+        const int i = threadIdx.x + k*MBQ3_NORM_THREADS;
+        if (4*i < n) { // n is a multiple of 128: whole warps
+            const float r[4] = { scale*v[k].x*w[k].x, scale*v[k].y*w[k].y, scale*v[k].z*w[k].z, scale*v[k].w*w[k].w };
+            dst[i] = make_float4(r[0], r[1], r[2], r[3]);
+            mbq3_quantize(r, y_ptr, 4*i);
+        }
     }
 }
 
@@ -374,7 +417,7 @@ template <int ncols, bool has_gate>
 static void mbq3_choose(const mbq3_mmv_args & args, const int nchannels, const int nsamples, cudaStream_t stream) {
 #ifdef MBQ3_TUNE
     if constexpr (ncols == 1) {
-        if (const char * s = getenv("MBQ3_TUNE")) {
+        if (const char * s = getenv(has_gate ? "MBQ3_TUNE_GATE" : "MBQ3_TUNE")) {
             switch (atoi(s)) {
 #define MBQ3_CASE(r, w) case 10*r + w: mbq3_launch<ncols, r, w, has_gate>(args, nchannels, nsamples, stream); return;
                 MBQ3_CASE(1, 1) MBQ3_CASE(1, 2) MBQ3_CASE(1, 4) MBQ3_CASE(1, 8)
@@ -404,6 +447,69 @@ static void mbq3_choose(const mbq3_mmv_args & args, const int nchannels, const i
     }
 }
 
+#define MBQ3_COLUMN_BYTES (128*1024) // rows of 104,832
+
+// Where the quantised column of src will lie for those that come after; null where it is for one product only.
+static mbq3_y_block * mbq3_keep_column(ggml_backend_cuda_context & ctx, const ggml_tensor * src) {
+    if (ctx.curr_stream_no != 0 || ggml_nrows(src) != 1 || src->ne[0]/QK_MBQ3*sizeof(mbq3_y_block) > MBQ3_COLUMN_BYTES) {
+        return nullptr;
+    }
+    if (ctx.column.data == nullptr) {
+        CUDA_CHECK(cudaMalloc(&ctx.column.data, MBQ3_COLUMN_BYTES));
+    }
+    ctx.column.src  = src;
+    ctx.column.made = true;
+    return (mbq3_y_block *) ctx.column.data;
+}
+
+void ggml_cuda_mbq3_written(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, const int first, const int last) {
+    const ggml_tensor * src = ctx.column.src;
+    if (src == nullptr || ctx.column.made) {
+        ctx.column.made = false;
+        return;
+    }
+    const char * begin = (const char *) src->data;
+    const char * end   = begin + ggml_nbytes(src);
+    for (int i = first; i <= last; ++i) {
+        const char * data = (const char *) cgraph->nodes[i]->data;
+        if (data < end && data + ggml_nbytes(cgraph->nodes[i]) > begin) {
+            ctx.column.src = nullptr;
+        }
+    }
+}
+
+bool ggml_cuda_mbq3_rms_norm_mul(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, const int i) {
+    const ggml_tensor * norm    = cgraph->nodes[i];
+    const ggml_tensor * mul     = cgraph->nodes[i + 1];
+    const ggml_tensor * x       = norm->src[0];
+    const ggml_tensor * weights = mul->src[0] == norm ? mul->src[1] : mul->src[0];
+
+    bool used = false;
+    for (int j = i + 2; j < std::min(i + 5, cgraph->n_nodes); ++j) {
+        const ggml_tensor * node = cgraph->nodes[j];
+        used = used || (node->op == GGML_OP_MUL_MAT && node->src[1] == mul && node->src[0]->type == GGML_TYPE_MBQ3);
+    }
+    const int64_t n = x->ne[0];
+    if (!used || !GGML_CUDA_CC_IS_NVIDIA(ggml_cuda_info().devices[ctx.device].cc) || n % QK_MBQ3 != 0 || n > 4*4*MBQ3_NORM_THREADS) {
+        return false;
+    }
+    for (const ggml_tensor * t : { x, weights, mul }) {
+        if (t->type != GGML_TYPE_F32 || ggml_nelements(t) != n || t->ne[0] != n || t->nb[0] != sizeof(float) || (uintptr_t) t->data % sizeof(float4) != 0) {
+            return false;
+        }
+    }
+    mbq3_y_block * y = mbq3_keep_column(ctx, mul);
+    if (y == nullptr) {
+        return false;
+    }
+    float eps;
+    memcpy(&eps, norm->op_params, sizeof(float));
+    const auto kernel = n <= 4*MBQ3_NORM_THREADS ? mbq3_rms_norm_mul<1> : n <= 8*MBQ3_NORM_THREADS ? mbq3_rms_norm_mul<2> : mbq3_rms_norm_mul<4>;
+    const ggml_cuda_kernel_launch_params params(dim3(1, 1, 1), dim3(MBQ3_NORM_THREADS, 1, 1), 0, ctx.stream());
+    ggml_cuda_kernel_launch(kernel, params, (const float4 *) x->data, (const float4 *) weights->data, (float4 *) mul->data, y, (int) n, eps);
+    return true;
+}
+
 bool ggml_cuda_mbq3_mul_mat_vec(
         ggml_backend_cuda_context & ctx, const ggml_tensor * src0, const ggml_tensor * src1, const ggml_tensor * ids, ggml_tensor * dst,
         const ggml_cuda_mm_fusion_args_host * fusion) {
@@ -431,20 +537,25 @@ bool ggml_cuda_mbq3_mul_mat_vec(
     cudaStream_t stream = ctx.stream();
 
     const int64_t ny = ne10/QK_MBQ3;
-    ggml_cuda_pool_alloc<mbq3_y_block> y(ctx.pool(), ne13*ne12*ne11*ny);
+    ggml_cuda_pool_alloc<mbq3_y_block> from_pool(ctx.pool());
+    const bool     known = ctx.curr_stream_no == 0 && ctx.column.src == src1;
+    mbq3_y_block * y     = known ? (mbq3_y_block *) ctx.column.data : mbq3_keep_column(ctx, src1);
+    if (y == nullptr) {
+        y = from_pool.alloc(ne13*ne12*ne11*ny);
+    }
 #ifdef MBQ3_TUNE
     if (!getenv("MBQ3_SKIP_QUANTIZE")) // the product alone, of whatever the buffer holds
 #endif // MBQ3_TUNE
-    {
+    if (!known) {
         const int nblocks = (ne10 + 4*MBQ3_QUANTIZE_THREADS - 1)/(4*MBQ3_QUANTIZE_THREADS);
         const ggml_cuda_kernel_launch_params params(dim3(nblocks, ne11, ne12*ne13), dim3(MBQ3_QUANTIZE_THREADS, 1, 1), 0, stream);
-        ggml_cuda_kernel_launch(mbq3_quantize_columns, params, (const float *) src1->data, y.get(), (int) ne10,
+        ggml_cuda_kernel_launch(mbq3_quantize_columns, params, (const float *) src1->data, y, (int) ne10,
             (int64_t) (nb11/sizeof(float)), (int64_t) (nb12/sizeof(float)), (int64_t) (nb13/sizeof(float)), (int) ne11, init_fastdiv_values(ne12));
     }
 
     mbq3_mmv_args args = {};
     args.x       = (const uint32_t *) src0->data;
-    args.y       = y.get();
+    args.y       = y;
     args.dst     = (float *) dst->data;
     args.ids     = ids ? (const int32_t *) ids->data : nullptr;
     args.nrows   = ne01;
