@@ -104,8 +104,16 @@ fn chat_refuses_a_wrong_pair_of_ours() {
 fn eval(model: &Path, candidate: &Path, mmproj: &[&Path], more: &[&str]) -> Output {
     let mut command = program();
     command.arg("eval").arg(candidate).arg("--reference").arg(model);
-    command.arg("--data").arg(root().join("demo/eval/questions.jsonl")).args(["--limit", "4", "--quiet"]);
-    mmproj.iter().for_each(|m| drop(command.arg("--mmproj").arg(m)));
+    command.arg("--data").arg(root().join("demo/eval/questions.jsonl")).args([
+        "--limit",
+        "4",
+        "--threads",
+        "1",
+        "--quiet",
+    ]);
+    for path in mmproj {
+        command.arg("--mmproj").arg(path);
+    }
     command.args(more).output().unwrap()
 }
 
