@@ -1,4 +1,6 @@
 //! Calibration through the program: bad input is refused by name, and a killed run that is resumed gives the very file.
+use mbq_convert::calibrate::store::WorkFiles;
+use mbq_convert::events::Silent;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -210,6 +212,26 @@ fn killed_and_resumed_gives_the_same_file() {
     let left = fs::read_dir(pieces.parent().unwrap()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
     let left: Vec<String> = left.filter(|n| n.contains("progress")).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+/// Another process calibrates for the same output, or in the same --work-dir: refused with its name, nothing touched.
+#[test]
+fn work_files_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let work = dir.path().join("work");
+    fs::create_dir(&work).unwrap();
+    for (stem, more) in [
+        (dir.path().join("o.mbq-progress"), vec![]),
+        (work.join("mbq-progress"), vec!["--work-dir", work.to_str().unwrap()]),
+    ] {
+        let held = WorkFiles::take(stem, "another model to o.gguf", &Silent).unwrap();
+        fs::write(held.progress(), "theirs").unwrap();
+        let done = convert(&dir.path().join("o.gguf"), &more).output().unwrap();
+        let message = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(message.contains("another model to o.gguf") && message.contains("--work-dir"), "{message}");
+        assert!(done.status.code() == Some(1) && fs::read(held.progress()).unwrap() == b"theirs");
+        assert!(!dir.path().join("o.gguf").exists());
+    }
 }
 
 /// `--bpw` keeps to its budget, spends it on the parts that the record says are worth it, and is refused where it

@@ -3,19 +3,21 @@ mod tiny;
 
 use candle_core::{Device, Tensor};
 use mbq_convert::calibrate::batch::{Kind, Sample};
-use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
+use mbq_convert::calibrate::compensate::{Compensation, Settings, Vision};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric};
 use mbq_convert::calibrate::importance::Weighting;
 use mbq_convert::calibrate::mbq::Loss;
+use mbq_convert::calibrate::store::{Job, Store};
 use mbq_convert::calibrate::{Method, Model, Options, Outcome, run};
 use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::events::{Event, Observer};
+use mbq_convert::events::{Event, Observer, Silent};
 use mbq_convert::ggml::GgmlType;
-use mbq_convert::gguf::TypeChoice;
 use mbq_convert::gguf::plan::text;
+use mbq_convert::gguf::{Encoder, TypeChoice};
 use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 
 /// Three samples of 20 vision tokens and 10 of text.
 fn samples() -> Vec<Sample> {
@@ -27,13 +29,19 @@ fn samples() -> Vec<Sample> {
     (1..4).map(sample).collect()
 }
 
-/// Panics once `block` is finished.
-struct Interrupt(Option<&'static str>);
+/// Panics once `block` is finished, and keeps the notes.
+#[derive(Default)]
+struct Interrupt {
+    block: Option<&'static str>,
+    notes: Mutex<Vec<String>>,
+}
 
 impl Observer for Interrupt {
     fn event(&self, event: Event) {
-        if let Event::Advance { detail, .. } = event {
-            assert!(Some(detail.as_str()) != self.0, "interrupted");
+        match event {
+            Event::Advance { detail, .. } => assert!(Some(detail.as_str()) != self.block, "interrupted"),
+            Event::Note(note) => self.notes.lock().unwrap().push(note),
+            _ => {}
         }
     }
 }
@@ -51,19 +59,21 @@ fn types(model: &LlavaOnevision) -> BTreeMap<String, GgmlType> {
 }
 
 fn calibrate(model: &Path, work: &Path, method: Method, stop: Option<&'static str>) -> Result<Outcome, String> {
-    within(1 << 20, model, work, method, stop)
+    observed(1 << 20, model, work, method, &Interrupt { block: stop, ..Default::default() })
 }
 
-/// [`calibrate`] with so many bytes of memory.
-fn within(
+/// [`calibrate`] with so many bytes of memory, and an observer.
+fn observed(
     memory: usize,
     model: &Path,
     work: &Path,
     method: Method,
-    stop: Option<&'static str>,
+    observer: &dyn Observer,
 ) -> Result<Outcome, String> {
     let checkpoint = Checkpoint::open(model).unwrap();
     let config = LlavaOnevision::read(&checkpoint).unwrap();
+    let job =
+        Job { model: model.display().to_string(), weights: checkpoint.fingerprint(), settings: format!("{method:?}") };
     let model = Model::new(&checkpoint, &config.text, 64, Device::Cpu).unwrap();
     let settings = Settings {
         vision: if method == Method::Mbq { Vision::Ratio } else { Vision::Fixed(0.5) },
@@ -92,9 +102,9 @@ fn within(
         device_memory: None,
         spill: Some(work.into()),
         compensation: Some(&compensation),
-        progress: Some((work.join("progress.json"), "job".into())),
+        progress: Some((work.join("progress.json"), job)),
     };
-    run(&model, &samples(), &options, &Interrupt(stop)).map_err(|e| e.to_string())
+    run(&model, &samples(), &options, observer).map_err(|e| e.to_string())
 }
 
 fn bytes(work: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -145,6 +155,54 @@ fn a_resumed_run_gives_the_same_bytes() {
     }
 }
 
+/// The checkpoint's weights are others by now: what was done of the first is not continued. Another job is refused.
+#[test]
+fn a_replaced_checkpoint_starts_over() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = |name: &str| {
+        std::fs::create_dir(parent.path().join(name)).unwrap();
+        parent.path().join(name)
+    };
+    let model = tiny::checkpoint(parent.path(), tiny::Naming::Published, 1);
+    let (cut, whole) = (dir("cut"), dir("whole"));
+    let interrupted = std::panic::catch_unwind(|| calibrate(&model, &cut, Method::Gptq, Some("block 1")));
+    assert!(interrupted.is_err());
+    let error = calibrate(&model, &cut, Method::Mbq, None).unwrap_err();
+    assert!(error.contains("another calibration"), "{error}");
+    let mut tensors = tiny::tensors();
+    tensors.get_mut("language_model.model.layers.0.mlp.down_proj.weight").unwrap().1[5] += 0.5;
+    tiny::checkpoint_with(parent.path(), tiny::Naming::Published, 1, tensors);
+    calibrate(&model, &whole, Method::Gptq, None).unwrap();
+    let observer = Interrupt::default();
+    observed(1 << 20, &model, &cut, Method::Gptq, &observer).unwrap();
+    assert!(bytes(&cut) == bytes(&whole), "two models are mixed");
+    let notes = observer.notes.lock().unwrap().join("\n");
+    assert!(notes.contains("tiny-model") && notes.contains("starting over"), "{notes}");
+}
+
+/// A tensor that was compensated and is not there is not rounded to nearest in its stead.
+#[test]
+fn a_missing_tensor_is_named_when_the_model_is_written() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = tiny::checkpoint(parent.path(), tiny::Naming::Published, 1);
+    calibrate(&model, parent.path(), Method::Gptq, None).unwrap();
+    let config = LlavaOnevision::read(&Checkpoint::open(&model).unwrap()).unwrap();
+    let compensation = Compensation {
+        settings: Settings::GPTQ,
+        types: types(&config),
+        store: Store::new(parent.path().join("store")),
+    };
+    for (name, &ty) in &compensation.types {
+        let has = compensation.encode(name, &[], ty).unwrap().is_some();
+        assert_eq!(has, ty != GgmlType::Q3_K, "{name}");
+    }
+    let name = "language_model.model.layers.1.self_attn.q_proj.weight";
+    std::fs::remove_file(parent.path().join("store").join(format!("{name}.mbq3"))).unwrap();
+    let error = compensation.encode(name, &[], GgmlType::MBQ3).unwrap_err().to_string();
+    assert!(error.contains(name) && error.contains("is missing"), "{error}");
+    assert!(compensation.encode("language_model.model.norm.weight", &[], GgmlType::F32).unwrap().is_none());
+}
+
 /// One byte of memory, so that every stream waits in the file, and more than enough: the same to the last bit.
 #[test]
 fn memory_changes_nothing() {
@@ -153,7 +211,7 @@ fn memory_changes_nothing() {
     let run = |memory: usize| {
         let work = parent.path().join(memory.to_string());
         std::fs::create_dir_all(&work).unwrap();
-        (format!("{:?}", within(memory, &model, &work, Method::Mbq, None).unwrap()), bytes(&work))
+        (format!("{:?}", observed(memory, &model, &work, Method::Mbq, &Silent).unwrap()), bytes(&work))
     };
     assert!(run(1) == run(1 << 40));
 }

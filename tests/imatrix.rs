@@ -67,4 +67,7 @@ fn llama_quantize_takes_the_importance_matrix() {
     let plain = equal_share(&file("ours.gguf"), &file("plain.gguf"));
     assert!(plain < 0.9, "the matrix changes nothing: {plain} of the bytes are those without it");
     assert_eq!(std::fs::read(file("balanced.gguf")).unwrap(), std::fs::read(file("ours.imatrix.gguf")).unwrap());
+    let names = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = names.filter(|name| name.contains("progress")).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
 }

@@ -276,6 +276,8 @@ mod tests {
             let before = held(dir.path());
             let count = std::cell::Cell::new(0);
             let rename = |new: TempPath, path: &Path| {
+                let other = File::open(dir.path()).unwrap();
+                assert!(other.try_lock().is_err(), "another conversion could publish here now");
                 if count.replace(count.get() + 1) == last {
                     return Err(std::io::ErrorKind::StorageFull.into());
                 }
