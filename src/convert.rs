@@ -4,7 +4,7 @@ use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::ggml::{GgmlType, Gguf};
 use crate::gguf::plan::{self, Planned, TypeChoice};
-use crate::gguf::{self, Card, Changes, Encoder, FileType, General, GgufError, Name, Output, Vocabulary};
+use crate::gguf::{self, Card, Changes, Encoder, FileType, General, GgufError, Name, Output, PAIR_KEY, Vocabulary};
 use crate::model::{ConfigError, TextArch, llava_onevision::LlavaOnevision};
 use crate::quant::fold::Folds;
 use serde::Serialize;
@@ -75,6 +75,8 @@ pub struct Summary {
     pub model: Written,
     pub mmproj: Written,
     pub record: PathBuf,
+    /// The id in both files ([`PAIR_KEY`]).
+    pub pair: String,
     /// Of the decoder's linears, which `--type` is about.
     pub decoder_bits_per_weight: f64,
     pub seconds: f64,
@@ -95,7 +97,8 @@ pub fn convert(
     let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
     check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &calibration.folds)?;
     let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    vocabulary.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
+    let notes = checkpoint.notes().iter().chain(&model.notes).chain(&vocabulary.notes);
+    notes.for_each(|note| observer.event(Event::Note(note.clone())));
     if options.types.output.is_some() && model.text.tie_word_embeddings {
         let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
         observer.event(Event::Note(note.into()));
@@ -116,9 +119,12 @@ pub fn convert(
         gguf::mbq_metadata(&mut header, &calibration.method()).map_err(GgufError::Header)?;
     }
     vocabulary.write(&mut header).map_err(GgufError::Header)?;
+    let pair = gguf::pair_id(checkpoint, &model, &vision_plan)?;
+    header.set_str(PAIR_KEY, &pair).map_err(GgufError::Header)?;
     gguf::list(&mut header, &text_plan)?;
     let mut vision_header = Gguf::new();
     gguf::vision_metadata(&mut vision_header, &general, &model, options.mmproj_type).map_err(GgufError::Header)?;
+    vision_header.set_str(PAIR_KEY, &pair).map_err(GgufError::Header)?;
     gguf::list(&mut vision_header, &vision_plan)?;
 
     let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];
@@ -132,6 +138,7 @@ pub fn convert(
         model: written(path, options.types.file.to_string(), model_bytes, &text_plan),
         mmproj: written(mmproj_path, options.mmproj_type.to_string(), mmproj_bytes, &vision_plan),
         record: record_path,
+        pair,
         decoder_bits_per_weight: bits_per_weight(linears),
         seconds: start.elapsed().as_secs_f64(),
     };
@@ -140,18 +147,20 @@ pub fn convert(
     Ok(summary)
 }
 
-/// Finds before long work what would stop [`convert`] after it.
+/// Finds before long work what would stop [`convert`] after it. Returns the language model's file.
 ///
 /// # Errors
 /// A fault of the checkpoint, or an output that cannot be written. Nothing is left of the attempt.
-pub fn check(checkpoint: &Checkpoint, options: &Options) -> Result<(), Error> {
+pub fn check(checkpoint: &Checkpoint, options: &Options) -> Result<PathBuf, Error> {
     let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
     check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &Folds::new())?;
     Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    for path in paths(&model_name(checkpoint, options, &text_plan), options) {
-        Output::create(&path)?;
+    let paths = paths(&model_name(checkpoint, options, &text_plan), options);
+    for path in &paths {
+        Output::create(path)?;
     }
-    Ok(())
+    let [model, ..] = paths;
+    Ok(model)
 }
 
 /// The model's configuration, and the tensors of the two files.

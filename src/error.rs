@@ -7,6 +7,8 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] crate::model::ConfigError),
     #[error(transparent)]
+    Text(#[from] crate::text::TextError),
+    #[error(transparent)]
     Image(#[from] crate::image::ImageError),
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),

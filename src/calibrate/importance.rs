@@ -8,8 +8,9 @@ use crate::Error;
 use crate::ggml::{GgmlType, Gguf, GgufFile};
 use crate::gguf::{FileType, GgufError, Output, TypeChoice, plan};
 use crate::model::TextConfig;
-use crate::model::decoder::{Name, Trace, tensor_name};
+use crate::model::weights::tensor_name;
 use crate::quant::fold::Folds;
+use crate::text::{Group, Trace};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -63,12 +64,7 @@ impl Importance {
 
     /// Adds a chunk's full-precision pass through a layer. `ratios` as for [`Weighting::Balanced`].
     pub fn add(&mut self, layer: usize, chunk: &Chunk, t: &Trace, ratios: Option<Ratios>) -> Result<()> {
-        let inputs = [
-            (&t.attn_in, ratios.map(|r| r.attn), &[Name::Q, Name::K, Name::V][..]),
-            (&t.o_in, ratios.map(|r| r.attn), &[Name::O]),
-            (&t.mlp_in, ratios.map(|r| r.mlp), &[Name::Gate, Name::Up]),
-            (&t.down_in, ratios.map(|r| r.mlp), &[Name::Down]),
-        ];
+        let inputs = Group::ALL.map(|group| (t.input(group), ratios.map(|r| group.ratio(r)), group.linears()));
         for (x, ratio, names) in inputs {
             let weights: Vec<f32> = chunk
                 .kinds
@@ -219,7 +215,7 @@ mod tests {
                 for (c, chunk) in batch.chunks.iter().enumerate() {
                     let t = block.trace(&x.get(c).unwrap(), &chunk.spans, &|x| Ok(x.clone())).unwrap();
                     importance.add(layer, chunk, &t, ratio).unwrap();
-                    x.set(c, t.output().unwrap()).unwrap();
+                    x.set(c, block.output(&t).unwrap()).unwrap();
                 }
             }
             let means = importance.means();

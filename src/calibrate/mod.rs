@@ -16,6 +16,7 @@ mod run;
 pub mod samples;
 pub mod sensitivity;
 pub mod smoothquant;
+pub mod store;
 pub mod stream;
 #[cfg(test)]
 mod tests;

@@ -44,6 +44,8 @@ pub(super) fn batch(runs: &Path, padded: bool) -> Vec<Sample> {
                 kinds: (0..len).map(kind).collect(),
                 ids: labels[i][..len].iter().map(|&l| l.max(0) as u32).collect(),
                 real,
+                layout: None,
+                injections: Vec::new(),
             }
         })
         .collect()
@@ -499,8 +501,9 @@ fn testbed_points() {
 fn folding_keeps_the_function() {
     use super::mbq::apply;
     use super::run::fold;
-    use crate::model::decoder::tests::{golden, tensor};
-    use crate::model::decoder::{Block, Name, tensor_name};
+    use crate::model::weights::tensor_name;
+    use crate::text::tests::{golden, tensor};
+    use crate::text::{Block, Name};
     let (golden, block, spans) = golden();
     let x = tensor(&golden["x"], &[8, 12]);
     let before = block.forward(&x, &spans).unwrap();

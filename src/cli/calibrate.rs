@@ -3,14 +3,17 @@ use super::clock::Clock;
 use super::compensate::{self, Leftovers};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
+use mbq_convert::calibrate::compensate::Compensation;
 use mbq_convert::calibrate::grid::{Activations, Asymmetric, Mbq3, PerChannel, Stored, WeightGrid};
 use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
 use mbq_convert::calibrate::samples::{self, Draw, Samples};
+use mbq_convert::calibrate::store::Job;
 use mbq_convert::calibrate::stream::Room;
 use mbq_convert::calibrate::{self, Method, Model};
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::convert::Calibration;
+use mbq_convert::digest::hex;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::{self, GgmlType};
 use mbq_convert::gguf::{Encoder, FileType, Linear, Role, TypeChoice, fitting};
@@ -231,7 +234,8 @@ pub fn run(
     };
     calibrate::hold(&device, args.gpu_memory.unwrap_or(usize::MAX))?;
     let config = LlavaOnevision::read(checkpoint)?;
-    let (progress, store) = compensate::kept(args.work_dir.as_deref(), output)?;
+    let files = compensate::files(args.work_dir.as_deref(), checkpoint, output, observer)?;
+    let progress = files.progress();
     let memory = args.memory.unwrap_or_else(half_of_free);
     // What does not fit waits beside the progress.
     let spill = progress.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -255,23 +259,25 @@ pub fn run(
     };
     let (linears, parts) = args.compensation.widen(method, file, &model, (&batch, &inputs), observer)?;
     let types = TypeChoice { linears, ..types };
-    let compensation = args.compensation.build(method, &types, &config, &store);
+    let compensated = args.compensation.build(method, &types, &config);
     // On the testbed scales made compensated models no better (docs/compensation.md) and took most of the time.
-    let scales = compensation.is_none() || args.compensation.scales;
+    let scales = compensated.is_none() || args.compensation.scales;
     let settings = serde_json::json!({
         "method": record(method), "weights": weights.name(), "activations": format!("{activations:?}"),
         "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
-        "share_heads": args.share_heads, "compensation": compensation.as_ref().map(|c| c.settings),
+        "share_heads": args.share_heads, "compensation": compensated.as_ref().map(|c| c.0),
         "scales": scales, "samples": batch.samples, "source": source, "imatrix": importance,
         "wider": types.linears.iter().map(|(name, ty)| (name, ty.to_string())).collect::<BTreeMap<_, _>>(),
     });
-    let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
+    let job = Job {
+        model: checkpoint.dir().display().to_string(),
+        weights: checkpoint.fingerprint(),
+        settings: hex(&Sha256::digest(format!("{settings}{data}"))),
+    };
     if !args.resume {
-        store.clear()?;
-        if progress.exists() {
-            std::fs::remove_file(&progress).with_context(|| format!("removing {}", progress.display()))?;
-        }
+        files.clear()?;
     }
+    let compensation = compensated.map(|(settings, types)| Compensation { settings, types, store: files.store(&job) });
     let tokens = batch.tokens;
     // Work in passes of the linears: as measured on a testbed of 89 M weights on two cores and a 7B shape on an H100.
     let search = match method {
@@ -297,7 +303,7 @@ pub fn run(
         device_memory: args.gpu_memory,
         spill: Some(spill.into()),
         compensation: compensation.as_ref(),
-        progress: Some((progress.clone(), job)),
+        progress: Some((progress, job)),
     };
     let found = calibrate::run_packed(&model, &batch, inputs, &options, observer)?;
     let groups = |found: &[calibrate::mbq::Found]| -> Vec<serde_json::Value> {
@@ -323,10 +329,10 @@ pub fn run(
         "compensated": found.compensated,
         "seconds": {"embedding": embedding_seconds, "phases": clock.record(), "all": start.elapsed().as_secs_f64()},
     });
-    let encoder = compensation.is_some().then(|| Box::new(store.clone()) as Box<dyn Encoder>);
+    let encoder = compensation.map(|c| Box::new(c) as Box<dyn Encoder>);
     let weights = given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
     let calibration = Calibration { folds: found.folds, encoder, importance: weights, record: Some(record) };
-    let leftovers = Leftovers::new(progress, store);
+    let leftovers = Leftovers(Some(files));
     Ok(Found { calibration, importance: found.importance, leftovers, linears: types.linears })
 }
 
@@ -340,10 +346,6 @@ fn half_of_free() -> usize {
         line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()
     });
     free.map_or(4 << 30, |kib| kib * 512)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Says how long the calibration will take, from the model's shape, its `passes` and a short product.

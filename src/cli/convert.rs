@@ -110,9 +110,8 @@ pub fn run(args: Args) -> Result<()> {
         Method::Gptq => calibrate::Method::Gptq,
         Method::Rtn => calibrate::Method::Rtn,
     };
-    let beside = args.output.clone().unwrap_or_else(|| "model.gguf".into());
     let w4a8 = args.bits == Some(Bits::W4a8);
-    check(&checkpoint, &options).with_context(|| format!("converting {model}"))?;
+    let beside = check(&checkpoint, &options).with_context(|| format!("converting {model}"))?;
     let found =
         super::calibrate::run(&args.calibration, method, options.types.clone(), w4a8, &checkpoint, &beside, &bars)
             .with_context(|| format!("calibrating {model}"))?;

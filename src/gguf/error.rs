@@ -22,8 +22,15 @@ pub enum GgufError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
+    #[error(
+        "{mmproj} does not belong to {model}: they were made from different vision towers, projectors or rotations; give \
+         the mmproj that was written beside the model, or convert its checkpoint again"
+    )]
+    Pair { model: PathBuf, mmproj: PathBuf },
     #[error(transparent)]
     Prompt(#[from] crate::prompt::PromptError),
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
     #[error(transparent)]
     Header(#[from] crate::ggml::GgmlError),
 }

@@ -63,10 +63,8 @@ impl Vocabulary {
     /// tokens than the embedding has rows.
     pub fn read(checkpoint: &Checkpoint, vocab_size: usize) -> Result<Self, GgufError> {
         let path = checkpoint.dir().join(FILE);
-        let bytes = std::fs::read(&path).map_err(|source| GgufError::Read { path: path.clone(), source })?;
         let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
-        let json = serde_json::from_slice(&bytes).map_err(|e| broken(format!("not valid JSON: {e}")))?;
-        let source = Source { path: path.clone(), json };
+        let source = Source { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
         let (ignore_merges, vocab, merges) = bpe(&source)?;
         normalizer(&source)?;
         let rules = source.json.get("pre_tokenizer").unwrap_or(&Value::Null);
@@ -74,7 +72,15 @@ impl Vocabulary {
         let added = added_tokens(&source)?;
         let (tokens, types) = table(&source, vocab, &added, vocab_size)?;
 
-        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| broken(e.to_string()))?;
+        let tokenizer = Tokenizer::from_bytes(source.json.to_string()).map_err(|e| broken(e.to_string()))?;
+        for t in &added {
+            // The library numbers added tokens on from the vocabulary, whatever the file says, and so does transformers.
+            if let Some(id) = tokenizer.token_to_id(&t.content).filter(|id| *id as usize != t.id) {
+                let problem =
+                    format!("{:?} has id {}, but tokenizers counts it as {id}; save it again", t.content, t.id);
+                return Err(source.field("added_tokens", problem));
+            }
+        }
         let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
         let special = Special::read(checkpoint, &ids, vocab_size);
         let (prefix, suffix) = frame(&tokenizer).map_err(broken)?;

@@ -4,8 +4,6 @@ mod engine;
 pub mod gguf;
 mod lookup;
 mod python;
-#[cfg(test)]
-mod tests;
 
 use minijinja::{Environment, Value};
 use serde_json::json;

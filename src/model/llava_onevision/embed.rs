@@ -7,9 +7,9 @@ use crate::calibrate::batch::{Kind, Sample};
 use crate::calibrate::pairs::ASSISTANT;
 use crate::checkpoint::Checkpoint;
 use crate::image::{Rgb, anyres};
-use crate::model::decoder::Linear;
 use crate::model::vision::{Reader, Tower};
 use crate::prompt::{ChatTemplate, Message};
+use crate::text::Linear;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 use std::path::Path;
@@ -44,7 +44,8 @@ impl<'a> Embedder<'a> {
         let (vision, hidden) = (model.vision.hidden_size, model.text.hidden_size);
         let bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
         let path = checkpoint.dir().join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path).map_err(|e| problem(&path, e))?;
+        let json = crate::checkpoint::tokenizer(checkpoint.dir())?;
+        let tokenizer = Tokenizer::from_bytes(json.to_string()).map_err(|e| problem(&path, e))?;
         let config = checkpoint.json("tokenizer_config.json")?;
         let token = |key: &str| {
             let v = &config[key];
@@ -219,7 +220,7 @@ impl<'a> Embedder<'a> {
         kinds.resize(ids.len(), Kind::Answer);
         words.extend(reply);
         embeds.extend(self.words(&words)?);
-        Ok(Sample { embeds: Tensor::cat(&embeds, 0)?, real: kinds.len(), kinds, ids })
+        Ok(Sample::new(Tensor::cat(&embeds, 0)?, kinds, ids))
     }
 
     /// Rows of the embedding, `[n, hidden]` on the CPU; none of none.

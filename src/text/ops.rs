@@ -1,7 +1,9 @@
 //! Row-wise operations that candle has no fast CPU form of: fused and parallel on the CPU, composed of candle's own
-//! operations on other devices. None of them keeps a graph; gradients are written by hand in [`super::decoder`].
-use candle_core::{CpuStorage, D, DType, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
+//! operations on other devices. None of them keeps a graph; gradients are written by hand in [`super::block`].
+use super::arch::{Activation, Pairs};
+use candle_core::{CpuStorage, D, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
+use std::ops::Range;
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
@@ -142,56 +144,81 @@ pub fn rms_norm(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(out)
 }
 
-/// Softmax of `scale` times attention scores `[batch, repeats * rows, n]` where row i (modulo rows) sees the columns up
-/// to `positions[i]` that are also below `keys`. `scores` may be overwritten.
-pub(crate) fn causal_softmax(scores: Tensor, scale: f64, positions: &[usize], keys: usize) -> Result<Tensor> {
-    let n = scores.dim(D::Minus1)?;
-    if scores.device().is_cpu() {
-        let scores = scores.contiguous()?;
-        scores.inplace_op1(&Update(|data: &mut [f32]| {
-            data.par_chunks_mut(n).with_min_len(16).enumerate().for_each(|(i, row)| {
-                let seen = (positions[i % positions.len()] + 1).min(keys);
-                let (head, tail) = row.split_at_mut(seen);
-                tail.fill(0.0);
-                head.iter_mut().for_each(|v| *v *= scale as f32);
-                let max = head.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut sum = 0f64;
-                for v in head.iter_mut() {
-                    *v = (*v - max).exp();
-                    sum += f64::from(*v);
-                }
-                let sum = sum as f32;
-                head.iter_mut().for_each(|v| *v /= sum);
-            });
-        }))?;
-        return Ok(scores);
+/// Softmax of `scale` times attention scores `[batch, repeats * rows, n]` where row i (modulo rows) sees the columns
+/// `seen[i]`, one or more. `scores` may be overwritten.
+pub(crate) fn masked_softmax(scores: Tensor, scale: f64, seen: &[Range<usize>]) -> Result<Tensor> {
+    if !scores.device().is_cpu() {
+        return composed_softmax(scores, scale, seen);
     }
+    let n = scores.dim(D::Minus1)?;
+    let scores = scores.contiguous()?;
+    scores.inplace_op1(&Update(|data: &mut [f32]| {
+        data.par_chunks_mut(n).with_min_len(16).enumerate().for_each(|(i, row)| {
+            let seen = &seen[i % seen.len()];
+            row[..seen.start].fill(0.0);
+            row[seen.end..].fill(0.0);
+            let row = &mut row[seen.clone()];
+            row.iter_mut().for_each(|v| *v *= scale as f32);
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mut sum = 0f64;
+            for v in row.iter_mut() {
+                *v = (*v - max).exp();
+                sum += f64::from(*v);
+            }
+            let sum = sum as f32;
+            row.iter_mut().for_each(|v| *v /= sum);
+        });
+    }))?;
+    Ok(scores)
+}
+
+fn composed_softmax(scores: Tensor, scale: f64, seen: &[Range<usize>]) -> Result<Tensor> {
+    let n = scores.dim(D::Minus1)?;
     let scores = (scores * scale)?;
-    let rows = positions.len();
-    let device = scores.device();
-    let last: Vec<f32> = positions.iter().map(|&p| p.min(keys.saturating_sub(1)) as f32).collect();
-    let last = Tensor::from_vec(last, (rows, 1), device)?.broadcast_as((rows, n))?;
+    let (rows, device) = (seen.len(), scores.device());
+    let column = |of: &dyn Fn(&Range<usize>) -> usize| {
+        let values: Vec<f32> = seen.iter().map(|seen| of(seen) as f32).collect();
+        Tensor::from_vec(values, (rows, 1), device)?.broadcast_as((rows, n))
+    };
     let columns = Tensor::arange(0f32, n as f32, device)?.unsqueeze(0)?.broadcast_as((rows, n))?;
+    let mut visible = columns.le(&column(&|seen| seen.end - 1)?)?;
+    if seen.iter().any(|seen| seen.start > 0) {
+        visible = (visible * columns.ge(&column(&|seen| seen.start)?)?)?;
+    }
     let zeros = Tensor::zeros((rows, n), DType::F32, device)?;
     let hidden = Tensor::new(f32::NEG_INFINITY, device)?.broadcast_as((rows, n))?;
-    let mask = columns.le(&last)?.where_cond(&zeros, &hidden)?.reshape((1, 1, rows, n))?;
+    let mask = visible.where_cond(&zeros, &hidden)?.reshape((1, 1, rows, n))?;
     let (batch, all, _) = scores.dims3()?;
     let scores = scores.reshape((batch, all / rows, rows, n))?.broadcast_add(&mask)?.reshape((batch, all, n))?;
     candle_nn::ops::softmax_last_dim(&scores)
 }
 
-/// `silu(gate) * up`. `gate` may be overwritten.
-pub(crate) fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
+/// `f(gate) * up`. `gate` may be overwritten.
+pub(crate) fn activate(gate: Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
     if !gate.device().is_cpu() {
-        return gate.silu()? * up;
+        return match activation {
+            Activation::Silu => gate.silu()? * up,
+            Activation::GeluTanh => gate.gelu()? * up,
+        };
     }
-    gate.inplace_op2(
-        up,
-        &Update2(|gate: &mut [f32], up: &[f32]| {
-            gate.par_iter_mut().with_min_len(4096).zip(up).for_each(|(g, u)| *g = *g / (1.0 + (-*g).exp()) * u);
-        }),
-    )?;
-    Ok(gate)
+    match activation {
+        Activation::Silu => by_element(gate, up, |g, u| *g / (1.0 + (-*g).exp()) * u),
+        Activation::GeluTanh => by_element(gate, up, |g, u| 0.5 * *g * (1.0 + gelu_inner(*g).tanh()) * u),
+    }
+}
+
+/// `f(a, b)`, element by element; `a` is overwritten (CPU).
+fn by_element(a: Tensor, b: &Tensor, f: impl Fn(&f32, f32) -> f32 + Sync + Send) -> Result<Tensor> {
+    let update = |a: &mut [f32], b: &[f32]| a.par_iter_mut().with_min_len(4096).zip(b).for_each(|(a, b)| *a = f(a, *b));
+    a.inplace_op2(b, &Update2(update))?;
+    Ok(a)
+}
+
+/// sqrt(2 / pi) and the cubic's weight, of GELU's tanh form.
+const GELU: (f32, f32) = (0.797_884_6, 0.044_715);
+
+fn gelu_inner(x: f32) -> f32 {
+    GELU.0 * (x + GELU.1 * x * x * x)
 }
 
 /// A number per row; on an accelerator it may still be in the making.
@@ -294,40 +321,53 @@ fn by_column<S: Copy + Send + Sync>(
     })
 }
 
-/// Cosines and sines of rotary positions 0..n, `[n, dim / 2]` each, from angles in f32 as transformers computes them.
-pub(crate) fn rope_tables(n: usize, dim: usize, theta: f64, device: &Device) -> Result<(Tensor, Tensor)> {
-    let half = dim / 2;
-    let freq: Vec<f32> = (0..half).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / dim as f32)).collect();
-    let angles: Vec<f32> = (0..n).flat_map(|p| freq.iter().map(move |f| p as f32 * f)).collect();
-    let angles = Tensor::from_vec(angles, (n, half), device)?;
-    Ok((angles.cos()?, angles.sin()?))
+/// Rotates the pairs of the last dimension of `[heads, n, d]` by the rows' angles; `backward` by their opposites.
+pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: Pairs, backward: bool) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return composed_rotate(x, cos, sin, pairs, backward);
+    }
+    let half = x.dim(D::Minus1)? / 2;
+    let (n, out) = (x.dim(1)?, x.copy()?.contiguous()?);
+    let sign = if backward { -1.0 } else { 1.0 };
+    let turn = |a: &mut f32, b: &mut f32, cos: &f32, sin: &f32| {
+        let sin = sign * sin;
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    };
+    let all = |x: &mut [f32], cos: &[f32], sin: &[f32]| {
+        x.par_chunks_mut(2 * half).with_min_len(64).enumerate().for_each(|(i, row)| {
+            let at = i % n * half;
+            let angles = cos[at..at + half].iter().zip(&sin[at..at + half]);
+            match pairs {
+                Pairs::Halves => {
+                    let (first, second) = row.split_at_mut(half);
+                    first.iter_mut().zip(second).zip(angles).for_each(|((a, b), (cos, sin))| turn(a, b, cos, sin));
+                }
+                Pairs::Neighbours => row.as_chunks_mut().0.iter_mut().zip(angles).for_each(|([a, b], (cos, sin))| {
+                    turn(a, b, cos, sin);
+                }),
+            }
+        });
+    };
+    with_cpu(cos, |cos| with_cpu(sin, |sin| out.inplace_op1(&Update(|x: &mut [f32]| all(x, cos, sin)))))???;
+    Ok(out)
 }
 
-/// Rotates the halves of the last dimension of `[heads, n, d]` by the positions' angles; `backward` by their opposites.
-pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, backward: bool) -> Result<Tensor> {
-    let half = x.dim(D::Minus1)? / 2;
-    if x.device().is_cpu() {
-        let (n, out) = (x.dim(1)?, x.copy()?.contiguous()?);
-        let sign = if backward { -1.0 } else { 1.0 };
-        let turn = |x: &mut [f32], cos: &[f32], sin: &[f32]| {
-            x.par_chunks_mut(2 * half).with_min_len(64).enumerate().for_each(|(i, row)| {
-                let at = i % n * half;
-                let (first, second) = row.split_at_mut(half);
-                let angles = cos[at..at + half].iter().zip(&sin[at..at + half]);
-                for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
-                    let sin = sign * sin;
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
-            });
-        };
-        with_cpu(cos, |cos| with_cpu(sin, |sin| out.inplace_op1(&Update(|x: &mut [f32]| turn(x, cos, sin)))))???;
-        return Ok(out);
-    }
+fn composed_rotate(x: &Tensor, cos: &Tensor, sin: &Tensor, pairs: Pairs, backward: bool) -> Result<Tensor> {
+    let (heads, n, d) = x.dims3()?;
     let sin = if backward { sin.neg()? } else { sin.clone() };
-    let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+    let (a, b) = match pairs {
+        Pairs::Halves => (x.narrow(2, 0, d / 2)?, x.narrow(2, d / 2, d / 2)?),
+        Pairs::Neighbours => {
+            let x = x.reshape((heads, n, d / 2, 2))?;
+            (x.narrow(3, 0, 1)?.squeeze(3)?, x.narrow(3, 1, 1)?.squeeze(3)?)
+        }
+    };
     let first = (a.broadcast_mul(cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(cos)? + a.broadcast_mul(&sin)?)?;
-    Tensor::cat(&[first, second], D::Minus1)
+    match pairs {
+        Pairs::Halves => Tensor::cat(&[first, second], 2),
+        Pairs::Neighbours => Tensor::stack(&[first, second], 3)?.reshape((heads, n, d)),
+    }
 }
 
 /// Lets products of f32 matrices run in TF32 on an accelerator, while it lives.
@@ -403,30 +443,69 @@ pub(crate) fn gelu_tanh(x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// Gradients of `silu(gate) * up` at gate and up.
-pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, g: &Tensor) -> Result<(Tensor, Tensor)> {
-    if gate.device().is_cpu() {
-        const PART: usize = 1 << 12;
-        let both = |gate: &[f32], up: &[f32], g: &[f32]| {
-            let (mut g_gate, mut g_up) = (g.to_vec(), g.to_vec());
-            let out = g_gate.par_chunks_mut(PART).zip(g_up.par_chunks_mut(PART));
-            out.zip(gate.par_chunks(PART).zip(up.par_chunks(PART))).for_each(|((g_gate, g_up), (gate, up))| {
-                for ((a, b), (gate, up)) in g_gate.iter_mut().zip(g_up).zip(gate.iter().zip(up)) {
-                    let sigmoid = 1.0 / ((-gate).exp() + 1.0);
-                    let silu = gate * sigmoid;
-                    *a *= up * (sigmoid + silu * (1.0 - sigmoid));
-                    *b *= silu;
-                }
-            });
-            (g_gate, g_up)
+/// Gradients of `f(gate) * up` at gate and up.
+pub(crate) fn activate_backward(
+    gate: &Tensor,
+    up: &Tensor,
+    g: &Tensor,
+    activation: Activation,
+) -> Result<(Tensor, Tensor)> {
+    if !gate.device().is_cpu() {
+        let (value, slope) = match activation {
+            Activation::Silu => silu_slope(gate)?,
+            Activation::GeluTanh => gelu_slope(gate)?,
         };
-        let (a, b) = with_cpu(gate, |gate| with_cpu(up, |up| with_cpu(g, |g| both(gate, up, g))))???;
-        return Ok((Tensor::from_vec(a, g.shape(), g.device())?, Tensor::from_vec(b, g.shape(), g.device())?));
+        return Ok(((g * up)?.mul(&slope)?, (g * value)?));
     }
-    let sigmoid = (gate.neg()?.exp()? + 1.0)?.recip()?;
-    let silu = (gate * &sigmoid)?;
+    match activation {
+        Activation::Silu => products(gate, up, g, |gate| {
+            let sigmoid = 1.0 / ((-gate).exp() + 1.0);
+            let silu = gate * sigmoid;
+            (silu, sigmoid + silu * (1.0 - sigmoid))
+        }),
+        Activation::GeluTanh => products(gate, up, g, |x| {
+            let tanh = gelu_inner(x).tanh();
+            let inner = GELU.0 * (1.0 + 3.0 * GELU.1 * x * x);
+            (0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner)
+        }),
+    }
+}
+
+/// `g * up * f'(gate)` and `g * f(gate)`, from `f` and its slope at a value (CPU).
+fn products(gate: &Tensor, up: &Tensor, g: &Tensor, f: impl Fn(f32) -> (f32, f32) + Sync) -> Result<(Tensor, Tensor)> {
+    const PART: usize = 1 << 12;
+    let both = |gate: &[f32], up: &[f32], g: &[f32]| {
+        let (mut g_gate, mut g_up) = (g.to_vec(), g.to_vec());
+        let out = g_gate.par_chunks_mut(PART).zip(g_up.par_chunks_mut(PART));
+        out.zip(gate.par_chunks(PART).zip(up.par_chunks(PART))).for_each(|((g_gate, g_up), (gate, up))| {
+            for ((a, b), (gate, up)) in g_gate.iter_mut().zip(g_up).zip(gate.iter().zip(up)) {
+                let (value, slope) = f(*gate);
+                *a *= up * slope;
+                *b *= value;
+            }
+        });
+        (g_gate, g_up)
+    };
+    let (a, b) = with_cpu(gate, |gate| with_cpu(up, |up| with_cpu(g, |g| both(gate, up, g))))???;
+    Ok((Tensor::from_vec(a, g.shape(), g.device())?, Tensor::from_vec(b, g.shape(), g.device())?))
+}
+
+/// SiLU and its slope, of candle's own operations.
+fn silu_slope(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let sigmoid = (x.neg()?.exp()? + 1.0)?.recip()?;
+    let silu = (x * &sigmoid)?;
     let slope = (&sigmoid + (&silu * (1.0 - &sigmoid)?)?)?;
-    Ok(((g * up)?.mul(&slope)?, (g * silu)?))
+    Ok((silu, slope))
+}
+
+/// GELU's tanh form and its slope, of candle's own operations.
+fn gelu_slope(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (root, cubic) = (f64::from(GELU.0), f64::from(GELU.1));
+    let square = x.sqr()?;
+    let tanh = ((x * ((&square * cubic)? + 1.0)?)? * root)?.tanh()?;
+    let gate = ((&tanh + 1.0)? * 0.5)?;
+    let steep = (x * ((1.0 - tanh.sqr()?)? * ((square * (3.0 * cubic))? + 1.0)?)?)?;
+    Ok(((x * &gate)?, (gate + (steep * (0.5 * root))?)?))
 }
 
 /// Gradient of softmax `p` of `scale` times scores: `scale * p * (g - sum(g * p))`. `g` may be overwritten.
@@ -467,4 +546,48 @@ pub(crate) fn rms_backward(x: &Tensor, w: &Tensor, eps: f64, g: &Tensor) -> Resu
     let u = g.broadcast_mul(w)?;
     let mean = (&u * &n)?.mean_keepdim(D::Minus1)?;
     (u - n.broadcast_mul(&mean)?)?.broadcast_mul(&r)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn random(shape: &[usize], seed: usize) -> Tensor {
+        let n: usize = shape.iter().product();
+        let data: Vec<f32> = (0..n).map(|i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 250.0 - 2.0).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+    }
+
+    fn same(a: &Tensor, b: &Tensor, what: &str) {
+        let off = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        // Values of about 1, the same operations in another order.
+        assert!(off < 2e-6, "{what}: {off}");
+    }
+
+    /// What accelerators run, of candle's own operations, is what the CPU runs.
+    #[test]
+    fn composed_forms_are_the_fused_ones() {
+        let (scores, seen) = (random(&[3, 8, 6], 1), [0..1, 0..6, 2..4, 5..6]);
+        let fused = masked_softmax(scores.copy().unwrap(), 0.7, &seen).unwrap();
+        same(&composed_softmax(scores, 0.7, &seen).unwrap(), &fused, "softmax");
+        assert_eq!(fused.to_vec3::<f32>().unwrap()[1][6][..2], [0.0, 0.0]);
+
+        let (x, cos, sin) = (random(&[3, 5, 8], 2), random(&[5, 4], 3), random(&[5, 4], 4));
+        for (pairs, backward) in [(Pairs::Halves, false), (Pairs::Neighbours, false), (Pairs::Neighbours, true)] {
+            let fused = rotate(&x, &cos, &sin, pairs, backward).unwrap();
+            same(&composed_rotate(&x, &cos, &sin, pairs, backward).unwrap(), &fused, "rotation");
+        }
+
+        let (gate, up, g) = (random(&[5, 8], 5), random(&[5, 8], 6), random(&[5, 8], 7));
+        for (activation, (value, slope)) in
+            [(Activation::Silu, silu_slope(&gate).unwrap()), (Activation::GeluTanh, gelu_slope(&gate).unwrap())]
+        {
+            let fused = activate(gate.copy().unwrap(), &up, activation).unwrap();
+            same(&(&value * &up).unwrap(), &fused, "activation");
+            let (g_gate, g_up) = activate_backward(&gate, &up, &g, activation).unwrap();
+            same(&((&g * &up).unwrap() * &slope).unwrap(), &g_gate, "gradient at gate");
+            same(&(&g * &value).unwrap(), &g_up, "gradient at up");
+        }
+    }
 }

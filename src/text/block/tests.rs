@@ -1,7 +1,7 @@
-use super::super::ops::rms_scale;
 use super::*;
-use crate::model::config::TextArch;
-use candle_core::Var;
+use crate::text::ops::rms_scale;
+use crate::text::{RopeScaling, Rotary, TextArch};
+use candle_core::{D, Var};
 use serde_json::Value;
 
 pub(crate) fn tensor(v: &Value, shape: &[usize]) -> Tensor {
@@ -12,8 +12,9 @@ pub(crate) fn tensor(v: &Value, shape: &[usize]) -> Tensor {
 pub(crate) fn golden() -> (Value, Block, Vec<Span>) {
     let golden: Value = serde_json::from_str(include_str!("../../../tests/golden/block_vjp.json")).unwrap();
     let (hidden, heads, kv, d, inner) = (12, 4, 2, 4, 10);
+    let rotary = Rotary { base: 10000.0, scaling: RopeScaling::None };
     let config = TextConfig {
-        arch: TextArch::Qwen2,
+        arch: TextArch::named("qwen2").unwrap(),
         hidden_size: hidden,
         intermediate_size: inner,
         num_layers: 1,
@@ -21,11 +22,14 @@ pub(crate) fn golden() -> (Value, Block, Vec<Span>) {
         num_kv_heads: kv,
         head_dim: d,
         vocab_size: 1,
-        max_position_embeddings: 8,
+        context_length: 8,
         rms_norm_eps: 1e-6,
-        rope_theta: 10000.0,
-        tie_word_embeddings: false,
-        qkv_bias: true,
+        attention_scale: 0.5,
+        rotary,
+        local_rotary: rotary,
+        windows: vec![None],
+        rope_sections: [0; 3],
+        deepstack_layers: 0,
     };
     let w = &golden["weights"];
     let linear = |name: &str, out: usize, inp: usize| {
@@ -44,13 +48,22 @@ pub(crate) fn golden() -> (Value, Block, Vec<Span>) {
             linear("up", inner, hidden),
             linear("down", hidden, inner),
         ],
-        rope: Rope::new(&config, 8, &Device::Cpu).unwrap(),
+        post_norms: None,
+        attention: Attention {
+            rope: Rope::new(&config, &rotary, None, 8, &Device::Cpu).unwrap(),
+            q_norm: None,
+            k_norm: None,
+            eps: 1e-6,
+            kv_heads: kv,
+            repeats: heads / kv,
+            head_dim: d,
+            scale: 0.5,
+            window: None,
+        },
+        activation: Activation::Silu,
         eps: 1e-6,
-        kv_heads: kv,
-        repeats: heads / kv,
-        head_dim: d,
     };
-    (golden, block, vec![Span { start: 0, len: 5, real: 5 }, Span { start: 5, len: 3, real: 3 }])
+    (golden, block, vec![Span::new(0, 5), Span::new(5, 3)])
 }
 
 fn close(got: &Tensor, want: &Tensor, what: &str) {
@@ -90,9 +103,11 @@ fn matches_autograd() {
             let y = x.matmul(&weight.t().unwrap()).unwrap();
             bias.as_ref().map_or(y.clone(), |bias| y.broadcast_add(bias).unwrap())
         };
-        let heads = |name: Name| block.split(&run(name, &a)).unwrap();
+        let heads = |name: Name| block.attention.split(&run(name, &a)).unwrap();
         let turn = |x: Tensor| {
-            let (cos, sin) = (block.rope.cos.narrow(0, 0, n).unwrap(), block.rope.sin.narrow(0, 0, n).unwrap());
+            let angles: Vec<f32> = (0..2 * n).map(|i| (i / 2) as f32 * [1.0, 0.01][i % 2]).collect();
+            let angles = Tensor::from_vec(angles, (n, 2), &Device::Cpu).unwrap();
+            let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
             let half = |at: usize| x.narrow(D::Minus1, at, 2).unwrap();
             let times = |x: Tensor, by: &Tensor| x.broadcast_mul(by).unwrap();
             let first = (times(half(0), &cos) - times(half(2), &sin)).unwrap();
@@ -112,7 +127,7 @@ fn matches_autograd() {
         let s = (q.matmul(&k.t().unwrap()).unwrap() * 0.5).unwrap().broadcast_add(&mask).unwrap();
         let e = s.exp().unwrap();
         let p = e.broadcast_div(&e.sum_keepdim(D::Minus1).unwrap()).unwrap();
-        let o = block.join(&p.matmul(&v).unwrap()).unwrap();
+        let o = block.attention.join(&p.matmul(&v).unwrap()).unwrap();
         let h = (x + run(Name::O, &o)).unwrap();
         let m = rms(&h, &block.norm2);
         let gate = run(Name::Gate, &m).silu().unwrap();

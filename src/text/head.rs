@@ -1,8 +1,8 @@
 //! Final norm and output head, which every supported text model ends in.
+use super::Error;
 use super::config::TextConfig;
-use super::decoder::read;
 use super::ops::{rms_backward, rms_norm};
-use crate::checkpoint::Checkpoint;
+use super::tensors::{EMBEDDING, OUTPUT, OUTPUT_NORM, Weights};
 use candle_core::{D, Device, Result, Tensor};
 
 /// Final norm and output head.
@@ -15,20 +15,12 @@ pub struct Head {
 impl Head {
     /// # Errors
     /// A tensor is missing, has another shape, or holds NaN or infinity; the message names it.
-    pub fn load(
-        checkpoint: &Checkpoint,
-        config: &TextConfig,
-        device: &Device,
-    ) -> std::result::Result<Self, crate::Error> {
-        let name = if config.tie_word_embeddings && !checkpoint.contains("language_model.lm_head.weight") {
-            "language_model.model.embed_tokens.weight"
-        } else {
-            "language_model.lm_head.weight"
-        };
+    pub fn load(weights: &dyn Weights, config: &TextConfig, device: &Device) -> std::result::Result<Self, Error> {
+        let name = if weights.contains(OUTPUT) { OUTPUT } else { EMBEDDING };
         let shape = [config.vocab_size, config.hidden_size];
         Ok(Head {
-            norm: read(checkpoint, "language_model.model.norm.weight", &shape[1..], device)?,
-            weight: read(checkpoint, name, &shape, device)?,
+            norm: weights.tensor(OUTPUT_NORM, &shape[1..], device)?,
+            weight: weights.tensor(name, &shape, device)?,
             eps: config.rms_norm_eps,
         })
     }
