@@ -372,7 +372,8 @@ fn answers_are_found_in_any_template() {
         }
     }
     let sample = |template: &str| {
-        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        let json = serde_json::json!({"chat_template": template}).to_string();
+        std::fs::write(dir.path().join("chat_template.json"), json).unwrap();
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         let config = LlavaOnevision::read(&checkpoint).unwrap();
         let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();

@@ -4,10 +4,9 @@ mod entry;
 
 use super::CalibrateError;
 use crate::Error;
-use crate::image::{Rgb, load_rgb};
+use crate::image::{Rgb, decode_rgb, load_rgb};
 use crate::prompt::Message;
 use serde_json::Value;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Who speaks, as chat templates spell it.
@@ -34,12 +33,7 @@ impl Picture {
                 self.check()?;
                 load_rgb(path).map_err(|e| e.to_string())
             }
-            Picture::Bytes(bytes) => {
-                let mut file = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
-                file.write_all(bytes).map_err(|e| e.to_string())?;
-                let name = file.path().display().to_string();
-                load_rgb(file.path()).map_err(|e| e.to_string().replace(&name, "picture in a data: URL"))
-            }
+            Picture::Bytes(bytes) => decode_rgb(Path::new("picture in a data: URL"), bytes).map_err(|e| e.to_string()),
         }
     }
 
