@@ -123,7 +123,7 @@ fn a_model_is_downloaded_once_and_converted() {
     assert_eq!(std::fs::read(snapshot.join("config.json")).unwrap(), std::fs::read(model.join("config.json")).unwrap());
     assert_eq!(std::fs::read_to_string(home.join("hub/models--org--tiny/refs/main")).unwrap(), SHA);
 
-    let file = mbq_convert::ggml::GgufFile::open(&out).unwrap();
+    let file = mbq_convert::gguf::GgufFile::open(&out).unwrap();
     let string = |key: &str| file.metadata[key].as_str().unwrap().to_string();
     assert_eq!(string("general.name"), "tiny");
     assert_eq!(string("general.source.huggingface.repository"), "org/tiny");

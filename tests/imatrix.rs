@@ -2,7 +2,7 @@
 mod common;
 
 use common::{root, runtime_dir};
-use mbq_convert::ggml::GgufFile;
+use mbq_convert::gguf::GgufFile;
 use mbq_convert::runtime;
 use std::path::Path;
 use std::process::Command;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::cache;
 use super::data::{Question, Questions};
 use super::engine::{Runtime, Times};
-use super::header::Header;
+use crate::gguf::GgufFile;
 use super::record::{self, Measures, Outcome};
 use super::run::{Setup, hex};
 use super::stats::{self, Cluster, Interval};
@@ -158,7 +158,7 @@ pub struct Answer {
 
 /// A candidate's raw results.
 pub struct Measured<'a> {
-    pub header: &'a Header,
+    pub header: &'a GgufFile,
     pub digest: &'a str,
     pub times: Times,
     pub outcomes: Vec<Outcome>,
@@ -177,8 +177,8 @@ pub struct Cost {
 pub(super) fn build(
     setup: &Setup,
     runtime: &Runtime,
-    reference: (&Header, &str),
-    mmproj: Option<(&Header, &str)>,
+    reference: (&GgufFile, &str),
+    mmproj: Option<(&GgufFile, &str)>,
     questions: &Questions,
     list: &[&Question],
     models: &[Measured],
@@ -222,11 +222,11 @@ pub(super) fn build(
     }
 }
 
-fn info(header: &Header, digest: &str) -> ModelInfo {
+fn info(header: &GgufFile, digest: &str) -> ModelInfo {
     ModelInfo {
         name: header.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         sha256: digest.into(),
-        file_bytes: header.file_size,
+        file_bytes: header.file_size(),
         weights: header.weights(),
         bits_per_weight: header.bits_per_weight(),
         block_bits_per_weight: header.block_bits_per_weight(),

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
-use super::header::{Header, HeaderError};
+use crate::gguf::{GgufFile, ReadError};
 use super::prompt::{PromptError, Template};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
@@ -44,7 +44,7 @@ pub enum EvalError {
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
-    Header(#[from] HeaderError),
+    Header(#[from] ReadError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -112,7 +112,7 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
     phase("checksums", all.len(), "files");
     let mut digests = Vec::new();
     for header in &all {
-        digests.push(hex(&header.digest()?));
+        digests.push(hex(&header.digest()));
         observer.event(Event::Advance { n: 1, detail: name(&header.path) });
     }
     observer.event(Event::PhaseEnd);
@@ -165,9 +165,9 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn headers(setup: &Setup) -> Result<(Header, Vec<Header>, Option<Header>), EvalError> {
+fn headers(setup: &Setup) -> Result<(GgufFile, Vec<GgufFile>, Option<GgufFile>), EvalError> {
     let text = |path: &Path| {
-        let header = Header::read(path)?;
+        let header = GgufFile::open(path)?;
         if header.architecture() == "clip" {
             return Err(EvalError::IsProjector { path: path.into() });
         }
@@ -181,7 +181,7 @@ fn headers(setup: &Setup) -> Result<(Header, Vec<Header>, Option<Header>), EvalE
             return Err(EvalError::Vocabulary { candidate, reference, what });
         }
     }
-    let mmproj = setup.mmproj.as_deref().map(Header::read).transpose()?;
+    let mmproj = setup.mmproj.as_deref().map(GgufFile::open).transpose()?;
     if let Some(header) = &mmproj
         && header.architecture() != "clip"
     {
@@ -300,8 +300,8 @@ fn tokenize<'t>(
 }
 
 /// Cells the longest question needs.
-fn context(setup: &Setup, items: &[Item], reference: &Header) -> Result<usize, EvalError> {
-    let limit = reference.arch_unsigned("context_length").unwrap_or(u64::MAX) as usize;
+fn context(setup: &Setup, items: &[Item], reference: &GgufFile) -> Result<usize, EvalError> {
+    let limit = reference.arch_u64("context_length").unwrap_or(u64::MAX) as usize;
     let mut longest = 0;
     for item in items {
         let answer = item.prompt.given.len().max(setup.max_tokens);
@@ -422,7 +422,7 @@ impl<'w> Work<'w> {
 
     fn candidate(
         &self,
-        header: &Header,
+        header: &GgufFile,
         items: &[Item],
         prompts: &mut Store,
         references: &mut Store,
@@ -451,7 +451,7 @@ impl<'w> Work<'w> {
     fn measure(
         &self,
         decoder: &mut Decoder,
-        header: &Header,
+        header: &GgufFile,
         item: &Item,
         reference: &ReferenceRows,
         references: &Store,

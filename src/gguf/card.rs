@@ -1,5 +1,6 @@
 //! What `general.*` says about a model: its name taken apart as Hugging Face spells it, and its card's front matter.
-use crate::ggml::{GgmlError, Gguf};
+use super::value::Array;
+use super::Metadata;
 use std::path::Path;
 
 /// `Base-Size-FineTune-vX.Y`, the parts of a model's name.
@@ -130,10 +131,7 @@ impl Card {
     }
 
     /// Writes `general.license` and the like.
-    ///
-    /// # Errors
-    /// A value holds a NUL byte.
-    pub fn write(&self, header: &mut Gguf) -> Result<(), GgmlError> {
+    pub fn write(&self, keys: &mut Metadata) {
         let license = [
             ("general.license", &self.license),
             ("general.license.name", &self.license_name),
@@ -141,27 +139,26 @@ impl Card {
         ];
         for (key, value) in license {
             if let Some(value) = value {
-                header.set_str(key, value)?;
+                keys.set(key, value);
             }
         }
         if !self.base_models.is_empty() {
-            header.set_u32("general.base_model.count", self.base_models.len() as u32)?;
+            keys.set("general.base_model.count", self.base_models.len() as u32);
         }
         for (i, id) in self.base_models.iter().enumerate() {
             let key = |part: &str| format!("general.base_model.{i}.{part}");
             let (organization, name) = id.split_once('/').unwrap_or(("", id));
-            header.set_str(&key("name"), name)?;
+            keys.set(&key("name"), name);
             if !organization.is_empty() {
-                header.set_str(&key("organization"), organization)?;
-                header.set_str(&key("repo_url"), &format!("https://huggingface.co/{id}"))?;
+                keys.set(&key("organization"), organization);
+                keys.set(&key("repo_url"), format!("https://huggingface.co/{id}"));
             }
         }
         for (key, list) in [("general.languages", &self.languages), ("general.tags", &self.tags)] {
             if !list.is_empty() {
-                header.set_str_array(key, list)?;
+                keys.set_array(key, Array::strings(list));
             }
         }
-        Ok(())
     }
 }
 

@@ -22,6 +22,10 @@ pub enum GgufError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
+    #[error("GGUF tensor {tensor:?}: {problem}")]
+    Entry { tensor: String, problem: String },
     #[error(transparent)]
-    Header(#[from] crate::ggml::GgmlError),
+    Unreadable(#[from] super::ReadError),
+    #[error(transparent)]
+    Ggml(#[from] crate::ggml::GgmlError),
 }
