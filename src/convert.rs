@@ -4,7 +4,9 @@ use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::ggml::GgmlType;
 use crate::gguf::plan::{self, Planned, TypeChoice};
-use crate::gguf::{self, Card, Changes, Encoder, FileType, General, GgufError, Header, Name, Output, Vocabulary};
+use crate::gguf::{
+    self, Card, Changes, Encoder, FileType, General, GgufError, Header, Name, Output, PAIR_KEY, Vocabulary,
+};
 use crate::model::{ConfigError, TextArch, llava_onevision::LlavaOnevision};
 use crate::quant::fold::Folds;
 use serde::Serialize;
@@ -75,6 +77,8 @@ pub struct Summary {
     pub model: Written,
     pub mmproj: Written,
     pub record: PathBuf,
+    /// The id in both files ([`PAIR_KEY`]).
+    pub pair: String,
     /// Of the decoder's linears, which `--type` is about.
     pub decoder_bits_per_weight: f64,
     pub seconds: f64,
@@ -95,17 +99,20 @@ pub fn convert(
     let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
     check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &calibration.folds)?;
     let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    vocabulary.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
+    let notes = checkpoint.notes().iter().chain(&model.notes).chain(&vocabulary.notes);
+    notes.for_each(|note| observer.event(Event::Note(note.clone())));
     if options.types.output.is_some() && model.text.tie_word_embeddings {
         let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
         observer.event(Event::Note(note.into()));
     }
 
-    let general = General {
-        name: model_name(checkpoint, options, &text_plan),
-        card: Card::read(checkpoint.dir()),
-        repository: options.repository.clone(),
-    };
+    // A card is no reason to refuse a model, but its licence is not dropped without a word.
+    let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {
+        observer.event(Event::Note(format!("{problem}; licence, languages and tags are left out")));
+        Card::default()
+    });
+    let general =
+        General { name: model_name(checkpoint, options, &text_plan), card, repository: options.repository.clone() };
     let [path, mmproj_path, record_path] = paths(&general.name, options);
 
     let mut header = Header::default();
@@ -114,9 +121,12 @@ pub fn convert(
         gguf::mbq_metadata(&mut header.metadata, &calibration.method());
     }
     vocabulary.write(&mut header.metadata);
+    let pair = gguf::pair_id(checkpoint, &model, &vision_plan)?;
+    header.metadata.set(PAIR_KEY, &pair);
     gguf::list(&mut header, &text_plan)?;
     let mut vision_header = Header::default();
     gguf::vision_metadata(&mut vision_header.metadata, &general, &model, options.mmproj_type);
+    vision_header.metadata.set(PAIR_KEY, &pair);
     gguf::list(&mut vision_header, &vision_plan)?;
 
     let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];
@@ -130,6 +140,7 @@ pub fn convert(
         model: written(path, options.types.file.to_string(), model_bytes, &text_plan),
         mmproj: written(mmproj_path, options.mmproj_type.to_string(), mmproj_bytes, &vision_plan),
         record: record_path,
+        pair,
         decoder_bits_per_weight: bits_per_weight(linears),
         seconds: start.elapsed().as_secs_f64(),
     };
@@ -138,18 +149,20 @@ pub fn convert(
     Ok(summary)
 }
 
-/// Finds before long work what would stop [`convert`] after it.
+/// Finds before long work what would stop [`convert`] after it. Returns the language model's file.
 ///
 /// # Errors
 /// A fault of the checkpoint, or an output that cannot be written. Nothing is left of the attempt.
-pub fn check(checkpoint: &Checkpoint, options: &Options) -> Result<(), Error> {
+pub fn check(checkpoint: &Checkpoint, options: &Options) -> Result<PathBuf, Error> {
     let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
     check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &Folds::new())?;
     Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    for path in paths(&model_name(checkpoint, options, &text_plan), options) {
-        Output::create(&path)?;
+    let paths = paths(&model_name(checkpoint, options, &text_plan), options);
+    for path in &paths {
+        Output::create(path)?;
     }
-    Ok(())
+    let [model, ..] = paths;
+    Ok(model)
 }
 
 /// The model's configuration, and the tensors of the two files.
@@ -220,8 +233,8 @@ fn check_tensors<'a>(
 
 /// The model's name: the hub's, or the directory's.
 fn display_name(dir: &Path, repository: Option<&str>) -> String {
-    if let Some((_, name)) = repository.and_then(|r| r.split_once('/')) {
-        return name.into();
+    if let Some(repository) = repository {
+        return repository.rsplit('/').next().unwrap_or(repository).into();
     }
     let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
     dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())

@@ -7,6 +7,8 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] crate::model::ConfigError),
     #[error(transparent)]
+    Text(#[from] crate::text::TextError),
+    #[error(transparent)]
     Image(#[from] crate::image::ImageError),
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
@@ -16,6 +18,8 @@ pub enum Error {
     Fold(#[from] crate::quant::fold::FoldError),
     #[error(transparent)]
     Mbq3(#[from] crate::quant::mbq3::Mbq3Error),
+    #[error(transparent)]
+    Prompt(#[from] crate::prompt::PromptError),
     #[error("tensor arithmetic: {0}")]
     Candle(#[from] candle_core::Error),
     #[error(transparent)]

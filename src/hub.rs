@@ -3,10 +3,10 @@
 //! hf-hub 0.5, not 1.0: its blocking client needs 67 crates where 1.0 brings tokio, reqwest and 297, and it knows the
 //! same cache layout, resumes, and reports progress.
 use crate::events::{Event, Observer};
-use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::api::{Progress, RepoInfo};
 use hf_hub::{Cache, Repo, RepoType};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// `org/name[@revision]`
@@ -63,8 +63,23 @@ pub enum HubError {
     Id { id: String },
     #[error("{id}: not in the cache {cache}, and --offline forbids a download")]
     Offline { id: String, cache: PathBuf },
-    #[error("{id}: {endpoint} has no such model or revision, or it is private (set HF_TOKEN)")]
-    NotFound { id: String, endpoint: String },
+    #[error(
+        "{id}: {endpoint} has no such model or revision, or it is private (set HF_TOKEN to a token that may read it){said}"
+    )]
+    NotFound { id: String, endpoint: String, said: String },
+    #[error("{id}: the model has no such revision{said}")]
+    Revision { id: String, said: String },
+    #[error("{id}: {endpoint} has no file {file} of the model{said}")]
+    File { id: String, endpoint: String, file: String, said: String },
+    #[error("{id}: accept the licence at {endpoint}/{name}, then {then}{said}")]
+    Gated { id: String, endpoint: String, name: String, then: &'static str, said: String },
+    #[error(
+        "{id}: {endpoint} does not know the access token: HF_TOKEN, or what `hf auth login` stored, is mistyped, expired \
+         or revoked; make one at {endpoint}/settings/tokens{said}"
+    )]
+    Token { id: String, endpoint: String, said: String },
+    #[error("{id}: {endpoint} refuses access (HTTP {status}); check what the token may read{said}")]
+    Forbidden { id: String, endpoint: String, status: u16, said: String },
     #[error("{id}: asking {endpoint}: {source}")]
     Request { id: String, endpoint: String, source: ApiError },
     #[error("{id}: no safetensors weights in the repository")]
@@ -115,11 +130,17 @@ impl Hub {
             .build()
             .map_err(request)?
             .repo(repo);
-        let info = api.info().map_err(|source| match status(&source) {
-            // The hub answers 401 for what does not exist, too.
-            Some(401 | 403 | 404) => HubError::NotFound { id: id.to_string(), endpoint: self.endpoint.clone() },
-            _ => request(source),
-        })?;
+        // A refusal's reason is in its headers, which hf-hub's own errors have lost.
+        let info = api.info_request().config().http_status_as_error(false).build().call();
+        let mut info = info.map_err(|e| request(Box::new(e).into()))?;
+        if info.status() != 200 {
+            let status = info.status().as_u16();
+            return Err(match self.refusal(id, None, status, info.headers()) {
+                Some(error) => error,
+                None => request(Box::new(ureq::Error::StatusCode(status)).into()),
+            });
+        }
+        let info: RepoInfo = info.body_mut().read_json().map_err(|e| request(Box::new(e).into()))?;
         let snapshot = cached.pointer_path(&info.sha);
         let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).filter(|f| wanted(f)).collect();
         if !files.iter().any(|f| f.ends_with(".safetensors")) {
@@ -133,7 +154,10 @@ impl Hub {
             let mut expected = 0;
             let progress = Reporter { observer, expected: &mut expected, done: 0 };
             let download = api.download_with_progress(&file, progress);
-            download.map_err(|source| HubError::Download { id: id.to_string(), file, source })?;
+            download.map_err(|source| {
+                let refused = status(&source).and_then(|_| self.why(id, &file, &api.url(&file)));
+                refused.unwrap_or_else(|| HubError::Download { id: id.to_string(), file: file.clone(), source })
+            })?;
             let found = path.metadata().map(|m| m.len()).unwrap_or(0);
             if found != expected {
                 // A server that sends less than it promised must not leave a file that looks complete.
@@ -145,6 +169,63 @@ impl Hub {
         }
         Ok(snapshot)
     }
+}
+
+impl Hub {
+    /// Asks for the first byte of a file that was refused, for the reason.
+    fn why(&self, id: &HubId, file: &str, url: &str) -> Option<HubError> {
+        let mut request = ureq::get(url).config().http_status_as_error(false).build().header("Range", "bytes=0-0");
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let response = request.call().ok()?;
+        self.refusal(id, Some(file), response.status().as_u16(), response.headers())
+    }
+
+    /// What a refusal means, by the headers with which the Python library tells them apart. None: something else.
+    fn refusal(
+        &self,
+        id: &HubId,
+        file: Option<&str>,
+        status: u16,
+        headers: &ureq::http::HeaderMap,
+    ) -> Option<HubError> {
+        let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let (code, message) = (header("X-Error-Code"), header("X-Error-Message"));
+        let said = if message.is_empty() { String::new() } else { format!(" (it says: {message})") };
+        let (name, id, endpoint) = (id.name.clone(), id.to_string(), self.endpoint.clone());
+        Some(match (status, code) {
+            (_, "GatedRepo") => {
+                let then = match self.token {
+                    None => "set HF_TOKEN to your access token",
+                    Some(_) => "try again; HF_TOKEN must be of the account that accepted it, and may read gated models",
+                };
+                HubError::Gated { id, endpoint, name, then, said }
+            }
+            (401, _) if self.token.is_some() && (message.starts_with("Invalid") || code.is_empty()) => {
+                HubError::Token { id, endpoint, said }
+            }
+            (_, "RevisionNotFound") => HubError::Revision { id, said },
+            (_, "EntryNotFound") => HubError::File { id, endpoint, file: file.unwrap_or_default().into(), said },
+            (_, "RepoNotFound") => HubError::NotFound { id, endpoint, said },
+            // Without a code: servers that only speak the hub's protocol. Who has no token is told 401 for what does
+            // not exist, too.
+            (401 | 404, _) => match file {
+                Some(file) => HubError::File { id, endpoint, file: file.into(), said },
+                None => HubError::NotFound { id, endpoint, said },
+            },
+            (403 | 451, _) => HubError::Forbidden { id, endpoint, status, said },
+            _ => return None,
+        })
+    }
+}
+
+/// The repository that a snapshot directory of the hub's cache holds (`models--ORG--NAME/snapshots/COMMIT`).
+pub fn repository_of(dir: &Path) -> Option<String> {
+    let dir = dir.canonicalize().ok()?;
+    let snapshots = dir.parent().filter(|p| p.file_name().is_some_and(|name| name == "snapshots"))?;
+    let name = snapshots.parent()?.file_name()?.to_str()?.strip_prefix("models--")?;
+    Some(name.replacen("--", "/", 1))
 }
 
 /// Files that a conversion reads: those of the top directory, weights as safetensors only.

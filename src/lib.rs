@@ -2,6 +2,7 @@
 pub mod calibrate;
 pub mod checkpoint;
 pub mod convert;
+pub mod digest;
 mod error;
 pub mod eval;
 pub mod events;
@@ -10,8 +11,11 @@ pub mod gguf;
 pub mod hub;
 pub mod image;
 pub mod model;
+pub mod prompt;
 pub mod quant;
+pub mod random;
 pub mod rotate;
 pub mod runtime;
+pub mod text;
 
 pub use error::Error;

@@ -45,7 +45,72 @@ fn bad_pairs_are_named() {
     refused("{\"image\": \"p.png\", \"question\": \"?\"}", picture, &[], &["entry 1", "`answer` is missing"]);
     refused(PAIR, |_| (), &[], &["p.png", "does not exist", "--image-root"]);
     refused(PAIR, |dir| fs::write(dir.join("p.png"), "no picture").unwrap(), &[], &["p.png", "not a readable picture"]);
-    refused(PAIR, picture, &["--max-tokens", "20"], &["p.png", "tokens", "--max-tokens"]);
+    refused(PAIR, picture, &["--max-tokens", "20"], &["entry 1", "tokens", "--max-tokens"]);
+}
+
+/// One in ten may be missing or broken: they are left out and counted. More are too many.
+#[test]
+fn a_few_bad_pairs_are_skipped() {
+    let missing = PAIR.replace("p.png", "gone.png");
+    let lines = |n: usize| format!("{missing}\n{}", format!("{PAIR}\n").repeat(n));
+    refused(&lines(8), picture, &[], &["1 of 9 drawn entries", "more than one in ten", "entry 1", "gone.png"]);
+    let dir = tempfile::tempdir().unwrap();
+    picture(dir.path());
+    let (list, out) = (dir.path().join("pairs.jsonl"), dir.path().join("o.gguf"));
+    let record =
+        || -> serde_json::Value { serde_json::from_slice(&fs::read(out.with_extension("mbq.json")).unwrap()).unwrap() };
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mbq-convert"));
+        command.arg(demo()).arg("-o").arg(&out).args(["--no-compensate", "--method", "smoothquant", "--calib"]);
+        let done = command.arg(&list).args(more).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    };
+    fs::write(&list, lines(9)).unwrap();
+    let said = run(&[]);
+    assert!(said.contains("1 of 10 drawn entries were skipped") && said.contains("gone.png"), "{said}");
+    assert_eq!(record()["calibration"]["settings"]["samples"], 9);
+    assert!(record()["calibration"]["skipped"][0].as_str().unwrap().contains("gone.png"));
+    // A broken picture is known only once it is opened; what is not drawn is not opened.
+    fs::write(dir.path().join("gone.png"), "no picture").unwrap();
+    assert!(run(&[]).contains("not a readable picture"));
+    for seed in ["0", "1", "2", "3"] {
+        let said = run(&["--samples", "1", "--seed", seed]);
+        assert!(!said.contains("skipped"), "seed {seed}: {said}");
+    }
+}
+
+/// The shapes of lists that people have (MBQ_SHARED, cases/pairs): all entries are read but for those that name a
+/// picture that is missing or truncated.
+#[test]
+fn lists_that_people_have() {
+    use mbq_convert::calibrate::pairs::List;
+    let Some(shared) = std::env::var_os("MBQ_SHARED") else { return eprintln!("skipped: MBQ_SHARED is not set") };
+    let cases = Path::new(&shared).join("cases/pairs");
+    let (mut lists, mut bad) = (0, Vec::new());
+    for file in fs::read_dir(&cases).unwrap().map(|f| f.unwrap()).filter(|f| f.file_type().unwrap().is_file()) {
+        let list = List::read(&file.path(), None).unwrap();
+        lists += 1;
+        for index in 0..list.len() {
+            let loaded = list.conversation(index).and_then(|c| {
+                let pictures = c.pictures.iter().map(|p| p.load()).collect::<Result<Vec<_>, _>>()?;
+                Ok((c.messages.len(), pictures.len()))
+            });
+            let name = file.file_name().into_string().unwrap();
+            match (name.as_str(), index, loaded) {
+                (_, _, Err(_)) => bad.push(format!("{name} {}", index + 1)),
+                ("multiturn.json", 0, Ok(found)) => assert_eq!(found, (5, 1)),
+                ("twoimg.json", 0, Ok(found)) => assert_eq!(found, (2, 2)),
+                ("null_image.json", 0, Ok(found)) => assert_eq!(found, (2, 0)),
+                (_, _, Ok(found)) => assert_eq!(found, (2, 1), "{name} {index}"),
+            }
+        }
+    }
+    bad.sort();
+    assert_eq!(
+        (lists, bad),
+        (12, ["late_missing.json 32", "missing1.json 3", "trunc_jpg.json 3"].map(String::from).into())
+    );
 }
 
 /// Text alone gives finite sensitivities, 0 at vision tokens, in the search and in the compensation.

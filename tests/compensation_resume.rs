@@ -19,11 +19,10 @@ use std::path::Path;
 
 /// Three samples of 20 vision tokens and 10 of text.
 fn samples() -> Vec<Sample> {
-    let sample = |seed: u64| Sample {
-        embeds: Tensor::from_vec(tiny::values(30 * tiny::HIDDEN, seed), (30, tiny::HIDDEN), &Device::Cpu).unwrap(),
-        kinds: (0..30).map(|i| [Kind::Other, Kind::Vision, Kind::Vision, Kind::Answer][(i + 7) / 10]).collect(),
-        ids: (0..30).map(|i| (i * 7 % tiny::VOCAB) as u32).collect(),
-        real: 30,
+    let sample = |seed: u64| {
+        let embeds = Tensor::from_vec(tiny::values(30 * tiny::HIDDEN, seed), (30, tiny::HIDDEN), &Device::Cpu).unwrap();
+        let kinds = (0..30).map(|i| [Kind::Other, Kind::Vision, Kind::Vision, Kind::Answer][(i + 7) / 10]).collect();
+        Sample::new(embeds, kinds, (0..30).map(|i| (i * 7 % tiny::VOCAB) as u32).collect())
     };
     (1..4).map(sample).collect()
 }

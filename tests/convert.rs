@@ -114,7 +114,7 @@ fn metadata_and_vocabulary() {
     let types = model.content.metadata["tokenizer.ggml.token_type"].to_vec().unwrap();
     let types: Vec<i32> = types.iter().map(|t| t.to_i32().unwrap()).collect();
     // Normal, control, user-defined, unused: llama.cpp's numbers.
-    assert_eq!((types[0], types[299], types[301], types[297], types[319]), (1, 3, 4, 5, 5));
+    assert_eq!((types[0], types[299], types[301], types[302], types[319]), (1, 3, 4, 5, 5));
     assert_eq!(model.strings("tokenizer.ggml.merges"), ["h e", "l l", "Ġ t", "he ll"]);
     assert_eq!((model.u32("tokenizer.ggml.eos_token_id"), model.u32("tokenizer.ggml.padding_token_id")), (299, 298));
     assert!(matches!(model.content.metadata["tokenizer.ggml.add_bos_token"], Value::Bool(false)));

@@ -2,6 +2,7 @@
 //! specification and the `half` crate.
 
 use mbq_convert::ggml::{GgmlError, GgmlType, dequantize, quantize_rows, validate};
+use mbq_convert::gguf::FileType;
 use rayon::prelude::*;
 
 /// Deterministic values in [-1, 1): a multiplicative congruential sequence.
@@ -127,4 +128,33 @@ fn unaligned_blocks_decode_alike() {
     let mut shifted = vec![0u8];
     shifted.extend(&bytes);
     assert_eq!(dequantize(GgmlType::Q6_K, &shifted[1..]).unwrap(), dequantize(GgmlType::Q6_K, &bytes).unwrap());
+}
+
+/// Channels without importance (no token reached them) beside others: every type that takes an importance matrix still
+/// stores weights that can be read, and those of the living channels as well as without the dead ones.
+#[test]
+fn dead_channels() {
+    let w = noise(512);
+    let mut importance = vec![1.0; 512];
+    importance[..256].fill(0.0);
+    importance[256..288].fill(0.0);
+    for name in ["q4_0", "q5_k", "q6_k", "q4_k", "q3_k", "q2_k", "iq4_xs", "iq3_s", "iq3_xxs"] {
+        let Ok(FileType::Plain(ty)) = name.parse() else { panic!("{name}") };
+        let bytes = quantize_rows(ty, &w, 512, Some(&importance)).unwrap();
+        validate(ty, &bytes).unwrap();
+        let read = dequantize(ty, &bytes).unwrap();
+        let error = |range: std::ops::Range<usize>| {
+            let of = |i: usize| f64::from(read[i] - w[i]).powi(2);
+            let all: f64 = range.clone().map(|i| f64::from(w[i]).powi(2)).sum();
+            (range.map(of).sum::<f64>() / all).sqrt()
+        };
+        println!(
+            "{name}: dead block {:.3}, dead part {:.3}, living {:.3}",
+            error(0..256),
+            error(256..288),
+            error(288..512)
+        );
+        assert!(read.iter().all(|v| v.is_finite()), "{name}");
+        assert!(error(288..512) < 0.4, "{name}");
+    }
 }

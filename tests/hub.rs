@@ -19,6 +19,8 @@ struct State {
     /// While set, the weights stop after half of their bytes, and then are not served.
     cut: bool,
     cut_once: bool,
+    /// Files, or with "info" the list of them, are refused: (which, status, X-Error-Code, X-Error-Message).
+    refusal: Option<(&'static str, &'static str, &'static str, &'static str)>,
 }
 
 struct Server {
@@ -67,6 +69,13 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, state: &Mute
         stream.write_all(head.as_bytes())?;
         stream.write_all(body)
     };
+    if let Some((what, status, code, message)) = state.refusal
+        && (if what == "info" { path.starts_with("/api/") } else { path.ends_with(what) })
+    {
+        let headers = [("X-Error-Code", code), ("X-Error-Message", message)];
+        let headers = headers.iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| format!("{k}: {v}\r\n"));
+        return reply(&mut stream, status, &headers.collect::<String>(), 0, b"");
+    }
     if path == "/api/models/org/tiny/revision/main" {
         let siblings: Vec<_> = files.keys().map(|f| serde_json::json!({"rfilename": f})).collect();
         let body = serde_json::json!({"sha": SHA, "siblings": siblings}).to_string();
@@ -183,4 +192,58 @@ fn what_is_not_there_is_said() {
     let done = fetch(&dead, &home, &out, &["org/tiny"]);
     assert!(text(&done.stderr).contains("http://127.0.0.1:1"), "{}", text(&done.stderr));
     assert_eq!(done.status.code(), Some(1));
+}
+
+/// Refusals are told apart by the headers that the hub sends with them.
+#[test]
+fn refusals_are_told_apart() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), Naming::Published, 1);
+    let server = Server::start(&model);
+    let (home, out) = (parent.path().join("home"), parent.path().join("o.gguf"));
+    let licence = format!("accept the licence at {}/org/tiny", server.endpoint);
+    let gated = "Access to model org/tiny is restricted.";
+    for (refusal, token, words) in [
+        // A gated model's list of files is public, its files are not.
+        (("config.json", "401 Unauthorized", "GatedRepo", gated), None, &[&licence, "set HF_TOKEN", gated][..]),
+        (("config.json", "403 Forbidden", "GatedRepo", gated), Some("t"), &[&licence, "the account that accepted it"]),
+        (("info", "401 Unauthorized", "GatedRepo", ""), None, &[&licence, "set HF_TOKEN"]),
+        (
+            ("info", "401 Unauthorized", "", "Invalid credentials in Authorization header"),
+            Some("t"),
+            &["does not know the access token", "settings/tokens"],
+        ),
+        (("info", "401 Unauthorized", "", "Invalid username or password."), Some("t"), &["the access token"]),
+        (("info", "401 Unauthorized", "RepoNotFound", "Repository not found"), None, &["no such model", "private"]),
+        (("info", "404 Not Found", "RepoNotFound", ""), Some("t"), &["no such model"]),
+        (("info", "404 Not Found", "RevisionNotFound", "Invalid rev id: main"), None, &["no such revision"]),
+        (("config.json", "404 Not Found", "EntryNotFound", ""), None, &["no file config.json"]),
+        (("info", "403 Forbidden", "", "Access to this resource is disabled."), None, &["403", "is disabled"]),
+        (("info", "500 Internal Server Error", "", ""), None, &["500"]),
+    ] {
+        server.state.lock().unwrap().refusal = Some(refusal);
+        let mut command = hub(&server, &home);
+        token.iter().for_each(|token| drop(command.env("HF_TOKEN", token)));
+        let done = command.arg("org/tiny").arg("-o").arg(&out).output().unwrap();
+        let message = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{refusal:?}: {message}");
+        assert!(words.iter().all(|w| message.contains(w)) && message.contains("org/tiny"), "{refusal:?}: {message}");
+        assert!(!out.exists());
+    }
+}
+
+/// A snapshot in the cache, given as a directory, is the model it is a snapshot of, not its commit.
+#[test]
+fn a_snapshot_has_its_models_name() {
+    let parent = tempfile::tempdir().unwrap();
+    let snapshot = parent.path().join("models--org--tiny-0.5b-chat/snapshots").join(SHA);
+    std::fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
+    std::fs::rename(checkpoint(parent.path(), Naming::Published, 1), &snapshot).unwrap();
+    let out = parent.path().join("o.gguf");
+    let done = program().arg(&snapshot).args(["--type", "q4_0", "--method", "rtn", "-o"]).arg(&out).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let file = mbq_convert::ggml::GgufFile::open(&out).unwrap();
+    let string = |key: &str| file.metadata[key].as_str().unwrap().to_string();
+    assert_eq!(string("general.name"), "tiny-0.5b-chat");
+    assert_eq!(string("general.source.huggingface.repository"), "org/tiny-0.5b-chat");
 }

@@ -46,6 +46,9 @@ fn llama_quantize_takes_the_importance_matrix() {
     };
     convert(&["--method", "rtn", "--type", "f32"], &file("exact.gguf"));
     convert(&["imatrix", "--imatrix", "balanced"], &file("balanced.gguf"));
+    let left = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+    let left: Vec<String> = left.filter(|name| name.contains("progress")).collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
     convert(&["--method", "rtn", "--type", "q3_k_s", "--imatrix", "balanced"], &file("ours.gguf"));
     convert(&["--method", "rtn", "--type", "q3_k_s"], &file("plain.gguf"));
     let tool = runtime::tool(&runtime_dir, "llama-quantize").unwrap();

@@ -3,9 +3,9 @@ use std::path::Path;
 
 use half::f16;
 use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::eval::stats::Rng;
 use mbq_convert::ggml::{self, GgmlType};
 use mbq_convert::quant::mbq3::{self, BLOCK_BYTES, Base, GROUP, Grid, Group};
+use mbq_convert::random::Rng;
 use sha2::{Digest, Sha256};
 
 fn both_quantise_alike(weights: &[f32; GROUP], what: &str) {

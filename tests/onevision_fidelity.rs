@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-use mbq_convert::eval::engine::{Compute, Decoder, Model, Piece, Runtime, Vision};
+use mbq_convert::eval::engine::{Compute, Decoder, Media, Model, Piece, Runtime, Vision};
 use serde_json::Value;
 
 /// The vision path is f32 but for the fp16 keys and values of flash attention, which llama.cpp turns on by itself:
@@ -107,11 +107,11 @@ fn vision(model: &Path, mmproj: &Path) -> Vision {
 
 fn prompt(vision: &Vision, picture: &str, text: &str) -> Vec<Piece> {
     let path = golden("pictures").join(format!("{picture}.png"));
-    let bytes = std::fs::read(&path).unwrap();
+    let image = mbq_convert::image::load_rgb(&path).unwrap();
     // what the checkpoint's template gives, with the marker for <image> and without the newline behind it, which the
     // runtime adds
     let prompt = format!("<|im_start|>user <__media__>{text}<|im_end|><|im_start|>assistant\n");
-    vision.pieces(&prompt, &path, &bytes, true).unwrap()
+    vision.pieces(&prompt, &path, &[image], true).unwrap()
 }
 
 fn base64(text: &str) -> Vec<u8> {
@@ -152,24 +152,49 @@ fn embeddings_are_those_of_transformers() {
         let media = pieces.iter().find_map(|p| if let Piece::Media(m) = p { Some(m) } else { None }).unwrap();
         assert_eq!(media.tokens as u64, want["tokens"].as_u64().unwrap(), "{name}: tokens");
 
-        let step = want["step"].as_u64().unwrap() as usize;
-        let got = media.embedding.iter().step_by(step).map(|v| f64::from(*v));
-        let values = base64(want["values"].as_str().unwrap());
-        let values = values.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        assert_eq!(got.len(), values.len(), "{name}: values");
-        let (mut difference, mut size) = (0.0, 0.0);
-        for (g, w) in got.zip(values) {
-            difference += (g - w) * (g - w);
-            size += w * w;
-        }
-        let error = (difference / size).sqrt();
-        eprintln!("{name}: {} tokens, relative error {error:.2e}", media.tokens);
-        assert!(error < EMBEDDING_TOLERANCE, "{name}: relative error {error:.2e}");
+        check_embedding(name, media, want["step"].as_u64().unwrap() as usize, want);
+    }
+}
 
-        // the sample above skips values; the norm is over all
-        let norm = media.embedding.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-        let want = want["norm"].as_f64().unwrap();
-        assert!((norm / want - 1.0).abs() < EMBEDDING_TOLERANCE, "{name}: norm {norm} for {want}");
+/// Compares every `step`th value, and the norm of all.
+fn check_embedding(name: &str, media: &Media, step: usize, want: &Value) {
+    let got = media.embedding.iter().step_by(step).map(|v| f64::from(*v));
+    let values = base64(want["values"].as_str().unwrap());
+    let values = values.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+    assert_eq!(got.len(), values.len(), "{name}: values");
+    let (mut difference, mut size) = (0.0, 0.0);
+    for (g, w) in got.zip(values) {
+        difference += (g - w) * (g - w);
+        size += w * w;
+    }
+    let error = (difference / size).sqrt();
+    eprintln!("{name}: {} tokens, relative error {error:.2e}", media.tokens);
+    assert!(error < EMBEDDING_TOLERANCE, "{name}: relative error {error:.2e}");
+
+    let norm = media.embedding.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let want = want["norm"].as_f64().unwrap();
+    assert!((norm / want - 1.0).abs() < EMBEDDING_TOLERANCE, "{name}: norm {norm} for {want}");
+}
+
+/// With several pictures in a prompt each is one tile, squared with the mean colour, and a newline.
+/// Goldens: `tests/reference/several_goldens.py`, transformers 5.
+#[test]
+fn several_pictures_are_those_of_transformers() {
+    let Some(source) = checkpoint() else { return };
+    let goldens: Value = serde_json::from_slice(&std::fs::read(golden("onevision-several.json")).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (model, mmproj) = convert(&source, dir.path());
+    let vision = vision(&model, &mmproj);
+    let wants = goldens.as_object().unwrap();
+    let path = |name: &String| golden("pictures").join(format!("{name}.png"));
+    let images: Vec<_> = wants.keys().map(|name| mbq_convert::image::load_rgb(&path(name)).unwrap()).collect();
+    let prompt = format!("<|im_start|>user {}x<|im_end|>", "<__media__>".repeat(images.len()));
+    let pieces = vision.pieces(&prompt, Path::new("several"), &images, true).unwrap();
+    let media: Vec<_> = pieces.iter().filter_map(|p| if let Piece::Media(m) = p { Some(m) } else { None }).collect();
+    assert_eq!(media.len(), wants.len());
+    for ((name, want), media) in wants.iter().zip(media) {
+        assert_eq!(media.tokens as u64, want["tokens"].as_u64().unwrap(), "{name}: tokens");
+        check_embedding(name, media, 7, want);
     }
 }
 

@@ -4,10 +4,9 @@ use mbq_convert::calibrate::Model;
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::image::load_rgb;
-use mbq_convert::model::decoder::Span;
-use mbq_convert::model::head::Head;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
 use mbq_convert::rotate::rotate;
+use mbq_convert::text::Span;
 use std::path::Path;
 
 struct Silent;
@@ -26,12 +25,12 @@ fn log_probabilities(dir: &Path) -> Tensor {
     let rgb = load_rgb(&picture).unwrap();
     let sample = embedder.sample(&picture, Some(&rgb), "What is in the picture?", "a red star", 4096).unwrap();
     let model = Model::new(&checkpoint, &config.text, sample.real, Device::Cpu).unwrap();
-    let span = [Span { start: 0, len: sample.real, real: sample.real }];
+    let span = [Span::new(0, sample.real)];
     let mut x = sample.embeds;
     for layer in 0..config.text.num_layers {
         x = model.block(layer).unwrap().forward(&x, &span).unwrap();
     }
-    Head::load(&checkpoint, &config.text, &Device::Cpu).unwrap().log_probabilities(&x).unwrap()
+    model.head().unwrap().log_probabilities(&x).unwrap()
 }
 
 #[test]

@@ -11,8 +11,8 @@ use super::{CalibrateError, Model};
 use crate::Error;
 use crate::events::{Event, Observer};
 use crate::ggml::GgmlType;
-use crate::model::decoder::{Block, tensor_name};
-use crate::model::head::Head;
+use crate::model::weights::tensor_name;
+use crate::text::Block;
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -79,7 +79,8 @@ pub fn measure(
     for layer in 0..layers {
         let block = model.block(layer)?;
         let step = |block: &Block, x: &mut Stream| -> Result<()> {
-            chunks.iter().enumerate().try_for_each(|(i, c)| x.set(i, block.forward(&x.get(i)?, &c.spans)?))
+            let step = |(i, c): (usize, &Chunk)| x.set(i, c.inject(layer, block.forward(&x.get(i)?, &c.spans)?)?);
+            chunks.iter().enumerate().try_for_each(step)
         };
         streams.iter_mut().flatten().try_for_each(|x| step(&block, x))?;
         for group in Group::ALL {
@@ -94,7 +95,7 @@ pub fn measure(
         step(&block, &mut exact)?;
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
-    let head = Head::load(model.checkpoint, model.config, &model.device)?;
+    let head = model.head()?;
     for (i, chunk) in chunks.iter().enumerate() {
         let rows = Tensor::new(answers(chunk), &model.device)?;
         let after = |x: &Stream| head.log_probabilities(&x.get(i)?.index_select(&rows, 0)?);

@@ -5,7 +5,7 @@ use super::compensate::GATHER;
 use super::run::{Model, Options};
 use super::stream::Room;
 use crate::events::{Event, Observer};
-use crate::model::decoder::SCORES;
+use crate::text::SCORES;
 #[cfg(feature = "cuda")]
 use candle_core::cuda_backend::cudarc::driver;
 use candle_core::{Device, Result};

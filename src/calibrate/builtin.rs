@@ -2,8 +2,9 @@
 //! with a caption made from the very numbers it was drawn from. Released with this crate, under its licence.
 use super::CalibrateError;
 use crate::Error;
-use crate::image::Rgb;
+use crate::image::{Rgb, decode_rgb};
 use std::io::Read;
+use std::path::Path;
 
 const ARCHIVE: &[u8] = include_bytes!("../../assets/calibration/set.zip");
 
@@ -34,9 +35,8 @@ pub fn pairs() -> Result<Vec<BuiltIn>, Error> {
             .map_err(|e| fail(format!("{name}: {e}")))?
             .read_to_end(&mut bytes)
             .map_err(|e| fail(format!("{name}: {e}")))?;
-        let picture = image::load_from_memory(&bytes).map_err(|e| fail(format!("{name}: {e}")))?.into_rgb8();
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        out.push(BuiltIn { name, image: Rgb { width, height, data: picture.into_raw() }, question, answer });
+        let image = decode_rgb(Path::new(name), &bytes)?;
+        out.push(BuiltIn { name, image, question, answer });
     }
     Ok(out)
 }

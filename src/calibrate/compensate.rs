@@ -9,18 +9,19 @@ use super::feedback::{Factor, factor, largest_first, round};
 use super::grid::{Activations, Mbq3, WeightGrid};
 use super::mbq::Group;
 use super::sensitivity::Ratios;
+use super::store::Store;
 use super::stream::{Room, Stream};
 use crate::Error;
 use crate::ggml::{GgmlType, dequantize, quantize_rows};
 use crate::gguf::Encoder;
-use crate::model::decoder::{Block, Name, tensor_name};
-use crate::model::ops::{Fast, row_errors, silu_mul};
+use crate::model::weights::tensor_name;
 use crate::quant::levels::{Fit, Format};
+use crate::text::ops::{Fast, row_errors};
+use crate::text::{Block, Name};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 /// What a vision token weighs, beside a text token's 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,62 +68,14 @@ pub struct Compensation {
     pub store: Store,
 }
 
-/// Finished tensors, a file each, so that memory does not grow with the model and an interrupted run can go on.
-#[derive(Debug, Clone)]
-pub struct Store {
-    dir: PathBuf,
-}
-
-impl Store {
-    /// A store in `dir`, made when first needed.
-    pub fn new(dir: PathBuf) -> Self {
-        Store { dir }
-    }
-
-    fn path(&self, source: &str, ty: GgmlType) -> PathBuf {
-        self.dir.join(format!("{source}.{ty}"))
-    }
-
-    /// Written beside, then renamed.
-    fn put(&self, source: &str, ty: GgmlType, bytes: &[u8]) -> std::result::Result<(), Error> {
-        let path = self.path(source, ty);
-        let beside = self.dir.join("part");
-        let write = || {
-            std::fs::create_dir_all(&self.dir)?;
-            std::fs::write(&beside, bytes)?;
-            std::fs::rename(&beside, &path)
-        };
-        write().map_err(|e| fail(&path, &e))
-    }
-
-    fn get(&self, source: &str, ty: GgmlType) -> std::result::Result<Option<Vec<u8>>, Error> {
-        let path = self.path(source, ty);
-        match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(fail(&path, &e)),
-        }
-    }
-
-    /// Removes everything.
-    ///
-    /// # Errors
-    /// The directory cannot be removed.
-    pub fn clear(&self) -> std::result::Result<(), Error> {
-        match std::fs::remove_dir_all(&self.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(fail(&self.dir, &e)),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn fail(path: &Path, e: &std::io::Error) -> Error {
-    CalibrateError::File { path: path.into(), problem: e.to_string() }.into()
-}
-
-impl Encoder for Store {
+impl Encoder for Compensation {
+    /// A linear that was compensated has its bytes in the store: that they are gone is an error, not a reason to round
+    /// it to nearest.
     fn encode(&self, source: &str, _: &[usize], ty: GgmlType) -> std::result::Result<Option<Vec<u8>>, Error> {
-        self.get(source, ty)
+        match self.types.get(source).copied().and_then(Format::of) {
+            Some(_) => self.store.get(source, ty).map(Some),
+            None => Ok(None),
+        }
     }
 }
 
@@ -237,8 +190,16 @@ fn inputs(block: &Block, group: Group, s: &Tensor, chunk: &Chunk, activations: A
         Group::GateUp => block.mlp_norm(s),
         Group::Down => {
             let m = activations.apply(&block.mlp_norm(s)?)?;
-            silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
+            block.activate(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
         }
+    }
+}
+
+/// The stream once the output of `o` or of `down` is added to it.
+fn added(block: &Block, group: Group, layer: usize, chunk: &Chunk, s: &Tensor, output: &Tensor) -> Result<Tensor> {
+    match group {
+        Group::O => block.after_attention(s, output),
+        _ => chunk.inject(layer, block.after_mlp(s, output)?),
     }
 }
 
@@ -300,13 +261,13 @@ impl Compensation {
                         true => kept.exact.take(c)?,
                         false => inputs(exact, group, &s, chunk, Activations::Float)?,
                     };
-                    x.set(c, (s + exact.linear(name).forward(&i)?)?)?;
+                    x.set(c, added(exact, group, layer, chunk, &s, &exact.linear(name).forward(&i)?)?)?;
                     let s = x_q.get(c)?;
                     let i = match kept.rounded.len() > c {
                         true => kept.rounded.take(c)?,
                         false => activations.apply(&inputs(&rounded, group, &s, chunk, activations)?)?,
                     };
-                    x_q.set(c, (s + rounded.linear(name).forward(&i)?)?)?;
+                    x_q.set(c, added(&rounded, group, layer, chunk, &s, &rounded.linear(name).forward(&i)?)?)?;
                 }
             }
         }
@@ -333,6 +294,8 @@ impl Compensation {
         };
         let _fast = Fast::on(&exact.norm1);
         let gather = if exact.norm1.device().is_cpu() { 0 } else { GATHER };
+        // Behind a norm an output cannot make up for what the stream has lost.
+        let aims_at_stream = self.settings.residual && exact.post_norms.is_none();
         let mut moments = Moments::default();
         let (mut weighted, mut shifts, mut residuals) = (Vec::new(), Vec::new(), Vec::new());
         for (c, chunk) in batch.chunks.iter().enumerate() {
@@ -346,7 +309,7 @@ impl Compensation {
                 let x = x.get(c)?;
                 let exact = inputs(exact, group, &x, chunk, Activations::Float)?;
                 shifts.push(rooted(&(&exact - &input)?)?);
-                if self.settings.residual && matches!(group, Group::O | Group::Down) {
+                if aims_at_stream && matches!(group, Group::O | Group::Down) {
                     residuals.push(rooted(&(x - x_q)?)?);
                 }
                 kept.exact(exact)?;
@@ -411,7 +374,7 @@ impl Compensation {
     fn stored(&self, source: &str, ty: GgmlType, like: &Tensor) -> std::result::Result<Tensor, Error> {
         let path = self.store.path(source, ty);
         let problem = |problem: String| CalibrateError::File { path: path.clone(), problem };
-        let bytes = self.store.get(source, ty)?.ok_or_else(|| problem("is missing: start without --resume".into()))?;
+        let bytes = self.store.get(source, ty)?;
         let values = dequantize(ty, &bytes).map_err(|e| problem(e.to_string()))?;
         if values.len() != like.elem_count() {
             return Err(problem("has another size than the tensor: start without --resume".into()).into());

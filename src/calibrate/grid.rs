@@ -1,7 +1,7 @@
 //! Fake quantisers: weights and activations rounded to what the output type will hold, and back to f32.
-use crate::model::ops::with_cpu;
 use crate::quant::levels::even;
 use crate::quant::mbq3;
+use crate::text::ops::with_cpu;
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
 

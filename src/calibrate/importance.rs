@@ -8,8 +8,9 @@ use crate::Error;
 use crate::ggml::GgmlType;
 use crate::gguf::{Array, GgufFile, Header, FileType, GgufError, Output, TypeChoice, plan};
 use crate::model::TextConfig;
-use crate::model::decoder::{Name, Trace, tensor_name};
+use crate::model::weights::tensor_name;
 use crate::quant::fold::Folds;
+use crate::text::{Group, Trace};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,6 +33,19 @@ struct Sums {
     weight: f64,
 }
 
+impl Sums {
+    /// Says in words why nothing can be weighed by these.
+    fn check(&self) -> std::result::Result<(), String> {
+        if let Some(channel) = self.squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
+            return Err(format!("channel {channel} is {}, negative or not finite", self.squares[channel]));
+        }
+        match self.squares.iter().all(|v| *v == 0.0) {
+            true => Err("all are 0".into()),
+            false => Ok(()),
+        }
+    }
+}
+
 /// The importance of every linear's input channels, by the weight's canonical name.
 #[derive(Debug, Clone, Default)]
 pub struct Importance {
@@ -50,12 +64,7 @@ impl Importance {
 
     /// Adds a chunk's full-precision pass through a layer. `ratios` as for [`Weighting::Balanced`].
     pub fn add(&mut self, layer: usize, chunk: &Chunk, t: &Trace, ratios: Option<Ratios>) -> Result<()> {
-        let inputs = [
-            (&t.attn_in, ratios.map(|r| r.attn), &[Name::Q, Name::K, Name::V][..]),
-            (&t.o_in, ratios.map(|r| r.attn), &[Name::O]),
-            (&t.mlp_in, ratios.map(|r| r.mlp), &[Name::Gate, Name::Up]),
-            (&t.down_in, ratios.map(|r| r.mlp), &[Name::Down]),
-        ];
+        let inputs = Group::ALL.map(|group| (t.input(group), ratios.map(|r| group.ratio(r)), group.linears()));
         for (x, ratio, names) in inputs {
             let weights: Vec<f32> = chunk
                 .kinds
@@ -96,10 +105,21 @@ impl Importance {
         means
     }
 
+    /// Checks that every linear has an importance to go by.
+    ///
+    /// # Errors
+    /// A linear's inputs were 0 on all tokens, or not finite.
+    pub fn check(&self) -> std::result::Result<(), Error> {
+        for (name, sums) in &self.sums {
+            sums.check().map_err(|problem| CalibrateError::Importance { tensor: name.clone(), problem })?;
+        }
+        Ok(())
+    }
+
     /// Reads a file that llama-imatrix or [`Importance::write`] wrote.
     ///
     /// # Errors
-    /// Not such a file, a linear's row is missing or of another length, or its sums are negative or not finite.
+    /// Not such a file, a linear's row is missing or of another length, or its sums are all 0, negative or not finite.
     pub fn read(path: &Path, config: &TextConfig) -> std::result::Result<Self, Error> {
         let fail = |problem: String| Error::from(CalibrateError::File { path: path.into(), problem });
         let file = GgufFile::open(path).map_err(GgufError::from)?;
@@ -111,21 +131,20 @@ impl Importance {
                 return Err(fail(format!("tensor `{name}`: expected {want} values in f32")));
             }
             let values = file.data(info).chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-            let values: Vec<f64> = values.collect();
-            match values.iter().all(|v| v.is_finite() && *v >= 0.0) {
-                true => Ok(values),
-                false => Err(fail(format!("tensor `{name}`: a negative value, or one that is not finite"))),
-            }
+            Ok(values.collect())
         };
         let mut this = Importance::default();
         let types = TypeChoice::of(FileType::Plain(GgmlType::F32));
         for tensor in plan::text(config, &types).into_iter().filter(|t| t.is_decoder_linear) {
             let squares = values(format!("{}.in_sum2", tensor.name), tensor.row())?;
             let weight = values(format!("{}.counts", tensor.name), 1)?[0];
-            if weight == 0.0 {
-                return Err(fail(format!("tensor `{}.counts`: no tokens were counted", tensor.name)));
+            if !(weight.is_finite() && weight > 0.0) {
+                return Err(fail(format!("tensor `{}.counts`: {weight} tokens were counted", tensor.name)));
             }
-            this.sums.insert(tensor.source, Sums { squares, weight });
+            let sums = Sums { squares, weight };
+            let gather = "gather the matrix again, with more text or pictures";
+            sums.check().map_err(|problem| fail(format!("tensor `{}.in_sum2`: {problem}; {gather}", tensor.name)))?;
+            this.sums.insert(tensor.source, sums);
         }
         Ok(this)
     }
@@ -189,7 +208,7 @@ mod tests {
                 for (c, chunk) in batch.chunks.iter().enumerate() {
                     let t = block.trace(&x.get(c).unwrap(), &chunk.spans, &|x| Ok(x.clone())).unwrap();
                     importance.add(layer, chunk, &t, ratio).unwrap();
-                    x.set(c, t.output().unwrap()).unwrap();
+                    x.set(c, block.output(&t).unwrap()).unwrap();
                 }
             }
             let means = importance.means();
@@ -200,6 +219,25 @@ mod tests {
                     let off = (f64::from(*got) - want).abs() / want;
                     assert!(off < 1e-4, "{name} {key}: {got}, transformers {want}");
                 }
+            }
+        }
+    }
+
+    /// Nothing to weigh by is an error in words, dead channels beside living ones are none.
+    #[test]
+    fn empty_importance_is_refused() {
+        for (squares, problem) in [
+            (vec![0.0, 0.0], "all are 0"),
+            (vec![1.0, f64::NAN], "channel 1 is NaN"),
+            (vec![f64::INFINITY, 1.0], "channel 0 is inf"),
+            (vec![-1.0, 1.0], "channel 0 is -1"),
+            (vec![0.0, 1.0], ""),
+        ] {
+            let importance =
+                Importance { sums: [("w".to_owned(), Sums { squares, weight: 2.0 })].into(), ..Importance::default() };
+            match importance.check() {
+                Ok(()) => assert_eq!(problem, ""),
+                Err(e) => assert!(e.to_string().starts_with("w: ") && e.to_string().contains(problem), "{e}"),
             }
         }
     }

@@ -12,8 +12,9 @@ use super::pass::{Keep, Pass};
 use super::race::{BY_QUERY, BY_SAMPLE, BY_TOKEN, STRATA, deal, deal_samples, race};
 use super::sensitivity::Ratios;
 use super::stream::Stream;
-use crate::model::decoder::{Block, Linear, Name, Span};
-use crate::model::ops::{Fast, each, over_row, row_errors, select_rows, silu_mul, times_row};
+pub use crate::text::Group;
+use crate::text::ops::{Fast, each, over_row, row_errors, select_rows, times_row};
+use crate::text::{Block, Linear, Name, Producer, Span};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,32 +23,8 @@ use std::ops::Range;
 /// Exponents a = i / 20.
 pub const GRID: usize = 20;
 
-/// What is scaled together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Group {
-    /// input_layernorm -> q, k, v; error at the attention's output.
-    Qkv,
-    /// v -> o; error at o's output. Only where v has as many outputs as o has inputs, or with `share_heads`.
-    O,
-    /// post_attention_layernorm -> gate, up; error at the MLP's output.
-    GateUp,
-    /// up -> down; error at down's output.
-    Down,
-}
-
 impl Group {
-    /// In the order of the search.
-    pub const ALL: [Group; 4] = [Group::Qkv, Group::O, Group::GateUp, Group::Down];
-
-    pub fn linears(self) -> &'static [Name] {
-        match self {
-            Group::Qkv => &[Name::Q, Name::K, Name::V],
-            Group::O => &[Name::O],
-            Group::GateUp => &[Name::Gate, Name::Up],
-            Group::Down => &[Name::Down],
-        }
-    }
-
+    /// The weight of vision errors at the output that the group's errors are measured on.
     pub(super) fn ratio(self, r: Ratios) -> f64 {
         match self {
             Group::Qkv | Group::O => r.attn,
@@ -208,7 +185,7 @@ impl Search<'_> {
             return block.linear(Name::O).forward(&o_in);
         }
         match group {
-            Group::GateUp => block.linear(Name::Down).forward(&silu_mul(q[0].forward(&x)?, &q[1].forward(&x)?)?),
+            Group::GateUp => block.linear(Name::Down).forward(&block.activate(q[0].forward(&x)?, &q[1].forward(&x)?)?),
             Group::Qkv | Group::O | Group::Down => q[0].forward(&x),
         }
     }
@@ -427,7 +404,7 @@ fn samples_of(spans: &[Span], rows: &[u32], before: usize) -> (Vec<u32>, Vec<(us
         moved.extend(rows.iter().filter(|t| inside.contains(t)).map(|t| t - inside.start + start as u32));
         if moved.len() > n {
             whole.extend(inside);
-            kept.push((i, Span { start, ..*span }));
+            kept.push((i, Span { start, ..span.clone() }));
         }
     }
     (whole, kept, moved)
@@ -459,19 +436,18 @@ pub fn apply(block: &mut Block, group: Group, scales: &[f32]) -> Result<()> {
         let weight = block.linear(name).weight.broadcast_mul(&s)?;
         block.linear_mut(name).weight = weight;
     }
-    let producer = match group {
-        Group::Qkv => {
+    let producer = match group.producer() {
+        Producer::AttnNorm => {
             block.norm1 = (&block.norm1 / &s)?;
             return Ok(());
         }
-        Group::GateUp => {
+        Producer::MlpNorm => {
             block.norm2 = (&block.norm2 / &s)?;
             return Ok(());
         }
-        Group::O => Name::V,
-        Group::Down => Name::Up,
+        Producer::Linear(name) => name,
     };
-    let s = if group == Group::O {
+    let s = if producer == Name::V {
         let (repeats, dim) = block.head_shape();
         let s = unshare(scales, repeats, dim);
         Tensor::from_slice(&s, s.len(), &device)?

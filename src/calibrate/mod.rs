@@ -13,8 +13,10 @@ pub mod pairs;
 pub mod pass;
 pub mod race;
 mod run;
+pub mod samples;
 pub mod sensitivity;
 pub mod smoothquant;
+pub mod store;
 pub mod stream;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,12 @@ pub enum CalibrateError {
     Divergence { layer: usize },
     #[error("{mean} bits per weight are fewer than the type's own {least}")]
     Budget { mean: f64, least: f64 },
+    #[error("{what}: {problem}")]
+    Sample { what: String, problem: String },
+    #[error("{path}: {bad} of {drawn} drawn entries cannot be used, more than one in ten; {first}")]
+    TooManyBad { path: PathBuf, bad: usize, drawn: usize, first: String },
+    #[error("{tensor}: the importance of its input channels: {problem}; check the weights, or leave out --imatrix")]
+    Importance { tensor: String, problem: String },
     #[error("{path}: {problem}")]
     File { path: PathBuf, problem: String },
 }

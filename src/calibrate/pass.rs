@@ -2,10 +2,9 @@
 //! is gone with its chunk, and made again from the kept for the rows that are asked for.
 use super::batch::{Batch, Chunk};
 use super::grid::Activations;
-use super::mbq::Group;
 use super::stream::Stream;
-use crate::model::decoder::{Block, Name, Trace};
-use crate::model::ops::{add, column_abs, column_max, each, silu_mul};
+use crate::text::ops::{column_abs, column_max, each};
+use crate::text::{Block, Group, Name, Trace};
 use candle_core::{Result, Tensor};
 
 /// What a pass keeps.
@@ -53,9 +52,9 @@ impl Kept {
         4 * batch.tokens * (2 * block.norm1.elem_count() + widths[0] + widths[1])
     }
 
-    /// x + the output of o, of a chunk whose x is given.
-    pub fn h(&self, chunk: usize, x: &Tensor) -> Result<Tensor> {
-        add(x, &self.attn_out.get(chunk)?)
+    /// The output of o, of a chunk.
+    pub fn attn_out(&self, chunk: usize) -> Result<Tensor> {
+        self.attn_out.get(chunk)
     }
 
     /// Runs `block` on `x`, `activations` applied to what enters a linear, `at_once` chunks at a time; `seen` gets every
@@ -84,7 +83,7 @@ impl Kept {
                     true => block.trace_all(&x, spans)?,
                     false => block.trace(&x, spans, &|x| activations.apply(x))?,
                 };
-                let inputs = [&t.attn_in, &t.o_in, &t.mlp_in, &t.down_in];
+                let inputs = Group::ALL.map(|group| t.input(group));
                 let sums = inputs.iter().take(if keep.sums { 4 } else { 0 }).map(|t| column_abs(t));
                 let maxima = inputs.iter().take(if keep.maxima { 4 } else { 0 }).map(|t| column_max(t));
                 Ok((sums.collect::<Result<Vec<_>>>()?, maxima.collect::<Result<Vec<_>>>()?, t))
@@ -154,7 +153,9 @@ impl<'a> Pass<'a> {
             Group::Qkv => self.x.rows(chunk, rows),
             Group::O => self.kept.o_in.rows(chunk, rows),
             Group::Down if !self.kept.down_in.is_empty() => self.kept.down_in.rows(chunk, rows),
-            Group::GateUp | Group::Down => add(&self.x.rows(chunk, rows)?, &self.kept.attn_out.rows(chunk, rows)?),
+            Group::GateUp | Group::Down => {
+                self.block.after_attention(&self.x.rows(chunk, rows)?, &self.kept.attn_out.rows(chunk, rows)?)
+            }
         }
     }
 
@@ -168,7 +169,7 @@ impl<'a> Pass<'a> {
             Group::GateUp => self.block.mlp_norm(source),
             Group::Down => {
                 let m = self.activations.apply(&self.block.mlp_norm(source)?)?;
-                silu_mul(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
+                self.block.activate(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
             }
         }
     }

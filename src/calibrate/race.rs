@@ -42,7 +42,7 @@ fn needed(samples: usize) -> f64 {
 /// every sample: its vision tokens, its answer, its prompt.
 pub fn deal(batch: &Batch) -> Vec<Vec<usize>> {
     let mut samples = 0;
-    let mut of_chunk = |kinds: &[Kind], spans: &[crate::model::decoder::Span]| {
+    let mut of_chunk = |kinds: &[Kind], spans: &[crate::text::Span]| {
         let mut strata = vec![0; kinds.len()];
         for span in spans {
             // Where dealing starts differs by sample, else the first strata would get all the short answers' tokens.
@@ -140,7 +140,7 @@ pub fn race(
 mod tests {
     use super::*;
     use crate::calibrate::batch::Chunk;
-    use crate::model::decoder::Span;
+    use crate::text::Span;
 
     /// Every stratum gets its part of every kind, to within one token of a sample.
     #[test]
@@ -148,8 +148,8 @@ mod tests {
         let kinds =
             (0..330).map(|i| [Kind::Other, Kind::Vision, Kind::Answer][usize::from(i >= 10) + usize::from(i >= 266)]);
         let kinds: Vec<Kind> = kinds.collect();
-        let spans = vec![Span { start: 0, len: 330, real: 330 }];
-        let chunk = Chunk { spans, ids: vec![0; 330], kinds: kinds.clone() };
+        let spans = vec![Span::new(0, 330)];
+        let chunk = Chunk::new(spans, kinds.clone(), vec![0; 330]);
         let chunks = vec![chunk.clone(), chunk];
         let batch = Batch { chunks, samples: 2, vision: 512, answer: 128, tokens: 660, longest: 330 };
         for strata in deal(&batch) {

@@ -7,14 +7,17 @@ use super::importance::{Importance, Weighting};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
 use super::pass::{Keep, Pass};
 use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
+use super::store::Job;
 use super::stream::{Room, Stream};
 use super::{CalibrateError, smoothquant};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::model::TextConfig;
-use crate::model::decoder::{Block, Name, Rope, Trace, tensor_name};
+use crate::model::weights::{HuggingFace, tensor_name};
 use crate::quant::fold::Folds;
+use crate::text::head::Head;
+use crate::text::{self, Block, Name, Producer, Rope, Trace};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -38,20 +41,26 @@ pub struct Model<'a> {
     pub checkpoint: &'a Checkpoint,
     pub config: &'a TextConfig,
     pub device: Device,
-    rope: Rope,
+    text: text::TextConfig,
+    /// Of blocks that see everything, and of those with a window.
+    ropes: [Rope; 2],
 }
 
 impl<'a> Model<'a> {
+    /// `positions`: one more than the largest that a token has.
+    ///
     /// # Errors
-    /// The rotary tables do not fit the device.
+    /// What the checkpoint says of the text model is not understood; the rotary tables do not fit the device.
     pub fn new(
         checkpoint: &'a Checkpoint,
         config: &'a TextConfig,
         positions: usize,
         device: Device,
     ) -> Result<Self, Error> {
-        let rope = Rope::new(config, positions, &device)?;
-        Ok(Model { checkpoint, config, device, rope })
+        let weights = HuggingFace { checkpoint, config };
+        let text = text::TextConfig::read(&weights)?;
+        let ropes = Rope::of_model(&weights, &text, positions, &device)?;
+        Ok(Model { checkpoint, config, device, text, ropes })
     }
 
     /// Loads one block.
@@ -59,7 +68,20 @@ impl<'a> Model<'a> {
     /// # Errors
     /// As [`Block::load`].
     pub fn block(&self, layer: usize) -> Result<Block, Error> {
-        Block::load(self.checkpoint, self.config, layer, &self.rope, &self.device)
+        let rope = &self.ropes[usize::from(self.text.windows[layer].is_some())];
+        Block::load(&self.weights(), &self.text, layer, rope, &self.device)
+    }
+
+    /// Loads the final norm and the output head.
+    ///
+    /// # Errors
+    /// As [`Head::load`].
+    pub fn head(&self) -> Result<Head, Error> {
+        Head::load(&self.weights(), &self.text, &self.device)
+    }
+
+    fn weights(&self) -> HuggingFace<'a> {
+        HuggingFace { checkpoint: self.checkpoint, config: self.config }
     }
 }
 
@@ -90,8 +112,8 @@ pub struct Options<'a> {
     pub spill: Option<PathBuf>,
     /// How rounding errors are compensated, if they are.
     pub compensation: Option<&'a Compensation>,
-    /// Where finished blocks are written down, with the digest that says which job they belong to.
-    pub progress: Option<(PathBuf, String)>,
+    /// Where finished blocks are written down, and the job they belong to.
+    pub progress: Option<(PathBuf, Job)>,
 }
 
 /// What a calibration found.
@@ -110,7 +132,7 @@ pub struct Outcome {
 /// The part of a calibration that is done, as `--resume` reads it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Progress {
-    job: String,
+    job: Job,
     loss: Option<f64>,
     sensitivities: Vec<BlockSensitivity>,
     blocks: Vec<Vec<Found>>,
@@ -120,18 +142,23 @@ struct Progress {
 }
 
 impl Progress {
-    fn read(path: &Path, job: &str) -> Result<Self, Error> {
+    /// What `path` says is done of `job`. Nothing, if the checkpoint at the job's place is another by now.
+    fn read(path: &Path, job: &Job, observer: &dyn Observer) -> Result<Self, Error> {
         let fail = |problem: String| CalibrateError::File { path: path.into(), problem };
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Progress::default()),
             Err(e) => return Err(fail(e.to_string()).into()),
         };
-        let progress: Progress =
-            serde_json::from_slice(&bytes).map_err(|e| fail(format!("not a progress file: {e}")))?;
-        if progress.job != job {
-            let problem =
-                "belongs to another calibration (model, data or settings differ): remove it or name another --work-dir";
+        let progress: Progress = serde_json::from_slice(&bytes)
+            .map_err(|e| fail(format!("not a progress file of this version ({e}): start without --resume")))?;
+        if progress.job.model == job.model && progress.job.weights != job.weights {
+            let note = "the checkpoint has changed since the run that --resume would continue: starting over";
+            observer.event(Event::Note(format!("{}: {note}", job.model)));
+            return Ok(Progress::default());
+        }
+        if progress.job != *job {
+            let problem = "belongs to another calibration (model, data or settings differ): leave out --resume, or name another --work-dir";
             return Err(fail(problem.into()).into());
         }
         Ok(progress)
@@ -158,7 +185,8 @@ impl Options<'_> {
 /// Calibrates on `samples`.
 ///
 /// # Errors
-/// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job.
+/// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job, an importance
+/// matrix of zeros.
 pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn Observer) -> Result<Outcome, Error> {
     if options.method == Method::Rtn && options.importance.is_none() {
         return Ok(Outcome::default());
@@ -183,7 +211,7 @@ pub fn run_packed(
     }
     let budget = Budget::new(model, batch, options, observer)?;
     let mut progress = match &options.progress {
-        Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job)? },
+        Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job, observer)? },
         None => Progress::default(),
     };
     let save = |progress: &Progress| match &options.progress {
@@ -279,12 +307,13 @@ pub fn run_packed(
             }
             (_, x_q) => {
                 if let Some(x_q) = x_q {
-                    quantised_stream(&search, &block, &scales, batch, x_q)?;
+                    quantised_stream(&search, layer, &block, &scales, batch, x_q)?;
                 }
                 if let Some((mut attn_out, mut mlp_out)) = outputs {
                     for c in 0..x.len() {
-                        let h = (x.take(c)? + attn_out.take(c)?)?;
-                        x.set(c, (h + mlp_out.take(c)?)?)?;
+                        let h = block.after_attention(&x.take(c)?, &attn_out.take(c)?)?;
+                        let y = block.after_mlp(&h, &mlp_out.take(c)?)?;
+                        x.set(c, batch.chunks[c].inject(layer, y)?)?;
                     }
                 }
             }
@@ -295,6 +324,7 @@ pub fn run_packed(
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
     observer.event(Event::PhaseEnd);
+    importance.iter().try_for_each(Importance::check)?;
     Ok(Outcome {
         folds,
         sensitivities: progress.sensitivities,
@@ -309,6 +339,7 @@ pub fn run_packed(
 /// Moves the second stream on through the finished quantised block.
 fn quantised_stream(
     search: &Search,
+    layer: usize,
     block: &Block,
     scales: &[(Group, Vec<f32>)],
     batch: &Batch,
@@ -319,7 +350,8 @@ fn quantised_stream(
     let q = search.quantise(&scaled)?;
     for (c, chunk) in batch.chunks.iter().enumerate() {
         let x = x_q.take(c)?;
-        x_q.set(c, q.trace(&x, &chunk.spans, &|x| search.activations.apply(x))?.output()?)?;
+        let trace = q.trace(&x, &chunk.spans, &|x| search.activations.apply(x))?;
+        x_q.set(c, chunk.inject(layer, q.output(&trace)?)?)?;
     }
     Ok(())
 }
@@ -329,15 +361,15 @@ pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group,
     let mut divide = |rest: String, s: &[f32]| {
         folds.entry(tensor_name(layer, &rest)).or_default().divide_rows = Some(s.to_vec());
     };
-    match group {
-        Group::Qkv => divide("input_layernorm.weight".into(), &scales),
-        Group::GateUp => divide("post_attention_layernorm.weight".into(), &scales),
-        Group::O | Group::Down => {
-            let (producer, s) = if group == Group::O {
+    match group.producer() {
+        Producer::AttnNorm => divide("input_layernorm.weight".into(), &scales),
+        Producer::MlpNorm => divide("post_attention_layernorm.weight".into(), &scales),
+        Producer::Linear(producer) => {
+            let s = if producer == Name::V {
                 let (repeats, dim) = block.head_shape();
-                (Name::V, unshare(&scales, repeats, dim))
+                unshare(&scales, repeats, dim)
             } else {
-                (Name::Up, scales.clone())
+                scales.clone()
             };
             divide(format!("{}.weight", producer.path()), &s);
             if block.linear(producer).bias.is_some() {
@@ -354,8 +386,8 @@ pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::decoder::tests::golden;
     use crate::quant::fold::Fold;
+    use crate::text::tests::golden;
     use candle_core::Tensor;
 
     fn relative(got: &Tensor, want: &Tensor) -> f32 {
@@ -383,7 +415,7 @@ mod tests {
     #[test]
     fn folding_changes_nothing_in_full_precision() {
         let (golden, block, spans) = golden();
-        let x = crate::model::decoder::tests::tensor(&golden["x"], &[8, 12]);
+        let x = crate::text::tests::tensor(&golden["x"], &[8, 12]);
         let want = block.forward(&x, &spans).unwrap();
         let scale = |i: usize| [0.25f32, 3.0, 0.9, 1.7, 12.0][i % 5];
         let (mut scaled, mut folds) = (block.clone(), Folds::new());

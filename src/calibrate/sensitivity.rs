@@ -8,9 +8,9 @@ use super::mbq::Search;
 use super::pass::{Keep, Kept};
 use super::stream::Stream;
 use crate::events::{Event, Observer};
-use crate::model::decoder::{Made, Name, Trace};
-use crate::model::head::Head;
-use crate::model::ops::{each, row_abs};
+use crate::text::head::Head;
+use crate::text::ops::{each, row_abs};
+use crate::text::{Made, Name, Trace};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -146,12 +146,12 @@ pub fn sensitivities(
                 let later = (layers + 1 - layer) * 4 * model.config.hidden_size * batch.tokens;
                 let all = made.len() == layer && room.left() >= Kept::bytes(&block, batch) + later + wide;
                 let mut of_layer = [(); 5].map(|()| room.stream());
-                let push = |_: &Chunk, t: &Trace| {
+                let push = |chunk: &Chunk, t: &Trace| {
                     if let Some(Made { q, k, v, gate, up }) = &t.made {
                         let each = of_layer.iter_mut().zip([q, k, v, gate, up]);
                         each.into_iter().try_for_each(|(stream, t)| stream.push(t.clone()))?;
                     }
-                    next.push(t.output()?)
+                    next.push(chunk.inject(layer, block.output(t)?)?)
                 };
                 let keep = Keep { made: all, ..search.keep(&block)? };
                 kept.push(Kept::run(&block, batch, x, Activations::Float, keep, at_once, push)?);
@@ -168,7 +168,8 @@ pub fn sensitivities(
                         Some(last) => last.get(from + i)?,
                         None => inputs.get(part.start + from + i)?,
                     };
-                    block.forward(&x, &chunks[from + i].spans)
+                    let chunk = &chunks[from + i];
+                    chunk.inject(layer, block.forward(&x, &chunk.spans)?)
                 })?;
                 outputs.into_iter().try_for_each(|y| next.push(y))?;
             }
@@ -176,7 +177,7 @@ pub fn sensitivities(
             observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
         }
         let Some(mut gradients) = stored.pop() else { continue };
-        let head = Head::load(model.checkpoint, model.config, &model.device)?;
+        let head = model.head()?;
         for (i, chunk) in chunks.iter().enumerate() {
             let y = gradients.take(i)?;
             gradients.set(i, head_gradient(&head, chunk, &y, batch.samples, &mut loss)?)?;
@@ -202,7 +203,7 @@ pub fn sensitivities(
                                 gate: gate.take(i)?,
                                 up: up.take(i)?,
                             };
-                            Some((kept.h(i, &x)?, made))
+                            Some((kept.attn_out(i)?, made))
                         }
                         _ => None,
                     };
@@ -211,10 +212,10 @@ pub fn sensitivities(
                 let back = each(pairs.len(), at_once, |i| {
                     let ((x, g, made), spans) = (&pairs[i], &chunks[from + i].spans);
                     let back = match made {
-                        Some((h, made)) => block.backward_from(x, h, made, spans, g)?,
+                        Some((attn_out, made)) => block.backward_from(x, attn_out, made, spans, g)?,
                         None => block.backward(x, spans, g)?,
                     };
-                    Ok((row_abs(g)?, row_abs(&back.attn_out)?, back.input))
+                    Ok((row_abs(&back.mlp_out)?, row_abs(&back.attn_out)?, back.input))
                 })?;
                 for (i, (mlp, attn, input)) in back.into_iter().enumerate() {
                     let (chunk, channels) = (&chunks[from + i], input.dim(1)?);
@@ -242,13 +243,12 @@ pub fn sensitivities(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::decoder::Span;
+    use crate::text::Span;
 
     #[test]
     fn a_sample_without_a_picture_adds_nothing_to_vision() {
-        let span = |start, len| Span { start, len, real: len };
         let kinds = vec![Kind::Vision, Kind::Answer, Kind::Answer];
-        let chunk = Chunk { spans: vec![span(0, 2), span(2, 1)], kinds, ids: vec![0; 3] };
+        let chunk = Chunk::new(vec![Span::new(0, 2), Span::new(2, 1)], kinds, vec![0; 3]);
         let mut sum = Sensitivity::default();
         add_means(&[4.0, 4.0, 10.0], 2, &chunk, &mut sum);
         assert_eq!(sum, Sensitivity { vision: 2.0, answer: 7.0 });

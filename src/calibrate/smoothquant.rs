@@ -1,8 +1,8 @@
 //! SmoothQuant (arXiv 2211.10438): s = absmax(x)^alpha / absmax(W)^(1 - alpha), no search.
 use super::mbq::Group;
 use super::pass::Pass;
-use crate::model::decoder::Block;
-use crate::model::ops::column_max;
+use crate::text::Block;
+use crate::text::ops::column_max;
 use candle_core::Result;
 
 /// Scales of the two groups that follow a norm. `pass` has kept maxima.

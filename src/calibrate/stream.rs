@@ -1,6 +1,6 @@
 //! Activations that wait between two passes: a tensor per chunk of the batch, on the device while there is room, else
 //! in host memory, else in a file. Where they wait changes nothing about their values.
-use crate::model::ops::select_rows;
+use crate::text::ops::select_rows;
 use candle_core::{Device, Result, Tensor, bail};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};

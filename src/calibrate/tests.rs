@@ -44,6 +44,8 @@ pub(super) fn batch(runs: &Path, padded: bool) -> Vec<Sample> {
                 kinds: (0..len).map(kind).collect(),
                 ids: labels[i][..len].iter().map(|&l| l.max(0) as u32).collect(),
                 real,
+                layout: None,
+                injections: Vec::new(),
             }
         })
         .collect()
@@ -275,6 +277,7 @@ fn smoothquant_statistics() {
 /// From pictures and text through our own tower, projector, packing, template and tokenizer: the dumped embeddings.
 #[test]
 fn embeddings_are_the_processors() {
+    use super::pairs::Conversation;
     use crate::model::llava_onevision::{Embedder, LlavaOnevision};
     let Some(oracle) = oracle() else { return };
     let dir = oracle.join("tiny-onevision");
@@ -287,7 +290,8 @@ fn embeddings_are_the_processors() {
         let text = |key: &str| entry[key].as_str().unwrap();
         let path = oracle.join("data").join(text("image"));
         let image = crate::image::load_rgb(&path).unwrap();
-        let got = embedder.sample(&path, Some(&image), text("question"), text("answer"), 4096).unwrap();
+        let messages = Conversation::single(text("question"), text("answer"), true);
+        let got = embedder.sample("sample", &messages, &[image], 4096).unwrap();
         assert_eq!(got.kinds, want.kinds, "{}", path.display());
         let answers = |s: &Sample| -> Vec<u32> {
             s.ids.iter().zip(&s.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(id, _)| *id).collect()
@@ -304,6 +308,107 @@ fn embeddings_are_the_processors() {
     assert!(differences.iter().filter(|&&d| d < 1e-6).count() >= 8, "{differences:?}");
 }
 
+fn demo(file: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+/// Messages in the form that transformers takes.
+fn messages(list: &serde_json::Value) -> Vec<crate::prompt::Message> {
+    use crate::prompt::{Message, Part};
+    let part = |p: &serde_json::Value| match p["text"].as_str() {
+        Some(text) => Part::Text(text.into()),
+        None => Part::Image,
+    };
+    let message = |m: &serde_json::Value| {
+        let parts = m["content"].as_array().unwrap().iter().map(part).collect();
+        Message { role: m["role"].as_str().unwrap().into(), parts }
+    };
+    list.as_array().unwrap().iter().map(message).collect()
+}
+
+/// Several turns and pictures, as transformers 5 embeds them (tests/reference/conversation_goldens.py).
+#[test]
+fn conversations_are_the_processors() {
+    use crate::model::llava_onevision::{Embedder, LlavaOnevision};
+    let checkpoint = Checkpoint::open(&demo("demo/model")).unwrap();
+    let config = LlavaOnevision::read(&checkpoint).unwrap();
+    let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
+    let golden: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/golden/conversations.json")).unwrap();
+    for want in golden.as_array().unwrap() {
+        let paths = want["pictures"].as_array().unwrap().iter().map(|p| demo(p.as_str().unwrap()));
+        let pictures: Vec<_> = paths.map(|p| crate::image::load_rgb(&p).unwrap()).collect();
+        let got = embedder.sample("it", &messages(&want["messages"]), &pictures, 4096).unwrap();
+        let numbers = |key: &str| want[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32);
+        assert_eq!(got.ids, numbers("ids").collect::<Vec<_>>());
+        let image = config.image_token_id as u32;
+        let kinds = numbers("answers").zip(&got.ids).map(|(answer, &id)| match (answer, id == image) {
+            (1, _) => Kind::Answer,
+            (_, true) => Kind::Vision,
+            _ => Kind::Other,
+        });
+        assert_eq!(got.kinds, kinds.collect::<Vec<_>>());
+        let rows: Vec<Vec<f32>> = got.embeds.to_vec2().unwrap();
+        for (i, (row, want)) in rows.iter().zip(want["embeds"].as_array().unwrap()).enumerate() {
+            for (got, want) in [row[0], row[1], row.iter().sum()].iter().zip(want.as_array().unwrap()) {
+                let want = want.as_f64().unwrap();
+                let off = (f64::from(*got) - want).abs() / want.abs().max(1.0);
+                // Sums of 256 values in f32 through the tower: 3e-5 is what was seen at most.
+                assert!(off < 1e-4, "row {i}: {got}, transformers {want}");
+            }
+        }
+    }
+}
+
+/// The published template words an answer that is given otherwise than the prompt for one that is awaited; answers are
+/// told from it all the same. A template that rewrites or drops what was answered is refused.
+#[test]
+fn answers_are_found_in_any_template() {
+    use crate::model::llava_onevision::{Embedder, LlavaOnevision};
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(demo("demo/model")).unwrap().map(|f| f.unwrap()) {
+        if file.file_type().unwrap().is_file() {
+            std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
+    }
+    let sample = |template: &str| {
+        std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let config = LlavaOnevision::read(&checkpoint).unwrap();
+        let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/golden/conversations.json")).unwrap();
+        embedder.sample("it", &messages(&golden[3]["messages"]), &[], 4096).map_err(|e| e.to_string())
+    };
+    let answers = |s: &Sample| -> Vec<u32> {
+        s.ids.iter().zip(&s.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(id, _)| *id).collect()
+    };
+    let plain = std::fs::read_to_string(demo("demo/model/chat_template.json")).unwrap();
+    let plain: serde_json::Value = serde_json::from_str(&plain).unwrap();
+    let plain = sample(plain["chat_template"].as_str().unwrap()).unwrap();
+    let published = "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}\
+        {% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}\
+        {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}\
+        {{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let found = sample(published).unwrap();
+    assert_ne!(found.ids, plain.ids);
+    assert_eq!(answers(&found), answers(&plain));
+    for (template, want) in [
+        (
+            published.replace("content['text']", "content['text'] | replace('shape', 'form')"),
+            "rewrites earlier answers",
+        ),
+        (
+            "{% for m in messages if m['role'] == 'user' %}{{ m['content'][0]['text'] }}{% endfor %}".into(),
+            "drops the assistant's text",
+        ),
+        (format!("{published}{{% if messages | length > 1 %}}{{{{ raise_exception('no') }}}}{{% endif %}}"), "no"),
+    ] {
+        let error = sample(&template).unwrap_err();
+        assert!(error.starts_with("it: ") && error.contains(want), "{error}");
+    }
+}
+
 /// The testbed's first 32 pairs from pictures to grid points. Minutes long: it runs when MBQ_TESTBED is set
 /// (MBQ_EXHAUSTIVE: without the race).
 #[test]
@@ -318,12 +423,13 @@ fn testbed_points() {
     let config = LlavaOnevision::read(&checkpoint).unwrap();
     let start = std::time::Instant::now();
     let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
-    let pairs = pairs::read(&testbed.join("calib.json"), None).unwrap();
-    let sample = |p: &pairs::Pair| {
-        let image = crate::image::load_rgb(p.image.as_ref().unwrap()).unwrap();
-        embedder.sample(p.image.as_ref().unwrap(), Some(&image), &p.question, &p.answer, 4096).unwrap()
+    let list = pairs::List::read(&testbed.join("calib.json"), None).unwrap();
+    let sample = |index: usize| {
+        let conversation = list.conversation(index).unwrap();
+        let pictures: Vec<_> = conversation.pictures.iter().map(|p| p.load().unwrap()).collect();
+        embedder.sample("sample", &conversation.messages, &pictures, 4096).unwrap()
     };
-    let mut samples: Vec<Sample> = pairs[..32].iter().map(sample).collect();
+    let mut samples: Vec<Sample> = (0..32).map(sample).collect();
     // The authors' code pads, and its x_max counts the padding: other scales, losses that differ by 1 %.
     let longest = samples.iter().map(|s| s.real).max().unwrap();
     for s in &mut samples {
@@ -394,8 +500,9 @@ fn testbed_points() {
 fn folding_keeps_the_function() {
     use super::mbq::apply;
     use super::run::fold;
-    use crate::model::decoder::tests::{golden, tensor};
-    use crate::model::decoder::{Block, Name, tensor_name};
+    use crate::model::weights::tensor_name;
+    use crate::text::tests::{golden, tensor};
+    use crate::text::{Block, Name};
     let (golden, block, spans) = golden();
     let x = tensor(&golden["x"], &[8, 12]);
     let before = block.forward(&x, &spans).unwrap();

@@ -1,16 +1,20 @@
 //! A Hugging Face checkpoint directory: `config.json` and memory-mapped safetensors, read one tensor at a time,
 //! under the names that the published llava-hf repositories use whatever naming the files have.
 mod error;
+mod fingerprint;
+mod guards;
 mod names;
+mod tokenizer;
 mod widen;
 
 pub use error::CheckpointError;
 pub use names::canonical;
 pub use safetensors::Dtype;
+pub(crate) use tokenizer::tokenizer;
 
 use memmap2::Mmap;
 use safetensors::SafeTensors;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -45,49 +49,69 @@ pub struct Checkpoint {
     config: serde_json::Value,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
+    notes: Vec<String>,
 }
 
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Tensor name -> the shard that has it.
+type Index = BTreeMap<String, String>;
+
 impl Checkpoint {
-    /// Opens the directory `dir`: `config.json`, and `model.safetensors` or the shards that
-    /// `model.safetensors.index.json` names.
+    /// Opens the directory `dir`: `config.json`, and `model.safetensors` or else the shards that
+    /// `model.safetensors.index.json` names, which is transformers' order.
     ///
     /// # Errors
     /// A file is missing, truncated or not valid safetensors, the index names an absent shard or tensor,
-    /// or two tensors have one canonical name.
+    /// two tensors have one canonical name, or the folder holds an adapter, a wrapper's names or quantised weights.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             return Err(CheckpointError::NotADirectory { path: dir.into() });
         }
+        guards::adapter(dir)?;
         let config = read_json(&dir.join("config.json"))?;
-        let index_path = dir.join("model.safetensors.index.json");
-        let single = dir.join("model.safetensors");
-        let index = if index_path.exists() { Some(read_index(&index_path)?) } else { None };
-        let files: Vec<PathBuf> = match &index {
-            Some(index) => {
-                let mut files: Vec<_> = index.values().map(|f| dir.join(f)).collect();
-                files.sort();
-                files.dedup();
-                files
-            }
-            None if single.exists() => vec![single],
-            None => return Err(CheckpointError::NoWeights { dir: dir.into() }),
+        let index = weights(dir, &config)?;
+        let files: BTreeSet<&str> = match &index {
+            Some(index) => index.values().map(String::as_str).collect(),
+            None => [SINGLE].into(),
         };
-        let mut this = Checkpoint { dir: dir.into(), config, shards: Vec::new(), tensors: BTreeMap::new() };
-        for path in files {
+        let mut this =
+            Checkpoint { dir: dir.into(), config, shards: Vec::new(), tensors: BTreeMap::new(), notes: Vec::new() };
+        let mut strays = Vec::new();
+        for file in &files {
+            let path = dir.join(file);
             if index.is_some() && !path.exists() {
-                return Err(CheckpointError::MissingShard { index: index_path, shard: path });
+                return Err(CheckpointError::MissingShard { index: dir.join(INDEX), shard: path });
             }
-            this.add_shard(path)?;
+            this.add_shard(path, |stored| index.as_ref()?.get(stored).filter(|f| f != file), &mut strays)?;
         }
         for (name, file) in index.iter().flatten() {
             if !this.tensors.contains_key(&canonical(name)) {
                 return Err(CheckpointError::MissingTensor { file: dir.join(file), tensor: name.clone() });
             }
         }
+        this.note_strays(&strays);
+        if index.is_none() && dir.join(INDEX).exists() {
+            let named: BTreeSet<String> =
+                read_index(&dir.join(INDEX)).map_or_else(|_| BTreeSet::new(), |i| i.into_values().collect());
+            if named.iter().any(|file| file != SINGLE && dir.join(file).exists()) {
+                this.notes
+                    .push(format!("{SINGLE} is read, not the shards that {INDEX} names: transformers does so, too"));
+            }
+        }
+        let stored = this.tensors.values().map(|e| (e.stored.as_str(), e.dtype));
+        guards::tensors(dir, &this.config, stored)?;
         Ok(this)
     }
 
-    fn add_shard(&mut self, path: PathBuf) -> Result<(), CheckpointError> {
+    /// Adds a file's tensors, but for those that `elsewhere` says are another file's: those go to `strays`.
+    fn add_shard<'a>(
+        &mut self,
+        path: PathBuf,
+        elsewhere: impl Fn(&str) -> Option<&'a String>,
+        strays: &mut Vec<Entry>,
+    ) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
         // SAFETY: the map is only read; a checkpoint that another process truncates while we read it raises SIGBUS,
@@ -107,7 +131,9 @@ impl Checkpoint {
                 shape: view.shape().to_vec(),
                 bytes: start..start + view.data().len(),
             };
-            if let Some(old) = self.tensors.insert(canonical(stored), entry) {
+            if elsewhere(stored).is_some() {
+                strays.push(entry);
+            } else if let Some(old) = self.tensors.insert(canonical(stored), entry) {
                 return Err(CheckpointError::Duplicate {
                     first: old.stored,
                     second: stored.to_string(),
@@ -117,6 +143,27 @@ impl Checkpoint {
         }
         self.shards.push(Shard { path, map });
         Ok(())
+    }
+
+    /// The index decides which of two copies of a tensor counts; where they differ, the user is told.
+    fn note_strays(&mut self, strays: &[Entry]) {
+        for stray in strays {
+            let Ok(kept) = self.tensor(&canonical(&stray.stored)) else { continue };
+            let (path, other) = (&self.shards[stray.shard].path, &self.shards[stray.shard].map[stray.bytes.clone()]);
+            if kept.bytes != other {
+                let note = format!(
+                    "{}: tensor `{}` has other values here than in the file that {INDEX} assigns it to, which is used",
+                    path.display(),
+                    stray.stored
+                );
+                self.notes.push(note);
+            }
+        }
+    }
+
+    /// What the user should know about how the files were read.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The directory this checkpoint was opened from.
@@ -145,6 +192,16 @@ impl Checkpoint {
     /// Whether the tensor is there.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// The name under which the file holds it, for messages.
+    pub(crate) fn stored_name(&self, name: &str) -> String {
+        self.tensors.get(name).map_or(name, |entry| &entry.stored).into()
+    }
+
+    /// Whether two tensors are there and equal in type, shape and bytes.
+    pub(crate) fn same(&self, a: &str, b: &str) -> bool {
+        matches!((self.tensor(a), self.tensor(b)), (Ok(a), Ok(b)) if a.dtype == b.dtype && a.shape == b.shape && a.bytes == b.bytes)
     }
 
     fn entry(&self, name: &str) -> Result<(&Entry, &Shard), CheckpointError> {
@@ -234,14 +291,37 @@ impl Checkpoint {
     }
 }
 
+/// The index of the shards to read, none for `model.safetensors`. `transformers_weights`, a key of transformers 5, names
+/// the file to take in place of the first that is there.
+fn weights(dir: &Path, config: &serde_json::Value) -> Result<Option<Index>, CheckpointError> {
+    let chosen = match config.get("transformers_weights").filter(|v| !v.is_null()) {
+        None => None,
+        Some(v) => match v.as_str() {
+            Some(file @ (SINGLE | INDEX)) => Some(file),
+            _ => {
+                let field = "transformers_weights".into();
+                let want = "model.safetensors or model.safetensors.index.json";
+                return Err(CheckpointError::Field { path: dir.join("config.json"), field, want });
+            }
+        },
+    };
+    let is_there = |file: &str| chosen.is_none_or(|c| c == file) && dir.join(file).exists();
+    if is_there(SINGLE) {
+        Ok(None)
+    } else if is_there(INDEX) {
+        read_index(&dir.join(INDEX)).map(Some)
+    } else {
+        Err(CheckpointError::NoWeights { dir: dir.into() })
+    }
+}
+
 /// Reads and parses a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;
     serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })
 }
 
-/// Tensor name -> file name, from `model.safetensors.index.json`.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+fn read_index(path: &Path) -> Result<Index, CheckpointError> {
     let json = read_json(path)?;
     let field = |field: &str| CheckpointError::Field { path: path.into(), field: field.into(), want: "a file name" };
     let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| field("weight_map"))?;

@@ -3,21 +3,22 @@ use super::clock::Clock;
 use super::compensate::{self, Leftovers};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
-use mbq_convert::calibrate::batch::{Batch, Packer, Sample};
+use mbq_convert::calibrate::compensate::Compensation;
 use mbq_convert::calibrate::grid::{Activations, Asymmetric, Mbq3, PerChannel, Stored, WeightGrid};
 use mbq_convert::calibrate::importance::{Importance, Weighting};
 use mbq_convert::calibrate::mbq::Loss;
-use mbq_convert::calibrate::stream::{Room, Stream};
-use mbq_convert::calibrate::{self, Method, Model, builtin, pairs};
+use mbq_convert::calibrate::samples::{self, Draw, Samples};
+use mbq_convert::calibrate::store::Job;
+use mbq_convert::calibrate::stream::Room;
+use mbq_convert::calibrate::{self, Method, Model};
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::convert::Calibration;
+use mbq_convert::digest::hex;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::{self, GgmlType};
 use mbq_convert::gguf::{Encoder, FileType, Linear, Role, TypeChoice, fitting};
-use mbq_convert::image::load_rgb;
 use mbq_convert::model::TextConfig;
 use mbq_convert::model::llava_onevision::{Embedder, LlavaOnevision};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,8 @@ use std::time::Instant;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub struct Args {
-    /// Image-text pairs: LLaVA/ShareGPT4V JSON or JSONL, JSONL of {image, question, answer}, or a folder of pictures
-    /// with .txt captions [default: a small built-in set]
+    /// Conversations about pictures: LLaVA/ShareGPT4V, OpenAI or LlamaFactory JSON or JSONL, JSONL of {image, question,
+    /// answer}, or a folder of pictures with .txt captions [default: a small built-in set]
     #[arg(long, value_name = "FILE|DIR")]
     calib: Option<PathBuf>,
     /// Where the pairs' pictures are [default: beside the file]
@@ -39,7 +40,7 @@ pub struct Args {
     /// Which pairs are drawn when there are more
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Refuse samples of more tokens than this [default: the model's context]
+    /// Skip samples of more tokens than this [default: the model's context]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
     /// How errors are added up [default: mae for mbq, mse for awq]
@@ -88,6 +89,17 @@ impl Args {
     /// The pairs' name, for the record.
     pub fn source(&self) -> String {
         self.calib.as_ref().map_or_else(|| "built-in".into(), |path| path.display().to_string())
+    }
+
+    /// Which pairs are used, for a model of `context` tokens.
+    fn draw(&self, context: usize) -> Draw<'_> {
+        Draw {
+            list: self.calib.as_deref(),
+            image_root: self.image_root.as_deref(),
+            samples: self.samples as usize,
+            seed: self.seed,
+            max_tokens: self.max_tokens.unwrap_or(context).min(context),
+        }
     }
 
     /// The same with an importance matrix gathered, balanced unless another was named.
@@ -222,12 +234,16 @@ pub fn run(
     };
     calibrate::hold(&device, args.gpu_memory.unwrap_or(usize::MAX))?;
     let config = LlavaOnevision::read(checkpoint)?;
-    let (progress, store) = compensate::kept(args.work_dir.as_deref(), output)?;
+    let files = compensate::files(args.work_dir.as_deref(), checkpoint, output, observer)?;
+    let progress = files.progress();
     let memory = args.memory.unwrap_or_else(half_of_free);
     // What does not fit waits beside the progress.
     let spill = progress.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let room = Room::new(&device, memory / 2, spill);
-    let Samples { batch, inputs, data, source } = samples(args, checkpoint, &config, &device, &room, observer)?;
+    let embedder = Embedder::load(&config, checkpoint, &device)?;
+    let Samples { batch, inputs, data, source, skipped } =
+        samples::embed(&embedder, args.draw(config.text.max_position_embeddings), CHUNK, &room, observer)?;
+    drop(embedder);
     let embedding_seconds = start.elapsed().as_secs_f64();
     let model = Model::new(checkpoint, &config.text, batch.longest, device)?;
     let weights: Box<dyn WeightGrid> =
@@ -243,23 +259,25 @@ pub fn run(
     };
     let (linears, parts) = args.compensation.widen(method, file, &model, (&batch, &inputs), observer)?;
     let types = TypeChoice { linears, ..types };
-    let compensation = args.compensation.build(method, &types, &config, &store);
+    let compensated = args.compensation.build(method, &types, &config);
     // On the testbed scales made compensated models no better (docs/compensation.md) and took most of the time.
-    let scales = compensation.is_none() || args.compensation.scales;
+    let scales = compensated.is_none() || args.compensation.scales;
     let settings = serde_json::json!({
         "method": record(method), "weights": weights.name(), "activations": format!("{activations:?}"),
         "loss": loss, "distort": args.distort, "balance": !args.no_balance, "exhaustive": args.exhaustive,
-        "share_heads": args.share_heads, "compensation": compensation.as_ref().map(|c| c.settings),
+        "share_heads": args.share_heads, "compensation": compensated.as_ref().map(|c| c.0),
         "scales": scales, "samples": batch.samples, "source": source, "imatrix": importance,
         "wider": types.linears.iter().map(|(name, ty)| (name, ty.to_string())).collect::<BTreeMap<_, _>>(),
     });
-    let job = hex(&Sha256::digest(format!("{settings}{data}{}{}", checkpoint.dir().display(), checkpoint.config())));
+    let job = Job {
+        model: checkpoint.dir().display().to_string(),
+        weights: checkpoint.fingerprint(),
+        settings: hex(&Sha256::digest(format!("{settings}{data}"))),
+    };
     if !args.resume {
-        store.clear()?;
-        if progress.exists() {
-            std::fs::remove_file(&progress).with_context(|| format!("removing {}", progress.display()))?;
-        }
+        files.clear()?;
     }
+    let compensation = compensated.map(|(settings, types)| Compensation { settings, types, store: files.store(&job) });
     let tokens = batch.tokens;
     // Work in passes of the linears: as measured on a testbed of 89 M weights on two cores and a 7B shape on an H100.
     let search = match method {
@@ -285,7 +303,7 @@ pub fn run(
         device_memory: args.gpu_memory,
         spill: Some(spill.into()),
         compensation: compensation.as_ref(),
-        progress: Some((progress.clone(), job)),
+        progress: Some((progress, job)),
     };
     let found = calibrate::run_packed(&model, &batch, inputs, &options, observer)?;
     let groups = |found: &[calibrate::mbq::Found]| -> Vec<serde_json::Value> {
@@ -301,6 +319,7 @@ pub fn run(
         "method": record(method),
         "settings": settings,
         "data_sha256": data,
+        "skipped": skipped,
         "tokens": tokens,
         "loss": found.loss,
         "sensitivities": found.sensitivities,
@@ -310,86 +329,15 @@ pub fn run(
         "compensated": found.compensated,
         "seconds": {"embedding": embedding_seconds, "phases": clock.record(), "all": start.elapsed().as_secs_f64()},
     });
-    let encoder = compensation.is_some().then(|| Box::new(store.clone()) as Box<dyn Encoder>);
+    let encoder = compensation.map(|c| Box::new(c) as Box<dyn Encoder>);
     let weights = given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
     let calibration = Calibration { folds: found.folds, encoder, importance: weights, record: Some(record) };
-    let leftovers = Leftovers::new(progress, store);
+    let leftovers = Leftovers(Some(files));
     Ok(Found { calibration, importance: found.importance, leftovers, linears: types.linears })
 }
 
 /// Tokens that are packed together, at least.
 const CHUNK: usize = 1024;
-
-/// The embedded pairs.
-struct Samples {
-    batch: Batch,
-    inputs: Stream,
-    /// SHA-256 of what enters the text model.
-    data: String,
-    source: String,
-}
-
-/// Embeds the pairs.
-fn samples(
-    args: &Args,
-    checkpoint: &Checkpoint,
-    config: &LlavaOnevision,
-    device: &Device,
-    room: &Room,
-    observer: &dyn Observer,
-) -> Result<Samples> {
-    let context = config.text.max_position_embeddings;
-    let max_tokens = args.max_tokens.unwrap_or(context).min(context);
-    let embedder = Embedder::load(config, checkpoint, device)?;
-    let begin = |n: usize| observer.event(Event::PhaseStart { name: "vision".into(), total: n as u64, unit: "pairs" });
-    let (mut packer, mut hash) = (Packer::new(CHUNK, room), Sha256::new());
-    let mut add = |sample: Sample, name: String| -> Result<()> {
-        let values = sample.embeds.flatten_all()?.to_vec1::<f32>()?;
-        for part in values.chunks(4096) {
-            let bytes: Vec<u8> = part.iter().flat_map(|v| v.to_le_bytes()).collect();
-            hash.update(bytes);
-        }
-        sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-        packer.push(sample)?;
-        observer.event(Event::Advance { n: 1, detail: name });
-        Ok(())
-    };
-    let source = match &args.calib {
-        Some(path) => {
-            let all = pairs::read(path, args.image_root.as_deref())?;
-            let pairs = pairs::choose(all, args.samples as usize, args.seed);
-            begin(pairs.len());
-            let at_once = if device.is_cpu() { rayon::current_num_threads().min(4) } else { 1 };
-            for part in pairs.chunks(at_once) {
-                let name = |p: &pairs::Pair| p.image.clone().unwrap_or_else(|| path.into());
-                let embed = |p: &pairs::Pair| -> Result<Sample> {
-                    let image = p.image.as_deref().map(load_rgb).transpose()?;
-                    Ok(embedder.sample(&name(p), image.as_ref(), &p.question, &p.answer, max_tokens)?)
-                };
-                let samples: Vec<Result<Sample>> = part.par_iter().map(embed).collect();
-                for (p, sample) in part.iter().zip(samples) {
-                    add(sample?, name(p).display().to_string())?;
-                }
-            }
-            path.display().to_string()
-        }
-        None => {
-            let set = builtin::pairs()?;
-            let n = set.len().min(args.samples as usize);
-            let note = format!("no --calib given: calibrating on the built-in set of {n} drawn pictures");
-            observer.event(Event::Note(note));
-            begin(n);
-            for p in &set[..n] {
-                let sample = embedder.sample(Path::new(p.name), Some(&p.image), p.question, p.answer, max_tokens)?;
-                add(sample, p.name.into())?;
-            }
-            "built-in".into()
-        }
-    };
-    observer.event(Event::PhaseEnd);
-    let (batch, inputs) = packer.finish()?;
-    Ok(Samples { batch, inputs, data: hex(&hash.finalize()), source })
-}
 
 /// Half of the memory that no one uses, or 4 GiB where the system does not say.
 fn half_of_free() -> usize {
@@ -398,10 +346,6 @@ fn half_of_free() -> usize {
         line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()
     });
     free.map_or(4 << 30, |kib| kib * 512)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Says how long the calibration will take, from the model's shape, its `passes` and a short product.

@@ -1,8 +1,13 @@
 //! `mbq-convert chat MODEL.gguf --image PICTURE -p QUESTION`
 use anyhow::{Context, Result, bail};
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::{ExtendedColorType, ImageEncoder};
+use mbq_convert::gguf::{check_pair, pair_of};
+use mbq_convert::image::load_rgb;
 use mbq_convert::runtime;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[derive(clap::Args)]
@@ -10,7 +15,7 @@ pub struct Args {
     /// The language model's GGUF file
     model: PathBuf,
     /// A picture to ask about; may be given several times
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     image: Vec<PathBuf>,
     /// The question; without one and without a picture a conversation begins
     #[arg(short, long, value_name = "TEXT")]
@@ -30,22 +35,24 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    for path in std::iter::once(&args.model).chain(&args.image).chain(&args.mmproj) {
+    for path in std::iter::once(&args.model).chain(&args.mmproj) {
         if !path.is_file() {
             bail!("{}: no such file", path.display());
         }
     }
+    let pictures = args.image.iter().map(|path| Picture::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
+    check_pair((&args.model, pair_of(&args.model).as_deref()), (&mmproj, pair_of(&mmproj).as_deref()))?;
     let tool = runtime::tool(&runtime::directory(args.runtime.as_deref())?, "llama-mtmd-cli")?;
 
     let mut command = Command::new(&tool);
     command.arg("-m").arg(&args.model).arg("--mmproj").arg(mmproj);
     // The model's own chat template: llama-mtmd-cli would write ChatML of its own, with other tokens than the model's.
     command.arg("--jinja");
-    for image in &args.image {
-        command.arg("--image").arg(image);
+    for picture in &pictures {
+        command.arg("--image").arg(&picture.path);
     }
-    // llama-mtmd-cli answers one question when it has both, and else asks for input.
+    // llama-mtmd-cli answers one question when it has one, and else asks for input.
     let prompt = args.prompt.or_else(|| (!args.image.is_empty()).then(|| "Describe this picture.".into()));
     if let Some(prompt) = prompt {
         command.arg("-p").arg(prompt);
@@ -59,5 +66,65 @@ pub fn run(args: Args) -> Result<()> {
         Some(0) => Ok(()),
         Some(code) => bail!("llama-mtmd-cli failed with status {code}; --verbose shows its log"),
         None => bail!("llama-mtmd-cli was ended by a signal"),
+    }
+}
+
+/// A picture as our loader reads it, upright and in a form and under a name that llama-mtmd-cli takes, which splits
+/// names at commas and knows fewer formats.
+struct Picture {
+    /// On Unix the file has no name of its own, so that nothing is left behind however the program ends.
+    path: PathBuf,
+    #[cfg(unix)]
+    _file: std::fs::File,
+    #[cfg(not(unix))]
+    _file: tempfile::TempPath,
+}
+
+impl Picture {
+    fn of(path: &Path) -> Result<Self> {
+        let picture = load_rgb(path)?;
+        let write = |file: &std::fs::File| -> Result<()> {
+            let mut out = BufWriter::new(file);
+            let encoder = PngEncoder::new_with_quality(&mut out, CompressionType::Fast, FilterType::Adaptive);
+            let (width, height) = (picture.width as u32, picture.height as u32);
+            encoder.write_image(&picture.data, width, height, ExtendedColorType::Rgb8)?;
+            Ok(out.flush()?)
+        };
+        Self::kept(write).with_context(|| format!("{}: no temporary copy can be written", path.display()))
+    }
+
+    #[cfg(unix)]
+    fn kept(write: impl Fn(&std::fs::File) -> Result<()>) -> Result<Self> {
+        use std::io::Seek;
+        use std::os::fd::AsRawFd;
+        let mut file = tempfile::tempfile()?;
+        write(&file)?;
+        file.rewind()?;
+        // The child inherits it.
+        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
+        Ok(Picture { path: format!("/dev/fd/{}", file.as_raw_fd()).into(), _file: file })
+    }
+
+    #[cfg(not(unix))]
+    fn kept(write: impl Fn(&std::fs::File) -> Result<()>) -> Result<Self> {
+        let file = tempfile::NamedTempFile::new()?;
+        write(file.as_file())?;
+        let file = file.into_temp_path();
+        Ok(Picture { path: file.to_path_buf(), _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tool_gets_what_the_loader_sees() {
+        let photo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pictures/load/exif6.jpg");
+        let handed = Picture::of(&photo).unwrap();
+        let bytes = std::fs::read(&handed.path).unwrap();
+        let seen = mbq_convert::image::decode_rgb(&handed.path, &bytes).unwrap();
+        assert_eq!((seen.width, seen.height), (13, 21), "upright");
+        assert_eq!(seen, load_rgb(&photo).unwrap());
     }
 }

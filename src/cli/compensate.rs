@@ -2,9 +2,11 @@
 use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate::batch::Batch;
 use mbq_convert::calibrate::bits::{self, Part};
-use mbq_convert::calibrate::compensate::{Compensation, Settings, Store, Vision};
+use mbq_convert::calibrate::compensate::{Settings, Vision};
+use mbq_convert::calibrate::store::WorkFiles;
 use mbq_convert::calibrate::stream::Stream;
 use mbq_convert::calibrate::{Method, Model};
+use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::plan::text as text_plan;
@@ -12,7 +14,7 @@ use mbq_convert::gguf::{FileType, TypeChoice};
 use mbq_convert::model::llava_onevision::LlavaOnevision;
 use mbq_convert::quant::levels::Format;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[derive(clap::Args, Clone)]
 pub struct Args {
@@ -79,14 +81,14 @@ impl Args {
         Ok((bits::types(&parts, &widened, types[1]), parts))
     }
 
-    /// The compensation, where the method has one and there are linears that it can be done for.
+    /// The compensation's settings and its linears' types, where the method has one and there are linears that it can be
+    /// done for.
     pub fn build(
         &self,
         method: Method,
         types: &TypeChoice,
         config: &LlavaOnevision,
-        store: &Store,
-    ) -> Option<Compensation> {
+    ) -> Option<(Settings, BTreeMap<String, GgmlType>)> {
         let linears = text_plan(&config.text, types).into_iter().filter(|t| t.is_decoder_linear);
         let types: BTreeMap<String, GgmlType> = linears.map(|t| (t.source, t.ty)).collect();
         let settings = match method {
@@ -100,40 +102,36 @@ impl Args {
                 ..Settings::GPTQ
             },
         };
-        (self.wanted(method) && types.values().any(|&ty| Format::of(ty).is_some())).then(|| Compensation {
-            settings,
-            types,
-            store: store.clone(),
-        })
+        (self.wanted(method) && types.values().any(|&ty| Format::of(ty).is_some())).then_some((settings, types))
     }
 }
 
-/// The progress file and the store of finished tensors, in `work_dir` or beside the output.
-pub fn kept(work_dir: Option<&Path>, output: &Path) -> Result<(PathBuf, Store)> {
-    let (progress, store) = match work_dir {
-        None => (output.with_extension("mbq-progress.json"), output.with_extension("mbq-progress")),
+/// The files that a calibration of `checkpoint` for `output` keeps, in `work_dir` or beside the output.
+pub fn files(
+    work_dir: Option<&Path>,
+    checkpoint: &Checkpoint,
+    output: &Path,
+    observer: &dyn Observer,
+) -> Result<WorkFiles> {
+    let stem = match work_dir {
+        None => output.with_extension("mbq-progress"),
         Some(dir) => {
             std::fs::create_dir_all(dir).with_context(|| format!("--work-dir {}", dir.display()))?;
-            (dir.join("mbq-progress.json"), dir.join("mbq-progress"))
+            dir.join("mbq-progress")
         }
     };
-    Ok((progress, Store::new(store)))
+    Ok(WorkFiles::take(stem, &format!("{} to {}", checkpoint.dir().display(), output.display()), observer)?)
 }
 
-/// What `--resume` would read.
+/// What `--resume` would read, locked.
 #[derive(Default)]
-pub struct Leftovers(Option<(PathBuf, Store)>);
+pub struct Leftovers(pub Option<WorkFiles>);
 
 impl Leftovers {
-    pub fn new(progress: PathBuf, store: Store) -> Self {
-        Leftovers(Some((progress, store)))
-    }
-
     /// Once the model is written nothing is left to resume.
     pub fn remove(self) {
-        if let Some((progress, store)) = self.0 {
-            let _ = std::fs::remove_file(progress);
-            let _ = store.clear();
+        if let Some(files) = self.0 {
+            let _ = files.clear();
         }
     }
 }

@@ -7,7 +7,7 @@ use mbq_convert::convert::{Options, Summary, Written, check, convert};
 use mbq_convert::events::Observer;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
-use mbq_convert::hub::{Hub, HubId};
+use mbq_convert::hub::{Hub, HubId, repository_of};
 use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -110,9 +110,8 @@ pub fn run(args: Args) -> Result<()> {
         Method::Gptq => calibrate::Method::Gptq,
         Method::Rtn => calibrate::Method::Rtn,
     };
-    let beside = args.output.clone().unwrap_or_else(|| "model.gguf".into());
     let w4a8 = args.bits == Some(Bits::W4a8);
-    check(&checkpoint, &options).with_context(|| format!("converting {model}"))?;
+    let beside = check(&checkpoint, &options).with_context(|| format!("converting {model}"))?;
     let found =
         super::calibrate::run(&args.calibration, method, options.types.clone(), w4a8, &checkpoint, &beside, &bars)
             .with_context(|| format!("calibrating {model}"))?;
@@ -143,7 +142,7 @@ pub(super) struct Source {
 pub(super) fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
     let dir = Path::new(model);
     if dir.is_dir() {
-        return Ok(Source { dir: dir.into(), repository: None });
+        return Ok(Source { dir: dir.into(), repository: repository_of(dir) });
     }
     let id: HubId = model.parse()?;
     let dir = Hub::from_env(offline).fetch(&id, observer)?;

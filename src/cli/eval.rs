@@ -19,9 +19,10 @@ pub struct Args {
     /// The model they are compared with, usually F16.
     #[arg(long, value_name = "F16.gguf")]
     pub reference: PathBuf,
-    /// The projector, needed for questions with pictures.
+    /// The projector, needed for questions with pictures. A rotated model's own is found beside it, or given by a second
+    /// --mmproj.
     #[arg(long, value_name = "MMPROJ.gguf")]
-    pub mmproj: Option<PathBuf>,
+    pub mmproj: Vec<PathBuf>,
     /// Questions, one JSON object a line: {"image": …, "question": …, "answer": …, "kind": …}. Without "image" the
     /// question is text only; "prompt" in place of "question" is raw text that the answer continues.
     #[arg(long, value_name = "QUESTIONS.jsonl")]

@@ -39,6 +39,7 @@ pub fn run(args: Args) -> Result<()> {
         bail!("--imatrix FILE is for a conversion; here it says what to gather: balanced or image")
     };
     importance.write(&config, &calibration.source(), &args.output)?;
+    found.leftovers.remove();
     bars.clear();
     println!("{}", args.output.display());
     Ok(())

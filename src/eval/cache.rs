@@ -58,7 +58,8 @@ pub fn decode(row: &[u8], vocab: usize, out: &mut Vec<f64>) -> Option<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::stats::{Rng, kl, log_softmax};
+    use crate::eval::stats::{kl, log_softmax};
+    use crate::random::Rng;
 
     #[test]
     fn errors_stay_within_the_stated_bounds() {

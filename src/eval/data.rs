@@ -8,8 +8,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+
+use crate::image::{self, LocateError, load_rgb};
 
 /// Where llama.cpp's multimodal library puts a picture; a text holding it would shift every picture.
 pub const MEDIA_MARKER: &str = "<__media__>";
@@ -58,7 +61,7 @@ pub enum DataError {
     #[error("{path}, line {line}: {what}")]
     Line { path: PathBuf, line: usize, what: String },
     #[error(
-        "{path}, line {line}: picture {image} {what}; paths are relative to --image-root ({missing} of the file's \
+        "{path}, line {line}: picture {image}: {what}; paths are relative to --image-root ({missing} of the file's \
          pictures cannot be used)"
     )]
     Image { path: PathBuf, line: usize, image: PathBuf, what: String, missing: usize },
@@ -75,11 +78,11 @@ struct Entry {
 }
 
 impl Questions {
-    /// Reads and checks `path`: every line, every picture's header. `limit` keeps the first so many.
+    /// Reads and checks `path`: every line, every picture. `limit` keeps the first so many.
     ///
     /// # Errors
     /// The first fault, with its line: no question at all, malformed JSON, a missing or empty field, an id
-    /// given twice, a text that holds the media marker, a picture that is missing or not a picture.
+    /// given twice, a text that holds the media marker, a picture that is missing, outside `image_root` or not readable.
     pub fn read(path: &Path, image_root: &Path, limit: Option<usize>) -> Result<Self, DataError> {
         let bytes = std::fs::read(path).map_err(|source| DataError::Read { path: path.into(), source })?;
         let digest = Sha256::digest(&bytes).into();
@@ -161,7 +164,11 @@ impl Entry {
             Some(path) if path.as_os_str().is_empty() => {
                 return Err("field image is empty; leave it out for text".into());
             }
-            Some(path) => Some(image_root.join(path)),
+            // A missing picture is counted with the others below.
+            Some(path) => match image::inside(image_root, &path) {
+                Err(LocateError::Missing { .. }) => Some(image_root.join(path)),
+                found => Some(found.map_err(|e| e.to_string())?),
+            },
             None => None,
         };
         let kind = self.kind.filter(|k| !k.is_empty()).unwrap_or_else(|| "all".into());
@@ -169,38 +176,23 @@ impl Entry {
     }
 }
 
-/// Every picture must exist and begin like one; only headers are read.
+/// Every picture must be readable: a fault found after hours of work would be found too late.
 fn check_images(path: &Path, list: &[Question], lines: &[usize]) -> Result<(), DataError> {
-    let mut checked: BTreeMap<&Path, Option<String>> = BTreeMap::new();
-    let mut first = None;
+    let mut pictures: BTreeMap<&Path, usize> = BTreeMap::new();
     for (question, line) in list.iter().zip(lines) {
-        let Some(image) = question.image.as_deref() else { continue };
-        let fault = checked.entry(image).or_insert_with(|| image_fault(image));
-        if let Some(what) = fault
-            && first.is_none()
-        {
-            first = Some((*line, image.to_owned(), what.clone()));
+        if let Some(image) = question.image.as_deref() {
+            pictures.entry(image).or_insert(*line);
         }
     }
-    let missing = checked.values().filter(|f| f.is_some()).count();
-    match first {
+    let fault = |(image, line): (&Path, usize)| {
+        let what = if image.exists() { load_rgb(image).err()?.to_string() } else { "the file does not exist".into() };
+        Some((line, image.to_owned(), what))
+    };
+    let faults: Vec<_> = pictures.into_par_iter().filter_map(fault).collect();
+    let missing = faults.len();
+    match faults.into_iter().min() {
         Some((line, image, what)) => Err(DataError::Image { path: path.into(), line, image, what, missing }),
         None => Ok(()),
-    }
-}
-
-fn image_fault(path: &Path) -> Option<String> {
-    if !path.is_file() {
-        return Some("does not exist".into());
-    }
-    let size = image::ImageReader::open(path)
-        .and_then(|r| r.with_guessed_format())
-        .map_err(|e| e.to_string())
-        .and_then(|r| r.into_dimensions().map_err(|e| e.to_string()));
-    match size {
-        Ok((w, h)) if w > 0 && h > 0 => None,
-        Ok(_) => Some("has no pixels".into()),
-        Err(e) => Some(format!("cannot be decoded ({e})")),
     }
 }
 
@@ -210,7 +202,7 @@ mod tests {
 
     fn read(text: &str) -> Result<Questions, DataError> {
         let dir = tempfile::tempdir().unwrap();
-        let pixel = image::RgbImage::from_pixel(2, 3, image::Rgb([1, 2, 3]));
+        let pixel = ::image::RgbImage::from_pixel(2, 3, ::image::Rgb([1, 2, 3]));
         pixel.save(dir.path().join("a.png")).unwrap();
         std::fs::write(dir.path().join("bad.png"), b"no picture").unwrap();
         let path = dir.path().join("q.jsonl");
@@ -253,8 +245,11 @@ mod tests {
                 "given twice",
             ),
             ("{\"question\": \"a <__media__>\", \"answer\": \"a\"}\n", "stands for a picture"),
-            ("{\"image\": \"b.png\", \"question\": \"q\", \"answer\": \"a\"}\n", "b.png does not exist"),
-            ("{\"image\": \"bad.png\", \"question\": \"q\", \"answer\": \"a\"}\n", "bad.png cannot be decoded"),
+            ("{\"image\": \"b.png\", \"question\": \"q\", \"answer\": \"a\"}\n", "b.png: the file does not exist"),
+            (
+                "{\"image\": \"bad.png\", \"question\": \"q\", \"answer\": \"a\"}\n",
+                "bad.png: not a readable picture: it is text",
+            ),
             ("{\"image\": \"a.png\", \"prompt\": \"q\", \"answer\": \"a\"}\n", "a raw prompt"),
         ] {
             let message = read(text).unwrap_err().to_string();

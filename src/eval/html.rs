@@ -7,6 +7,7 @@ use std::path::Path;
 use super::plot::{self, Point};
 use super::report::{self, Accuracy, Candidate, Fidelity, Report, Split};
 use super::stats::Interval;
+use crate::image::{Rgb, load_rgb};
 
 /// How many questions the page shows with picture and answers.
 const EXAMPLES: usize = 6;
@@ -395,8 +396,11 @@ fn method(r: &Report, out: &mut String) -> std::fmt::Result {
     if let Some(m) = &r.mmproj {
         row("Projector", &format!("{} · sha256 {}", m.name, m.sha256))?;
     }
-    for m in r.candidates.iter().map(|c| &c.model) {
-        row("Model", &format!("{} · sha256 {}", m.name, m.sha256))?;
+    for c in &r.candidates {
+        row("Model", &format!("{} · sha256 {}", c.model.name, c.model.sha256))?;
+        if let Some(m) = &c.mmproj {
+            row("Its projector", &format!("{} · sha256 {}", m.name, m.sha256))?;
+        }
     }
     out.push_str("</tbody></table></div>\n</section>\n");
     Ok(())
@@ -450,8 +454,9 @@ pub(super) fn text(raw: &str) -> String {
 
 /// A small PNG of a picture as a data URL; `None` where it cannot be read any more.
 fn thumbnail(path: &Path) -> Option<String> {
-    let picture = image::ImageReader::open(path).ok()?.with_guessed_format().ok()?.decode().ok()?;
-    let small = picture.thumbnail(THUMBNAIL, THUMBNAIL).to_rgb8();
+    let Rgb { width, height, data } = load_rgb(path).ok()?;
+    let picture = image::RgbImage::from_raw(width as u32, height as u32, data)?;
+    let small = image::DynamicImage::ImageRgb8(picture).thumbnail(THUMBNAIL, THUMBNAIL);
     let mut png = std::io::Cursor::new(Vec::new());
     small.write_to(&mut png, image::ImageFormat::Png).ok()?;
     Some(format!("data:image/png;base64,{}", base64(png.get_ref())))

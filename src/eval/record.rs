@@ -7,6 +7,7 @@ use super::data::{Form, Question};
 use super::engine::{Media, Piece, Token};
 use super::store::Key;
 use super::{cache, stats};
+use crate::image;
 
 /// A prompt without the embeddings of its pictures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,9 +39,9 @@ pub fn question_key(question: &Question, picture: Option<&Key>) -> Key {
     hash.finalize().into()
 }
 
-/// Identity of a picture.
+/// Identity of a picture: its file's `bytes`, and how this version reads them.
 pub fn picture_key(bytes: &[u8]) -> Key {
-    Sha256::new().chain_update(b"picture").chain_update(bytes).finalize().into()
+    Sha256::new().chain_update(b"picture").chain_update([image::load::VERSION]).chain_update(bytes).finalize().into()
 }
 
 /// The parts of an embedded picture as bytes: number of parts, then for each the layout, the number of tokens and

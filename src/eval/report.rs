@@ -10,8 +10,9 @@ use super::data::{Question, Questions};
 use super::engine::{Runtime, Times};
 use crate::gguf::GgufFile;
 use super::record::{self, Measures, Outcome};
-use super::run::{Setup, hex};
+use super::run::Setup;
 use super::stats::{self, Cluster, Interval};
+use crate::digest::hex;
 
 /// A finished evaluation.
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +67,9 @@ pub struct Speed {
 #[derive(Debug, Clone, Serialize)]
 pub struct Candidate {
     pub model: ModelInfo,
+    /// Its projector, where that is not the reference's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mmproj: Option<ModelInfo>,
     pub picture: Option<Split>,
     pub text: Option<Split>,
     pub accuracy: Option<Accuracy>,
@@ -159,6 +163,8 @@ pub struct Answer {
 /// A candidate's raw results.
 pub struct Measured<'a> {
     pub header: &'a GgufFile,
+    /// Where it is not the reference's.
+    pub mmproj: Option<(&'a GgufFile, &'a str)>,
     pub digest: &'a str,
     pub times: Times,
     pub outcomes: Vec<Outcome>,
@@ -262,6 +268,7 @@ fn candidate(list: &[&Question], model: &Measured, boot: &Bootstrap) -> Candidat
     let answers: Vec<&str> = model.outcomes.iter().map(|o| o.answer.as_str()).collect();
     Candidate {
         model: info(model.header, model.digest),
+        mmproj: model.mmproj.map(|(h, d)| info(h, d)),
         picture: split(true),
         text: split(false),
         accuracy: accuracy(list, &answers, boot),

@@ -8,21 +8,23 @@ use serde_json::json;
 
 use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
-use crate::gguf::{GgufFile, ReadError};
-use super::prompt::{PromptError, Template};
+use super::models::{Models, name};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
 use super::stats;
 use super::store::{Key, Store, StoreError};
 use crate::events::{Event, Observer};
+use crate::gguf::{GgufError, GgufFile, ReadError};
+use crate::image::{self, ImageError};
+use crate::prompt::{ChatTemplate, Message, PromptError};
 
 /// What to evaluate, and how.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub reference: PathBuf,
     pub candidates: Vec<PathBuf>,
-    /// Needed as soon as a question has a picture.
-    pub mmproj: Option<PathBuf>,
+    /// Needed as soon as a question has a picture; several where models were not made with the same.
+    pub mmproj: Vec<PathBuf>,
     pub data: PathBuf,
     pub image_root: PathBuf,
     /// Only the first so many questions.
@@ -64,16 +66,22 @@ pub enum EvalError {
     IsProjector { path: PathBuf },
     #[error("{path} is a text model ({architecture}), not a projector; give it as a candidate or --reference")]
     NotProjector { path: PathBuf, architecture: String },
+    #[error("{path}: no model here takes its pictures from this projector: leave it out")]
+    UnusedProjector { path: PathBuf },
+    #[error(transparent)]
+    Pair(GgufError),
     #[error("{0} questions have pictures: give the projector with --mmproj")]
     NoProjector(usize),
     #[error("the reference {0} has no chat template; use \"prompt\" in place of \"question\", or a file that has one")]
     NoTemplate(PathBuf),
     #[error("question {id}: {path} gives logits that are not numbers; the model is broken")]
     NotNumbers { id: String, path: PathBuf },
+    #[error("the reference {0}: {1}")]
+    Template(PathBuf, String),
     #[error("question {id}: prompt and answers take {tokens} tokens, the model was trained for {limit}")]
     TooLong { id: String, tokens: usize, limit: usize },
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Picture(#[from] ImageError),
 }
 
 /// A question on its way through the models.
@@ -93,102 +101,104 @@ const SPEED_TOKENS: usize = 32;
 /// See [`EvalError`]; what was computed before stays in the cache.
 pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> {
     let start = Instant::now();
-    let (reference, candidates, mmproj) = headers(setup)?;
-    let questions = Questions::read(&setup.data, &setup.image_root, setup.limit)?;
-    let pictures = questions.list.iter().filter(|q| q.image.is_some()).count();
-    if pictures > 0 && mmproj.is_none() {
-        return Err(EvalError::NoProjector(pictures));
-    }
+    let (mut models, questions) = Models::read(setup)?;
     let runtime = Runtime::open(&setup.runtime)?;
     let model = preflight(setup, &runtime)?;
-    let mmproj = mmproj.filter(|_| pictures > 0);
+    models.hash(observer)?;
 
-    let phase = |name: &str, total: usize, unit: &'static str| {
-        observer.event(Event::PhaseStart { name: name.into(), total: total as u64, unit });
-    };
-    let mut all = vec![&reference];
-    all.extend(&candidates);
-    all.extend(&mmproj);
-    phase("checksums", all.len(), "files");
-    let mut digests = Vec::new();
-    for header in &all {
-        digests.push(hex(&header.digest()));
-        observer.event(Event::Advance { n: 1, detail: name(&header.path) });
-    }
-    observer.event(Event::PhaseEnd);
-
-    let projector = mmproj.as_ref().map(|_| &digests[digests.len() - 1]);
-    let identity = json!({"format": 1, "reference": digests[0], "mmproj": projector, "runtime": runtime.describe(),
-        "exact": setup.compute.exact});
-    let mut prompts = Store::open(&setup.cache, "prompts", &identity)?;
-    phase("prompts and pictures", questions.list.len(), "questions");
     let clock = Instant::now();
-    let (items, vision, encode) = prepare(setup, &questions, model, &mut prompts, observer)?;
+    let mut inputs = all_inputs(setup, &models, &questions, model, &runtime, observer)?;
     let prepare_seconds = clock.elapsed().as_secs_f64();
-    observer.event(Event::PhaseEnd);
 
-    let longest = context(setup, &items, &reference)?;
-    let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": identity});
+    let mut context = 0;
+    for inputs in &inputs {
+        context = context.max(cells(setup, &inputs.items, &models.reference)?);
+    }
+    let work = Work { setup, runtime: &runtime, context, observer };
+    let of = identity(setup, &models, &runtime, 0);
+    let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": of});
     let mut references = Store::open(&setup.cache, "reference", &settings)?;
-    let work = Work { setup, runtime: &runtime, vision: vision.as_ref(), context: longest, observer };
-    phase(&format!("reference {}", name(&reference.path)), items.len(), "questions");
-    let reference_times = work.reference(&items, &mut prompts, &mut references)?;
+    work.phase(&format!("reference {}", name(&models.reference.path)), questions.list.len());
+    let reference_times = work.reference(&mut inputs[0], &mut references)?;
     observer.event(Event::PhaseEnd);
 
-    let mut models = Vec::new();
-    for (i, candidate) in candidates.iter().enumerate() {
-        phase(&name(&candidate.path), items.len(), "questions");
-        let mut store = Store::open(&setup.cache, "candidate", &json!({"candidate": digests[1 + i], "of": settings}))?;
-        let times = work.candidate(candidate, &items, &mut prompts, &mut references, &mut store)?;
-        let outcomes = outcomes(&items, &mut store)?;
-        models.push(report::Measured { header: candidate, digest: &digests[1 + i], times, outcomes });
+    let mut measured = Vec::new();
+    for (i, candidate) in (1..).zip(&models.candidates) {
+        work.phase(&name(&candidate.path), questions.list.len());
+        let own = models.own_projector(i);
+        let at = own.and_then(|own| inputs.iter().position(|known| known.projector.as_deref() == Some(own.1)));
+        let inputs = &mut inputs[at.unwrap_or(0)];
+        let mut key = json!({"candidate": models.digest(i), "of": settings});
+        if let Some((_, digest)) = own {
+            key["mmproj"] = digest.into();
+        }
+        let mut store = Store::open(&setup.cache, "candidate", &key)?;
+        let times = work.candidate(candidate, inputs, &mut references, &mut store)?;
+        let outcomes = outcomes(&inputs.items, &mut store)?;
+        measured.push(report::Measured { header: candidate, mmproj: own, digest: models.digest(i), times, outcomes });
         observer.event(Event::PhaseEnd);
     }
     let cost = report::Cost {
         wall: start.elapsed().as_secs_f64(),
         prepare: prepare_seconds,
-        encode,
+        encode: inputs.iter().map(|i| i.encode).sum(),
         reference: reference_times,
-        cache_bytes: prompts.len() + references.len(),
+        cache_bytes: inputs.iter().map(|i| i.prompts.len()).sum::<u64>() + references.len(),
     };
-    let list: Vec<_> = items.iter().map(|i| i.question).collect();
-    let projector = mmproj.as_ref().map(|m| (m, digests[digests.len() - 1].as_str()));
-    Ok(report::build(setup, &runtime, (&reference, &digests[0]), projector, &questions, &list, &models, &cost))
+    let list: Vec<_> = inputs[0].items.iter().map(|i| i.question).collect();
+    let reference = (&models.reference, models.digest(0));
+    Ok(report::build(setup, &runtime, reference, models.projector(0), &questions, &list, &measured, &cost))
 }
 
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+/// What prompts and pictures of model `i` depend on.
+fn identity(setup: &Setup, models: &Models, runtime: &Runtime, i: usize) -> serde_json::Value {
+    json!({"format": 2, "reference": models.digest(0), "mmproj": models.projector(i).map(|p| p.1),
+        "runtime": runtime.describe(), "exact": setup.compute.exact})
 }
 
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-fn headers(setup: &Setup) -> Result<(GgufFile, Vec<GgufFile>, Option<GgufFile>), EvalError> {
-    let text = |path: &Path| {
-        let header = GgufFile::open(path)?;
-        if header.architecture() == "clip" {
-            return Err(EvalError::IsProjector { path: path.into() });
+/// The inputs of all models: first the reference's, then those of each other projector.
+fn all_inputs<'q>(
+    setup: &Setup,
+    models: &Models,
+    questions: &'q Questions,
+    model: Model,
+    runtime: &Arc<Runtime>,
+    observer: &dyn Observer,
+) -> Result<Vec<Inputs<'q>>, EvalError> {
+    let mut all: Vec<Inputs> = Vec::new();
+    let mut model = Some(model);
+    for i in 0..=models.candidates.len() {
+        let projector = models.projector(i);
+        if all.iter().any(|known| known.projector.as_deref() == projector.map(|p| p.1)) {
+            continue;
         }
-        Ok(header)
-    };
-    let reference = text(&setup.reference)?;
-    let candidates = setup.candidates.iter().map(|c| text(c)).collect::<Result<Vec<_>, _>>()?;
-    for candidate in &candidates {
-        if let Some(what) = reference.vocabulary_difference(candidate) {
-            let (candidate, reference) = (candidate.path.clone(), reference.path.clone());
-            return Err(EvalError::Vocabulary { candidate, reference, what });
-        }
+        let phase = match models.own_projector(i) {
+            None => "prompts and pictures".into(),
+            Some((header, _)) => format!("pictures by {}", name(&header.path)),
+        };
+        observer.event(Event::PhaseStart { name: phase, total: questions.list.len() as u64, unit: "questions" });
+        let model = match model.take() {
+            Some(model) => model,
+            None => Model::load(runtime, &setup.reference, setup.compute, false)?,
+        };
+        let mut prompts = Store::open(&setup.cache, "prompts", &identity(setup, models, runtime, i))?;
+        let mmproj = projector.map(|(header, _)| header.path.as_path());
+        let (items, vision, encode) = prepare(setup, questions, model, mmproj, &mut prompts, observer)?;
+        all.push(Inputs { projector: projector.map(|(_, digest)| digest.into()), items, prompts, vision, encode });
+        observer.event(Event::PhaseEnd);
     }
-    let mmproj = setup.mmproj.as_deref().map(GgufFile::open).transpose()?;
-    if let Some(header) = &mmproj
-        && header.architecture() != "clip"
-    {
-        let architecture = header.architecture().to_owned();
-        return Err(EvalError::NotProjector { path: header.path.clone(), architecture });
-    }
-    Ok((reference, candidates, mmproj))
+    Ok(all)
+}
+
+/// What models with the same projector run on.
+struct Inputs<'q> {
+    /// The projector's digest.
+    projector: Option<String>,
+    items: Vec<Item<'q>>,
+    prompts: Store,
+    vision: Option<Vision>,
+    /// Seconds of embedding pictures.
+    encode: f64,
 }
 
 /// Lets the runtime look at every model without its weights; returns the reference.
@@ -216,6 +226,7 @@ fn prepare<'q>(
     setup: &Setup,
     questions: &'q Questions,
     model: Model,
+    mmproj: Option<&Path>,
     prompts: &mut Store,
     observer: &dyn Observer,
 ) -> Result<Prepared<'q>, EvalError> {
@@ -223,7 +234,7 @@ fn prepare<'q>(
     let end = model.end_of_turn();
     let mut vision = None;
     let mut text_model = None;
-    match &setup.mmproj {
+    match mmproj {
         Some(path) if questions.has_images() => vision = Some(Vision::load(model, path, setup.compute)?),
         _ => text_model = Some(model),
     }
@@ -236,10 +247,7 @@ fn prepare<'q>(
             // invariant: one of the two was set above.
             (None, None) => return Err(EvalError::NoTemplate(setup.reference.clone())),
         };
-        let bytes = match &question.image {
-            Some(path) => Some(std::fs::read(path).map_err(|source| EvalError::Read { path: path.clone(), source })?),
-            None => None,
-        };
+        let bytes = question.image.as_deref().map(image::load::read).transpose()?;
         let picture = bytes.as_deref().map(record::picture_key);
         let key = record::question_key(question, picture.as_ref());
         let known = match prompts.get(&key)? {
@@ -249,7 +257,11 @@ fn prepare<'q>(
         let prompt = match known {
             Some(prompt) => prompt,
             None => {
-                let template = || template.as_ref().ok_or_else(|| EvalError::NoTemplate(setup.reference.clone()));
+                let template = || match &template {
+                    Some(Ok(template)) => Ok(template),
+                    Some(Err(problem)) => Err(EvalError::Template(setup.reference.clone(), problem.to_string())),
+                    None => Err(EvalError::NoTemplate(setup.reference.clone())),
+                };
                 let clock = Instant::now();
                 let mut pieces = tokenize(question, model, vision.as_ref(), bytes.as_deref(), &template, prompts)?;
                 if question.image.is_some() {
@@ -284,23 +296,29 @@ fn tokenize<'t>(
     model: &Model,
     vision: Option<&Vision>,
     bytes: Option<&[u8]>,
-    template: &dyn Fn() -> Result<&'t Template, EvalError>,
+    template: &dyn Fn() -> Result<&'t ChatTemplate, EvalError>,
     prompts: &Store,
 ) -> Result<Vec<Piece>, EvalError> {
-    let turn = |text: &str| -> Result<String, EvalError> { Ok(template()?.user_turn(text)?) };
+    let turn = |text: &str| -> Result<String, EvalError> { Ok(template()?.prompt(&[Message::new("user", 0, text)])?) };
     Ok(match (question.form, &question.image, vision, bytes) {
         (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
         (Form::Chat, Some(path), Some(vision), Some(bytes)) => {
             let embed = !prompts.has(&record::picture_key(bytes));
+            let picture = image::decode_rgb(path, bytes)?;
             // As llama-mtmd-cli does it: the picture directly before the text.
-            vision.pieces(&turn(&format!("{MEDIA_MARKER}{}", question.text))?, path, bytes, embed)?
+            vision.pieces(
+                &turn(&format!("{MEDIA_MARKER}{}", question.text))?,
+                path,
+                std::slice::from_ref(&picture),
+                embed,
+            )?
         }
         (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(&question.text)?, true, true)?)],
     })
 }
 
 /// Cells the longest question needs.
-fn context(setup: &Setup, items: &[Item], reference: &GgufFile) -> Result<usize, EvalError> {
+fn cells(setup: &Setup, items: &[Item], reference: &GgufFile) -> Result<usize, EvalError> {
     let limit = reference.arch_u64("context_length").unwrap_or(u64::MAX) as usize;
     let mut longest = 0;
     for item in items {
@@ -359,14 +377,17 @@ fn add_times(store: &mut Store, new: &Times) -> Result<Times, EvalError> {
 struct Work<'w> {
     setup: &'w Setup,
     runtime: &'w Arc<Runtime>,
-    vision: Option<&'w Vision>,
     context: usize,
     observer: &'w dyn Observer,
 }
 
-impl<'w> Work<'w> {
-    fn load(&self, path: &Path) -> Result<Decoder<'w>, EvalError> {
-        Ok(Decoder::load(self.runtime, path, self.setup.compute, self.context, self.vision)?)
+impl Work<'_> {
+    fn load<'v>(&self, path: &Path, vision: Option<&'v Vision>) -> Result<Decoder<'v>, EvalError> {
+        Ok(Decoder::load(self.runtime, path, self.setup.compute, self.context, vision)?)
+    }
+
+    fn phase(&self, name: &str, questions: usize) {
+        self.observer.event(Event::PhaseStart { name: name.into(), total: questions as u64, unit: "questions" });
     }
 
     fn done(&self, item: &Item) {
@@ -387,13 +408,14 @@ impl<'w> Work<'w> {
 
     /// Runs the reference on every question that its cache lacks: its greedy answer, then both answers in one
     /// batch, just as a candidate will run them.
-    fn reference(&self, items: &[Item], prompts: &mut Store, store: &mut Store) -> Result<Times, EvalError> {
+    fn reference(&self, inputs: &mut Inputs, store: &mut Store) -> Result<Times, EvalError> {
+        let Inputs { items, prompts, vision, .. } = inputs;
         let mut decoder = None;
-        for item in items {
+        for item in items.iter() {
             if !store.has(&item.key) {
                 let decoder = match &mut decoder {
                     Some(d) => d,
-                    none => none.insert(self.load(&self.setup.reference)?),
+                    none => none.insert(self.load(&self.setup.reference, vision.as_ref())?),
                 };
                 self.prefill(decoder, item, prompts)?;
                 let greedy = match item.question.form {
@@ -423,17 +445,17 @@ impl<'w> Work<'w> {
     fn candidate(
         &self,
         header: &GgufFile,
-        items: &[Item],
-        prompts: &mut Store,
+        inputs: &mut Inputs,
         references: &mut Store,
         store: &mut Store,
     ) -> Result<Times, EvalError> {
+        let Inputs { items, prompts, vision, .. } = inputs;
         let mut decoder = None;
-        for item in items {
+        for item in items.iter() {
             if !store.has(&item.key) {
                 let decoder = match &mut decoder {
                     Some(d) => d,
-                    none => none.insert(self.load(&header.path)?),
+                    none => none.insert(self.load(&header.path, vision.as_ref())?),
                 };
                 let bytes = references.get(&item.key)?.unwrap_or_default();
                 let reference = ReferenceRows::from_bytes(&bytes, decoder.model().vocab_size())

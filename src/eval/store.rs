@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crate::digest::hex;
 use sha2::{Digest, Sha256};
 
 /// Names a record: a digest of everything its content depends on beyond the header.
@@ -48,7 +49,7 @@ impl Store {
     pub fn open(dir: &Path, kind: &str, header: &serde_json::Value) -> Result<Self, StoreError> {
         let text = header.to_string().into_bytes();
         let digest = Sha256::digest(&text);
-        let name: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
+        let name = hex(&digest[..8]);
         let path = dir.join(format!("{kind}-{name}.mbqe"));
         let io = |source| StoreError::Io { path: path.clone(), source };
         std::fs::create_dir_all(dir).map_err(io)?;

@@ -1,6 +1,7 @@
 //! What `general.*` says about a model: its name taken apart as Hugging Face spells it, and its card's front matter.
-use super::value::Array;
 use super::Metadata;
+use super::value::Array;
+use saphyr_parser::{Event, Parser, ScalarStyle};
 use std::path::Path;
 
 /// `Base-Size-FineTune-vX.Y`, the parts of a model's name.
@@ -78,12 +79,12 @@ fn size_label(parameters: usize) -> String {
     if n >= 10.0 { format!("{n:.0}{unit}") } else { format!("{n:.1}{unit}") }
 }
 
-/// The front matter of a model card (`README.md`), as far as GGUF has keys for it.
+/// The front matter of a model card (`README.md`), as far as GGUF has keys for it. Every value may be one or a list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Card {
-    pub license: Option<String>,
-    pub license_name: Option<String>,
-    pub license_link: Option<String>,
+    pub licenses: Vec<String>,
+    pub license_names: Vec<String>,
+    pub license_links: Vec<String>,
     pub base_models: Vec<String>,
     pub languages: Vec<String>,
     pub tags: Vec<String>,
@@ -91,55 +92,79 @@ pub struct Card {
 
 impl Card {
     /// Reads `README.md` in `dir`; without one, or without front matter, everything is empty.
-    pub fn read(dir: &Path) -> Self {
-        std::fs::read_to_string(dir.join("README.md")).map(|text| Self::parse(&text)).unwrap_or_default()
+    ///
+    /// # Errors
+    /// In words: the front matter is no YAML, or the file cannot be read.
+    pub fn read(dir: &Path) -> Result<Self, String> {
+        let path = dir.join("README.md");
+        match std::fs::read(&path) {
+            Ok(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)).map_err(|e| format!("{}: {e}", path.display())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Card::default()),
+            Err(e) => Err(format!("{}: {e}", path.display())),
+        }
     }
 
-    /// Reads the values of the keys above that are scalars or plain lists; other YAML is passed over.
-    fn parse(text: &str) -> Self {
+    fn parse(text: &str) -> Result<Self, String> {
         let mut card = Card::default();
-        let mut lines = text.lines();
-        if lines.next().map(str::trim_end) != Some("---") {
-            return card;
-        }
-        let unquote = |v: &str| v.trim().trim_matches(['"', '\'']).to_string();
-        let mut key = String::new();
-        for line in lines.take_while(|l| l.trim_end() != "---") {
-            let values: Vec<String> = match line.trim_start().strip_prefix("- ") {
-                Some(item) => vec![unquote(item)],
-                None if line.starts_with(char::is_whitespace) => continue,
-                None => {
-                    let Some((k, v)) = line.split_once(':') else { continue };
-                    key = k.trim().to_string();
-                    match v.trim().strip_prefix('[').and_then(|v| v.strip_suffix(']')) {
-                        Some(list) => list.split(',').map(unquote).filter(|v| !v.is_empty()).collect(),
-                        None => Some(unquote(v)).filter(|v| !v.is_empty()).into_iter().collect(),
+        let Some(yaml) = front_matter(text) else { return Ok(card) };
+        // Scalars are taken as they are written: the language `no` is Norwegian, not false.
+        let (mut open, mut key) = (Vec::new(), None::<String>);
+        for event in Parser::new_from_str(&yaml) {
+            let (event, _) = event.map_err(|e| format!("the front matter is no YAML: {e}"))?;
+            match event {
+                Event::DocumentEnd => break,
+                Event::MappingStart(..) | Event::SequenceStart(..) => open.push(event),
+                Event::MappingEnd | Event::SequenceEnd => {
+                    open.pop();
+                    if open.len() == 1 {
+                        // A key that is itself a list or mapping is nobody's.
+                        key = if key.is_none() { Some(String::new()) } else { None };
                     }
                 }
-            };
-            match key.as_str() {
-                "license" => card.license = values.into_iter().next(),
-                "license_name" => card.license_name = values.into_iter().next(),
-                "license_link" => card.license_link = values.into_iter().next(),
-                "base_model" => card.base_models.extend(values),
-                "language" => card.languages.extend(values),
-                "tags" => card.tags.extend(values),
-                _ => (),
+                Event::Scalar(text, style, ..) => match (open.as_slice(), &key) {
+                    ([Event::MappingStart(..)], None) => key = Some(text.into_owned()),
+                    ([Event::MappingStart(..)], Some(of)) => {
+                        card.add(of, &text, style);
+                        key = None;
+                    }
+                    ([Event::MappingStart(..), Event::SequenceStart(..)], Some(of)) => card.add(of, &text, style),
+                    _ => {}
+                },
+                Event::Alias(_) if open.len() == 1 => key = None,
+                _ => {}
             }
         }
-        card
+        Ok(card)
+    }
+
+    fn add(&mut self, key: &str, text: &str, style: ScalarStyle) {
+        let text = text.trim();
+        let list = match key {
+            "license" => &mut self.licenses,
+            "license_name" => &mut self.license_names,
+            "license_link" => &mut self.license_links,
+            "base_model" => &mut self.base_models,
+            "language" | "languages" => &mut self.languages,
+            "tags" => &mut self.tags,
+            _ => return,
+        };
+        let null = style == ScalarStyle::Plain && matches!(text, "~" | "null");
+        if !null && !text.is_empty() {
+            list.push(text.into());
+        }
     }
 
     /// Writes `general.license` and the like.
     pub fn write(&self, keys: &mut Metadata) {
         let license = [
-            ("general.license", &self.license),
-            ("general.license.name", &self.license_name),
-            ("general.license.link", &self.license_link),
+            ("general.license", &self.licenses),
+            ("general.license.name", &self.license_names),
+            ("general.license.link", &self.license_links),
         ];
-        for (key, value) in license {
-            if let Some(value) = value {
-                keys.set(key, value);
+        for (key, values) in license {
+            if !values.is_empty() {
+                // The key holds one string; llama.cpp's converter joins a list so, too.
+                keys.set(key, values.join(","));
             }
         }
         if !self.base_models.is_empty() {
@@ -162,6 +187,15 @@ impl Card {
     }
 }
 
+/// The text between the first line, `---`, and the next such line.
+fn front_matter(text: &str) -> Option<String> {
+    let mut lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
+    (lines.next()?.trim_end() == "---").then(|| {
+        let inside = lines.take_while(|line| line.trim_end() != "---");
+        inside.flat_map(|line| [line, "\n"]).collect()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,11 +214,31 @@ mod tests {
     fn front_matter() {
         let text = "---\nlicense: apache-2.0\nlanguage:\n- en\n- zh\ntags: [a, \"b\"]\nbase_model: org/Base-7B\n\
                     widget:\n  - text: license\n---\nlicense: none\n";
-        let card = Card::parse(text);
-        assert_eq!(card.license.as_deref(), Some("apache-2.0"));
+        let card = Card::parse(text).unwrap();
+        assert_eq!(card.licenses, ["apache-2.0"]);
         assert_eq!(card.languages, ["en", "zh"]);
         assert_eq!(card.tags, ["a", "b"]);
         assert_eq!(card.base_models, ["org/Base-7B"]);
-        assert_eq!(Card::parse("# Title\nlicense: mit"), Card::default());
+        assert_eq!(Card::parse("# Title\nlicense: mit").unwrap(), Card::default());
+    }
+
+    /// As cards on the hub are written: lists in both styles, Norwegian, comments, folded texts, CRLF, a BOM.
+    #[test]
+    fn front_matter_is_yaml() {
+        let licenses = |text: &str| Card::parse(text).unwrap().licenses;
+        assert_eq!(licenses("---\nlicense: [apache-2.0, 'mit']\n---\n"), ["apache-2.0", "mit"]);
+        assert_eq!(licenses("---\nlicense:\n  - apache-2.0\n  - mit # both\n---\n"), ["apache-2.0", "mit"]);
+        assert_eq!(licenses("\u{feff}---\r\nlicense: other # see below\r\n---\r\n"), ["other"]);
+        assert_eq!(licenses("---\nlicense:\ntags: null\n---\n"), [""; 0]);
+        assert_eq!(licenses("---\nlicense: mit\n"), ["mit"], "the end is missing");
+        let card = "---\nlanguage: no\nlicense_name: >-\n  Qwen RESEARCH\n  LICENSE\nlicense_link: \"https://x.org/a: b\"\n\
+                    tags: [no, on, 1.10, {a: b}]\nmodel-index:\n- name: x\n  license: none\n---\n";
+        let card = Card::parse(card).unwrap();
+        assert_eq!(card.languages, ["no"]);
+        assert_eq!(card.license_names, ["Qwen RESEARCH LICENSE"]);
+        assert_eq!(card.license_links, ["https://x.org/a: b"]);
+        assert_eq!(card.tags, ["no", "on", "1.10"]);
+        assert!(card.licenses.is_empty());
+        assert!(Card::parse("---\nlicense: [mit\n---\n").unwrap_err().contains("no YAML"));
     }
 }

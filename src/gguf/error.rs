@@ -24,6 +24,15 @@ pub enum GgufError {
     Output { path: PathBuf, problem: &'static str },
     #[error("GGUF tensor {tensor:?}: {problem}")]
     Entry { tensor: String, problem: String },
+    #[error(
+        "{mmproj} does not belong to {model}: they were made from different vision towers, projectors or rotations; give \
+         the mmproj that was written beside the model, or convert its checkpoint again"
+    )]
+    Pair { model: PathBuf, mmproj: PathBuf },
+    #[error(transparent)]
+    Prompt(#[from] crate::prompt::PromptError),
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
     #[error(transparent)]
     Unreadable(#[from] super::ReadError),
     #[error(transparent)]

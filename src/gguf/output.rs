@@ -4,6 +4,7 @@ use super::GgufError;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use tempfile::TempPath;
 
 /// A file on its way to `path`.
 ///
@@ -70,34 +71,97 @@ impl Output {
         self.writer.write_all(bytes).map_err(|source| GgufError::Write { path: self.path.clone(), source })
     }
 
-    /// Gives all `outputs` their names, once every one of them is on disk.
+    /// Gives all `outputs` their names, once every one of them is on disk. Files that had these names are kept aside
+    /// until all names are given. One publication at a time changes a directory.
     ///
     /// # Errors
-    /// The disk is full, or a name cannot be given; then those already given in this call are taken back.
+    /// The disk is full, or a name cannot be given; then every destination holds again what it held before.
     pub fn publish(outputs: Vec<Output>) -> Result<(), GgufError> {
-        let mut complete = Vec::new();
-        for output in outputs {
-            let path = output.path;
-            let fail = |source| GgufError::Write { path: path.clone(), source };
-            let mut inner = output.writer.into_inner().map_err(|e| fail(e.into_error()))?;
-            inner.file().sync_all().map_err(fail)?;
-            complete.push((inner, path));
-        }
-        // A name beside the destination first: what can fail, fails before any destination changes.
-        let mut named = Vec::new();
-        for (inner, path) in complete {
-            let temp = name(inner, &path).map_err(|source| GgufError::Write { path: path.clone(), source })?;
-            named.push((temp, path));
-        }
-        let mut done: Vec<PathBuf> = Vec::new();
-        for (temp, path) in named {
-            if let Err(e) = temp.persist(&path) {
-                done.iter().for_each(|p| drop(std::fs::remove_file(p)));
-                return Err(GgufError::Write { path, source: e.error });
+        publish_with(outputs, &|new, path| new.persist(path).map_err(|e| e.error))
+    }
+}
+
+/// Gives a complete file its name.
+type Rename<'a> = &'a dyn Fn(TempPath, &Path) -> std::io::Result<()>;
+
+fn publish_with(outputs: Vec<Output>, rename: Rename) -> Result<(), GgufError> {
+    let fail = |path: &Path, source| GgufError::Write { path: path.into(), source };
+    let mut complete = Vec::new();
+    for output in outputs {
+        let path = output.path;
+        let mut inner = output.writer.into_inner().map_err(|e| fail(&path, e.into_error()))?;
+        inner.file().sync_all().map_err(|e| fail(&path, e))?;
+        complete.push((inner, path));
+    }
+    // Two conversions to the same names must not end as one's model beside the other's mmproj. A file system without
+    // such locks goes without.
+    let _lock = complete.first().and_then(|(_, path)| {
+        let directory = File::open(directory(path)).ok()?;
+        directory.lock().ok()?;
+        Some(directory)
+    });
+    // A name beside the destination first, then a second one for the old file: what can fail, fails before any
+    // destination changes.
+    let mut named = Vec::new();
+    for (inner, path) in complete {
+        let new = name(inner, &path).map_err(|e| fail(&path, e))?;
+        named.push((new, path));
+    }
+    let mut done = Replaced::default();
+    for (_, path) in &named {
+        done.keep(path).map_err(|e| fail(path, e))?;
+    }
+    for (new, path) in named {
+        rename(new, &path).map_err(|e| fail(&path, e))?;
+    }
+    done.commit();
+    Ok(())
+}
+
+/// Destinations, each with its old file under another name; dropped before [`Replaced::commit`], the old files go back.
+#[derive(Default)]
+struct Replaced(Vec<(PathBuf, Option<TempPath>)>);
+
+impl Replaced {
+    /// Keeps the file at `path` aside, if there is one. It stays at `path` too where it can have two names.
+    fn keep(&mut self, path: &Path) -> std::io::Result<()> {
+        let aside = match path.symlink_metadata() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+            Ok(old) if old.is_dir() => return Err(std::io::ErrorKind::IsADirectory.into()),
+            Ok(_) => {
+                let second = |aside: &Path| match std::fs::hard_link(path, aside) {
+                    Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => std::fs::rename(path, aside),
+                    other => other,
+                };
+                Some(builder().make_in(directory(path), second)?.into_temp_path())
             }
-            done.push(path);
-        }
+        };
+        self.0.push((path.into(), aside));
         Ok(())
+    }
+
+    /// The old files are not needed any more.
+    fn commit(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        for (path, aside) in self.0.drain(..) {
+            let Some(old) = aside else {
+                let _ = std::fs::remove_file(path);
+                continue;
+            };
+            let name = old.to_path_buf();
+            match old.persist(path) {
+                // Of two names of one file, which it has where nothing was replaced, a rename leaves both.
+                Ok(()) => drop(std::fs::remove_file(name)),
+                // Better under an odd name than lost.
+                Err(e) => drop(e.path.keep()),
+            }
+        }
     }
 }
 
@@ -134,7 +198,7 @@ fn builder() -> tempfile::Builder<'static, 'static> {
 }
 
 /// A temporary name in the destination's directory.
-fn name(inner: Inner, path: &Path) -> std::io::Result<tempfile::TempPath> {
+fn name(inner: Inner, path: &Path) -> std::io::Result<TempPath> {
     match inner {
         Inner::Named(file) => Ok(file.into_temp_path()),
         #[cfg(target_os = "linux")]
@@ -166,6 +230,60 @@ mod tests {
         Output::publish(vec![first, second]).unwrap();
         assert_eq!((std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap()), (b"one".to_vec(), b"two".to_vec()));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary name is left");
+    }
+
+    /// Three outputs for `a`, `b`, `c` in `dir`, of which `a` and `b` exist.
+    fn three(dir: &Path) -> Vec<Output> {
+        std::fs::write(dir.join("a"), "old a").unwrap();
+        std::fs::write(dir.join("b"), "old b").unwrap();
+        let begin = |name: &str| {
+            let mut output = Output::create(&dir.join(name)).unwrap();
+            output.write(b"new").unwrap();
+            output
+        };
+        ["a", "b", "c"].map(begin).into()
+    }
+
+    fn held(dir: &Path) -> Vec<(String, Vec<u8>)> {
+        let files = std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().path());
+        let read =
+            |p: PathBuf| (p.file_name().unwrap().to_string_lossy().into(), std::fs::read(&p).unwrap_or_default());
+        let mut held: Vec<_> = files.map(read).collect();
+        held.sort();
+        held
+    }
+
+    /// The third name is a directory's by now: known before anything changes.
+    #[test]
+    fn a_destination_that_cannot_be_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let outputs = three(dir.path());
+        std::fs::create_dir(dir.path().join("c")).unwrap();
+        std::fs::write(dir.path().join("c/inside"), "").unwrap();
+        let before = held(dir.path());
+        let error = Output::publish(outputs).unwrap_err().to_string();
+        assert!(error.contains("/c: cannot write") && error.contains("directory"), "{error}");
+        assert_eq!(held(dir.path()), before);
+        assert!(dir.path().join("c/inside").exists());
+    }
+
+    /// The disk fails at any of the renames: all old files are back, no new one and no temporary name is left.
+    #[test]
+    fn a_failure_in_the_middle_gives_the_old_files_back() {
+        for last in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let outputs = three(dir.path());
+            let before = held(dir.path());
+            let count = std::cell::Cell::new(0);
+            let rename = |new: TempPath, path: &Path| {
+                if count.replace(count.get() + 1) == last {
+                    return Err(std::io::ErrorKind::StorageFull.into());
+                }
+                new.persist(path).map_err(|e| e.error)
+            };
+            publish_with(outputs, &rename).unwrap_err();
+            assert_eq!(held(dir.path()), before, "failing at {last}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! A byte-level BPE vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours.
-use super::{GgufError, pretokenizer, template};
+use super::{GgufError, pretokenizer};
 use crate::checkpoint::Checkpoint;
 use super::value::Array;
 use super::Metadata;
@@ -64,10 +64,8 @@ impl Vocabulary {
     /// tokens than the embedding has rows.
     pub fn read(checkpoint: &Checkpoint, vocab_size: usize) -> Result<Self, GgufError> {
         let path = checkpoint.dir().join(FILE);
-        let bytes = std::fs::read(&path).map_err(|source| GgufError::Read { path: path.clone(), source })?;
         let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
-        let json = serde_json::from_slice(&bytes).map_err(|e| broken(format!("not valid JSON: {e}")))?;
-        let source = Source { path: path.clone(), json };
+        let source = Source { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
         let (ignore_merges, vocab, merges) = bpe(&source)?;
         normalizer(&source)?;
         let rules = source.json.get("pre_tokenizer").unwrap_or(&Value::Null);
@@ -75,7 +73,15 @@ impl Vocabulary {
         let added = added_tokens(&source)?;
         let (tokens, types) = table(&source, vocab, &added, vocab_size)?;
 
-        let tokenizer = Tokenizer::from_bytes(&bytes).map_err(|e| broken(e.to_string()))?;
+        let tokenizer = Tokenizer::from_bytes(source.json.to_string()).map_err(|e| broken(e.to_string()))?;
+        for t in &added {
+            // The library numbers added tokens on from the vocabulary, whatever the file says, and so does transformers.
+            if let Some(id) = tokenizer.token_to_id(&t.content).filter(|id| *id as usize != t.id) {
+                let problem =
+                    format!("{:?} has id {}, but tokenizers counts it as {id}; save it again", t.content, t.id);
+                return Err(source.field("added_tokens", problem));
+            }
+        }
         let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
         let special = Special::read(checkpoint, &ids, vocab_size);
         let (prefix, suffix) = frame(&tokenizer).map_err(broken)?;
@@ -88,7 +94,7 @@ impl Vocabulary {
         // What the tokenizer adds is what bos and eos mean to the runtime, whatever the other files say.
         let bos = prefix.first().copied().or(special.bos);
         let eos = suffix.first().copied().or(special.eos);
-        let template = template::read(checkpoint)?;
+        let template = crate::prompt::gguf::read(checkpoint.dir())?;
         notes.extend(template.as_ref().and_then(|t| t.note.clone()));
         Ok(Vocabulary {
             pre,
@@ -101,7 +107,7 @@ impl Vocabulary {
             pad: special.pad,
             add_bos: !prefix.is_empty(),
             add_eos: !suffix.is_empty(),
-            chat_template: template.map(|t| t.text),
+            chat_template: template.map(|t| t.source),
             notes,
         })
     }

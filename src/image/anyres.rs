@@ -1,5 +1,6 @@
 //! Any-resolution tiles of LLaVA-NeXT and LLaVA-OneVision, as transformers' slow image processors cut them
-//! (`image_processing_llava_onevision.py`), and the geometry of the tokens that come out.
+//! (`image_processing_llava_onevision.py`), and the geometry of the tokens that come out. The runtime's counterpart is
+//! `patches/files/tools/mtmd/llava-anyres.h`; both are held to transformers 5 by `tests/anyres.rs`.
 use super::{Rgb, resize::Filter, resize::resize};
 
 /// A picture's size or a canvas, in pixels, in the order of `image_grid_pinpoints`: height first.
@@ -70,18 +71,28 @@ pub fn tiles(image: &Rgb, pinpoints: &[Size], side: usize, filter: Filter) -> Op
     Some(Tiles { tiles, rows, cols, original })
 }
 
+/// A picture as one of several: padded to a square with the mean colour, then resized to one tile of `side` pixels
+/// (`pad_to_square`; an odd margin's pixel goes to the right or the bottom). `mean` is the normalisation's, 0 to 1.
+pub fn whole(image: &Rgb, side: usize, mean: [f32; 3], filter: Filter) -> Rgb {
+    let longest = image.width.max(image.height);
+    let mut square = Rgb::black(longest, longest);
+    let colour = mean.map(|m| (f64::from(m) * 255.0) as u8);
+    square.data.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&colour));
+    image.paste_onto(&mut square, (longest - image.width) / 2, (longest - image.height) / 2);
+    resize(&square, side, side, filter)
+}
+
 /// The part of a re-assembled feature grid that holds picture, not padding: rows or columns cut at both ends
 /// (`unpad_image`). Returns (first row, rows, first column, columns).
 pub fn unpadded(original: Size, rows: usize, cols: usize) -> (usize, usize, usize, usize) {
-    // transformers >= 4.47 rounds to 7 decimals before truncating; before, 6.9999999 became 6.
-    let whole = |x: f64| ((x * 1e7).round() / 1e7) as usize;
-    let (h, w) = (original.height as f64, original.width as f64);
-    let (ch, cw) = (rows as f64, cols as f64);
-    if w / h > cw / ch {
-        let pad = (rows - whole(h * (cw / w)).min(rows)) / 2;
+    let Size { height, width } = original;
+    // transformers (since 4.47) truncates height * (cols / width) after rounding it to 7 decimals. A quotient by less
+    // than 10^6 pixels is whole or further than that from the next number: what comes out is the whole division's.
+    if width * rows > cols * height {
+        let pad = (rows - height * cols / width) / 2;
         (pad, rows - 2 * pad, 0, cols)
     } else {
-        let pad = (cols - whole(w * (ch / h)).min(cols)) / 2;
+        let pad = (cols - width * rows / height) / 2;
         (0, rows, pad, cols - 2 * pad)
     }
 }
@@ -91,8 +102,9 @@ pub fn unpadded(original: Size, rows: usize, cols: usize) -> (usize, usize, usiz
 pub fn shrunk(rows: usize, cols: usize, side: usize, max_tiles: usize) -> (usize, usize) {
     let ratio = ((rows * cols) as f64 / (max_tiles * side * side) as f64).sqrt();
     if ratio > 1.1 {
-        // Python's floor division of int by float.
-        ((rows as f64 / ratio).floor() as usize, (cols as f64 / ratio).floor() as usize)
+        // Python's floor division: the remainder is taken off first, which leaves a whole number but for its rounding.
+        let floor = |a: usize| ((a as f64 - a as f64 % ratio) / ratio).round() as usize;
+        (floor(rows), floor(cols))
     } else {
         (rows, cols)
     }

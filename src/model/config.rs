@@ -1,4 +1,5 @@
 //! The parts of `config.json` that every family has: a text model and a vision tower.
+use super::config_keys;
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -134,18 +135,9 @@ impl TextConfig {
             None | Some("silu") => (),
             _ => return Err(s.invalid("hidden_act", "silu")),
         }
-        // transformers 5 keeps the base in `rope_parameters`, earlier ones beside the other keys.
-        let rope = ["rope_parameters", "rope_scaling"].iter().find_map(|key| s.get(key).map(|_| s.section(key)));
-        let rope = rope.transpose()?;
-        let mut rope_theta = s.float_opt("rope_theta")?;
-        if let Some(rope) = &rope {
-            for key in ["rope_type", "type"] {
-                if !matches!(rope.str_opt(key)?, None | Some("default")) {
-                    return Err(rope.invalid(key, "\"default\": scaled rotary positions are not supported yet"));
-                }
-            }
-            rope_theta = rope.float_opt("rope_theta")?.or(rope_theta);
-        }
+        config_keys::check(s, config_keys::TEXT)?;
+        let num_layers = s.size("num_hidden_layers")?;
+        config_keys::check_windows(s, num_layers)?;
         let hidden_size = s.size("hidden_size")?;
         let num_heads = s.size("num_attention_heads")?;
         let num_kv_heads = s.size_opt("num_key_value_heads")?.unwrap_or(num_heads);
@@ -165,7 +157,7 @@ impl TextConfig {
             arch,
             hidden_size,
             intermediate_size: s.size("intermediate_size")?,
-            num_layers: s.size("num_hidden_layers")?,
+            num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
@@ -173,11 +165,42 @@ impl TextConfig {
             // The defaults of transformers' Qwen2Config and LlamaConfig, for keys that published files leave out.
             max_position_embeddings: s.size_opt("max_position_embeddings")?.unwrap_or(if llama { 2048 } else { 32768 }),
             rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(1e-6),
-            rope_theta: rope_theta.unwrap_or(10_000.0),
+            rope_theta: rope_theta(s)?.unwrap_or(10_000.0),
             tie_word_embeddings: tied.or(s.bool_opt("tie_word_embeddings")?).unwrap_or(false),
             qkv_bias: if llama { s.bool_opt("attention_bias")?.unwrap_or(false) } else { true },
         })
     }
+}
+
+/// The base of plain rotary positions. transformers 5 keeps it in `rope_parameters`, earlier ones beside the other keys.
+///
+/// # Errors
+/// The positions are scaled, partial, in sections, or differ between blocks.
+fn rope_theta(s: &Section) -> Result<Option<f64>, ConfigError> {
+    let mut theta = s.float_opt("rope_theta")?;
+    for key in ["rope_scaling", "rope_parameters"] {
+        if s.get(key).is_none() {
+            continue;
+        }
+        let rope = s.section(key)?;
+        for key in ["rope_type", "type"] {
+            if !matches!(rope.str_opt(key)?, None | Some("default")) {
+                return Err(rope.invalid(key, "\"default\": scaled rotary positions are not supported yet"));
+            }
+        }
+        if rope.get("mrope_section").is_some() {
+            return Err(rope.invalid("mrope_section", "absent: positions in sections are not supported"));
+        }
+        if rope.float_opt("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
+            return Err(rope.invalid("partial_rotary_factor", "1"));
+        }
+        let per_block = rope.json.as_object().and_then(|o| o.iter().find(|(_, v)| v.is_object()));
+        if let Some((key, _)) = per_block {
+            return Err(rope.invalid(key, "one set of rotary parameters for all blocks"));
+        }
+        theta = rope.float_opt("rope_theta")?.or(theta);
+    }
+    Ok(theta)
 }
 
 /// Vision towers.
@@ -234,6 +257,7 @@ impl VisionConfig {
         if s.str_opt("hidden_act")?.is_some_and(|a| a != act) {
             return Err(s.invalid("hidden_act", want));
         }
+        config_keys::check(s, config_keys::VISION)?;
         let num_layers = s.size("num_hidden_layers")?;
         let used = if feature_layer < 0 { num_layers as i64 + 1 + feature_layer } else { feature_layer };
         if !(1..=num_layers as i64).contains(&used) {

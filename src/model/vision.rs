@@ -1,10 +1,10 @@
 //! The vision towers, SigLIP's and CLIP's: pre-norm ViT blocks over square tiles, read after `used_layers` blocks
 //! without the final norm.
 use super::config::{VisionArch, VisionConfig};
-use super::decoder::Linear;
-use super::ops::{add_to, gelu_tanh, layer_norm, softmax};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
+use crate::text::Linear;
+use crate::text::ops::{add_to, gelu_tanh, layer_norm, softmax};
 use candle_core::{Device, Result, Tensor};
 
 const ROOT: &str = "vision_tower.vision_model";

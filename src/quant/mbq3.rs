@@ -208,7 +208,7 @@ pub fn dequantize(bytes: &[u8]) -> Result<Vec<f32>, Mbq3Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::stats::Rng;
+    use crate::random::Rng;
 
     #[test]
     fn codes_survive_packing() {

@@ -7,7 +7,7 @@
 //!
 //! Q is a Hadamard matrix times an orthonormal cosine transform (for what is odd in the width), columns' signs drawn at
 //! random: no matrix is stored, and a row of n weights is rotated in O(n log n).
-use crate::eval::stats::Rng;
+use crate::random::Rng;
 use std::f64::consts::PI;
 
 /// An orthogonal matrix of `n` rows.

@@ -1,10 +1,12 @@
 //! Which vision file belongs to a language model.
 
 use super::RuntimeError;
+use crate::gguf::pair_of;
 use std::path::{Path, PathBuf};
 
-/// The `mmproj*.gguf` beside `model`. Of several, the one that carries the model's name
-/// (`mmproj-NAME-….gguf` for `NAME.gguf`) is taken; if that does not decide it, the error lists them.
+/// The `mmproj*.gguf` beside `model`. Of several, the one that was made with the model ([`pair_of`]) is taken, of several
+/// such the one that carries its name (`mmproj-NAME-….gguf` for `NAME.gguf`); if that does not decide it, the error lists
+/// them.
 pub fn find_mmproj(model: &Path) -> Result<PathBuf, RuntimeError> {
     let dir = match model.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
@@ -20,6 +22,15 @@ pub fn find_mmproj(model: &Path) -> Result<PathBuf, RuntimeError> {
         .filter(|name| name.starts_with("mmproj") && name.ends_with(".gguf"))
         .collect();
     found.sort();
+    if found.len() > 1
+        && let Some(pair) = pair_of(model)
+    {
+        let made_with: Vec<String> =
+            found.iter().filter(|name| pair_of(&dir.join(name)).as_ref() == Some(&pair)).cloned().collect();
+        if !made_with.is_empty() {
+            found = made_with;
+        }
+    }
     if found.len() > 1 {
         let stem = model.file_stem().unwrap_or_default().to_string_lossy();
         let own = |name: &&String| {
@@ -41,6 +52,8 @@ pub fn find_mmproj(model: &Path) -> Result<PathBuf, RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ggml::Gguf;
+    use crate::gguf::PAIR_KEY;
 
     #[test]
     fn one_is_found_and_a_choice_is_asked_for() {
@@ -58,5 +71,15 @@ mod tests {
         assert_eq!(find_mmproj(&model).unwrap(), dir.path().join("mmproj-model-f16.gguf"));
         touch("mmproj-model-q8_0.gguf");
         assert!(matches!(find_mmproj(&model), Err(RuntimeError::AmbiguousMmproj { .. })));
+        // The id decides before names do.
+        let mark = |name: &str, pair: &str| {
+            let mut header = Gguf::new();
+            header.set_str(PAIR_KEY, pair).unwrap();
+            std::fs::write(dir.path().join(name), header.meta()).unwrap();
+        };
+        mark("model.gguf", "a");
+        mark("mmproj-model-f16.gguf", "b");
+        mark("mmproj-third-f16.gguf", "a");
+        assert_eq!(find_mmproj(&model).unwrap(), dir.path().join("mmproj-third-f16.gguf"));
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod sys;
 
 pub use mmproj::find_mmproj;
 
+use crate::digest::hex;
 use archive::Archive;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -75,7 +76,7 @@ pub fn directory(chosen: Option<&Path>) -> Result<PathBuf, RuntimeError> {
 /// The folder below `cache` that holds the extracted `archive`, named by its digest.
 fn cached(archive: Option<&'static [u8]>, cache: &Path) -> Result<PathBuf, RuntimeError> {
     let bytes = archive.ok_or(RuntimeError::NotEmbedded)?;
-    let digest: String = Sha256::digest(bytes)[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let digest = hex(&Sha256::digest(bytes)[..8]);
     let dir = cache.join(format!("runtime-{digest}"));
     let archive = Archive::open(Some(bytes))?;
     if !archive.is_extracted(&dir) {

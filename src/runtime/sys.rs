@@ -496,30 +496,6 @@ pub struct mtmd_context_params {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct mtmd_helper_video {
-    _unused: [u8; 0],
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct mtmd_helper_video_init_params {
-    pub fps_target: f32,
-    pub ffmpeg_bin_dir: *const ::std::os::raw::c_char,
-    pub timestamp_interval_ms: i64,
-    pub no_soundtrack: bool,
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct mtmd_helper_init_opt {
-    pub video_params: mtmd_helper_video_init_params,
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
-pub struct mtmd_helper_bitmap_wrapper {
-    pub bitmap: *mut mtmd_bitmap,
-    pub video_ctx: *mut mtmd_helper_video,
-}
-#[repr(C)]
-#[derive(Debug, Copy, Clone)]
 pub struct mtmd_helper_embd_batch {
     pub n_tokens: i32,
     pub embd: *const f32,
@@ -603,6 +579,8 @@ pub struct Mtmd {
     ) -> *mut mtmd_context,
     pub mtmd_free: unsafe extern "C" fn(ctx: *mut mtmd_context),
     pub mtmd_support_vision: unsafe extern "C" fn(ctx: *const mtmd_context) -> bool,
+    pub mtmd_bitmap_init:
+        unsafe extern "C" fn(nx: u32, ny: u32, data: *const ::std::os::raw::c_uchar) -> *mut mtmd_bitmap,
     pub mtmd_bitmap_free: unsafe extern "C" fn(bitmap: *mut mtmd_bitmap),
     pub mtmd_input_chunks_init: unsafe extern "C" fn() -> *mut mtmd_input_chunks,
     pub mtmd_input_chunks_size: unsafe extern "C" fn(chunks: *const mtmd_input_chunks) -> usize,
@@ -631,16 +609,8 @@ pub struct Mtmd {
     ) -> i32,
     pub mtmd_encode_chunk: unsafe extern "C" fn(ctx: *mut mtmd_context, chunk: *const mtmd_input_chunk) -> i32,
     pub mtmd_get_output_embd: unsafe extern "C" fn(ctx: *mut mtmd_context) -> *mut f32,
-    pub mtmd_helper_init_opt_default: unsafe extern "C" fn() -> mtmd_helper_init_opt,
     pub mtmd_helper_log_set:
         unsafe extern "C" fn(log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void),
-    pub mtmd_helper_bitmap_init_from_buf: unsafe extern "C" fn(
-        ctx: *const mtmd_context,
-        buf: *const ::std::os::raw::c_uchar,
-        len: usize,
-        placeholder: bool,
-        opt: mtmd_helper_init_opt,
-    ) -> mtmd_helper_bitmap_wrapper,
     pub mtmd_helper_decode_image_chunk: unsafe extern "C" fn(
         ctx: *mut mtmd_context,
         lctx: *mut llama_context,
@@ -703,6 +673,7 @@ impl Mtmd {
         let mtmd_init_from_file = unsafe { __library.get(b"mtmd_init_from_file\0") }.map(|sym| *sym)?;
         let mtmd_free = unsafe { __library.get(b"mtmd_free\0") }.map(|sym| *sym)?;
         let mtmd_support_vision = unsafe { __library.get(b"mtmd_support_vision\0") }.map(|sym| *sym)?;
+        let mtmd_bitmap_init = unsafe { __library.get(b"mtmd_bitmap_init\0") }.map(|sym| *sym)?;
         let mtmd_bitmap_free = unsafe { __library.get(b"mtmd_bitmap_free\0") }.map(|sym| *sym)?;
         let mtmd_input_chunks_init = unsafe { __library.get(b"mtmd_input_chunks_init\0") }.map(|sym| *sym)?;
         let mtmd_input_chunks_size = unsafe { __library.get(b"mtmd_input_chunks_size\0") }.map(|sym| *sym)?;
@@ -719,11 +690,7 @@ impl Mtmd {
         let mtmd_tokenize = unsafe { __library.get(b"mtmd_tokenize\0") }.map(|sym| *sym)?;
         let mtmd_encode_chunk = unsafe { __library.get(b"mtmd_encode_chunk\0") }.map(|sym| *sym)?;
         let mtmd_get_output_embd = unsafe { __library.get(b"mtmd_get_output_embd\0") }.map(|sym| *sym)?;
-        let mtmd_helper_init_opt_default =
-            unsafe { __library.get(b"mtmd_helper_init_opt_default\0") }.map(|sym| *sym)?;
         let mtmd_helper_log_set = unsafe { __library.get(b"mtmd_helper_log_set\0") }.map(|sym| *sym)?;
-        let mtmd_helper_bitmap_init_from_buf =
-            unsafe { __library.get(b"mtmd_helper_bitmap_init_from_buf\0") }.map(|sym| *sym)?;
         let mtmd_helper_decode_image_chunk =
             unsafe { __library.get(b"mtmd_helper_decode_image_chunk\0") }.map(|sym| *sym)?;
         Ok(Mtmd {
@@ -762,6 +729,7 @@ impl Mtmd {
             mtmd_init_from_file,
             mtmd_free,
             mtmd_support_vision,
+            mtmd_bitmap_init,
             mtmd_bitmap_free,
             mtmd_input_chunks_init,
             mtmd_input_chunks_size,
@@ -776,9 +744,7 @@ impl Mtmd {
             mtmd_tokenize,
             mtmd_encode_chunk,
             mtmd_get_output_embd,
-            mtmd_helper_init_opt_default,
             mtmd_helper_log_set,
-            mtmd_helper_bitmap_init_from_buf,
             mtmd_helper_decode_image_chunk,
         })
     }
@@ -931,6 +897,9 @@ impl Mtmd {
     pub unsafe fn mtmd_support_vision(&self, ctx: *const mtmd_context) -> bool {
         unsafe { (self.mtmd_support_vision)(ctx) }
     }
+    pub unsafe fn mtmd_bitmap_init(&self, nx: u32, ny: u32, data: *const ::std::os::raw::c_uchar) -> *mut mtmd_bitmap {
+        unsafe { (self.mtmd_bitmap_init)(nx, ny, data) }
+    }
     pub unsafe fn mtmd_bitmap_free(&self, bitmap: *mut mtmd_bitmap) {
         unsafe { (self.mtmd_bitmap_free)(bitmap) }
     }
@@ -998,21 +967,8 @@ impl Mtmd {
     pub unsafe fn mtmd_get_output_embd(&self, ctx: *mut mtmd_context) -> *mut f32 {
         unsafe { (self.mtmd_get_output_embd)(ctx) }
     }
-    pub unsafe fn mtmd_helper_init_opt_default(&self) -> mtmd_helper_init_opt {
-        unsafe { (self.mtmd_helper_init_opt_default)() }
-    }
     pub unsafe fn mtmd_helper_log_set(&self, log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void) {
         unsafe { (self.mtmd_helper_log_set)(log_callback, user_data) }
-    }
-    pub unsafe fn mtmd_helper_bitmap_init_from_buf(
-        &self,
-        ctx: *const mtmd_context,
-        buf: *const ::std::os::raw::c_uchar,
-        len: usize,
-        placeholder: bool,
-        opt: mtmd_helper_init_opt,
-    ) -> mtmd_helper_bitmap_wrapper {
-        unsafe { (self.mtmd_helper_bitmap_init_from_buf)(ctx, buf, len, placeholder, opt) }
     }
     pub unsafe fn mtmd_helper_decode_image_chunk(
         &self,

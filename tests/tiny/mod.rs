@@ -161,6 +161,10 @@ pub fn tokenizer() -> Value {
     for (i, token) in ["he", "ll", "Ġt", "hell"].iter().enumerate() {
         vocab.insert(token.to_string(), (256 + i).into());
     }
+    // Up to the added tokens: their ids follow the vocabulary's without a gap, whatever the file says.
+    for id in 260..298 {
+        vocab.insert(format!("unmergeable{id}"), id.into());
+    }
     let added = |id: usize, content: &str, special: bool| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": special})

@@ -32,7 +32,7 @@ pub enum EngineError {
     Model { path: PathBuf, log: String },
     #[error("the runtime cannot use {path} with {model}: {log}")]
     Projector { path: PathBuf, model: PathBuf, log: String },
-    #[error("the runtime cannot read picture {path}: {log}")]
+    #[error("the runtime cannot use picture {path}: {log}")]
     Picture { path: PathBuf, log: String },
     #[error("{what}: {log}")]
     Call { what: &'static str, log: String },

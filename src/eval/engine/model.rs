@@ -6,7 +6,8 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use super::{Compute, EngineError, Runtime, Token, c_path, take_log};
-use crate::eval::prompt::Template;
+use crate::prompt::gguf::MARK;
+use crate::prompt::{ChatTemplate, Context, Form, PromptError};
 use crate::runtime::sys;
 
 /// A loaded text model, or only its header and vocabulary.
@@ -70,25 +71,25 @@ impl Model {
         unsafe { self.runtime.lib.llama_model_n_ctx_train(self.ptr.as_ptr()) }.max(0) as usize
     }
 
-    /// The model's chat template, if it has one.
-    pub fn template(&self) -> Option<Template> {
+    /// The model's chat template, if it has one, as llama.cpp applies it: contents are strings where it takes them.
+    pub fn template(&self) -> Option<Result<ChatTemplate, PromptError>> {
         let lib = &self.runtime.lib;
         // SAFETY: the model is loaded, strings live as long as it does, ids are the vocabulary's own.
-        unsafe {
+        let (source, bos, eos, adds_bos) = unsafe {
             let source = lib.llama_model_chat_template(self.ptr.as_ptr(), ptr::null());
             if source.is_null() {
                 return None;
             }
-            let text = |token: Token| {
-                if token < 0 { String::new() } else { self.piece(token) }
-            };
-            Some(Template {
-                source: CStr::from_ptr(source).to_string_lossy().into_owned(),
-                bos: text(lib.llama_vocab_bos(self.vocab())),
-                eos: text(lib.llama_vocab_eos(self.vocab())),
-                adds_bos: lib.llama_vocab_get_add_bos(self.vocab()),
-            })
-        }
+            let vocab = self.vocab();
+            let source = CStr::from_ptr(source).to_string_lossy().into_owned();
+            (source, lib.llama_vocab_bos(vocab), lib.llama_vocab_eos(vocab), lib.llama_vocab_get_add_bos(vocab))
+        };
+        let text = |token: Token| if token < 0 { String::new() } else { self.piece(token) };
+        let variables =
+            [("bos_token", text(bos).into()), ("eos_token", text(eos).into()), ("enable_thinking", true.into())]
+                .map(|(name, value): (_, serde_json::Value)| (name.to_string(), value));
+        let context = Context { variables: variables.into_iter().collect(), adds_bos, image: MARK.into() };
+        Some(ChatTemplate::new(source, context, Form::Text))
     }
 
     /// The token after a turn: end-of-turn where the vocabulary has one, else end-of-text.

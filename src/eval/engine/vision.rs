@@ -4,6 +4,7 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 
 use super::{Compute, EngineError, Model, Token, c_path, take_log};
+use crate::image::Rgb;
 use crate::runtime::sys;
 
 /// A part of a prompt.
@@ -79,23 +80,30 @@ impl Vision {
         &self.model
     }
 
-    /// Tokenises a prompt that holds one media marker; with `embed` also embeds the picture (`bytes`, an image file)
-    /// there, otherwise its embedding is left empty.
+    /// Tokenises a prompt that holds a media marker for each of `pictures`; with `embed` also embeds them there,
+    /// otherwise their embeddings are left empty. `path` names the pictures in messages.
     ///
     /// # Errors
-    /// A picture the runtime cannot decode or encode.
-    pub fn pieces(&self, prompt: &str, picture: &Path, bytes: &[u8], embed: bool) -> Result<Vec<Piece>, EngineError> {
+    /// A picture the runtime cannot encode.
+    pub fn pieces(&self, prompt: &str, path: &Path, pictures: &[Rgb], embed: bool) -> Result<Vec<Piece>, EngineError> {
         take_log();
         let lib = &self.model.runtime.lib;
-        let unreadable = || EngineError::Picture { path: picture.into(), log: take_log() };
-        // SAFETY: buffers outlive the calls; bitmap and chunks are freed by their guards; chunk pointers are used
+        let unreadable = || EngineError::Picture { path: path.into(), log: take_log() };
+        let bitmap = |picture: &Rgb| {
+            let (width, height) = (u32::try_from(picture.width).ok()?, u32::try_from(picture.height).ok()?);
+            if picture.data.len() != picture.width * picture.height * 3 {
+                return None;
+            }
+            // SAFETY: the bitmap copies width * height * 3 bytes, which are there.
+            let bitmap = unsafe { lib.mtmd_bitmap_init(width, height, picture.data.as_ptr()) };
+            // SAFETY: owned by the guard.
+            Some(Guard(NonNull::new(bitmap)?, |p| unsafe { lib.mtmd_bitmap_free(p) }))
+        };
+        let bitmaps: Vec<_> = pictures.iter().map(bitmap).collect::<Option<_>>().ok_or_else(unreadable)?;
+        let mut bitmaps_c: Vec<_> = bitmaps.iter().map(|b| b.0.as_ptr().cast_const()).collect();
+        // SAFETY: buffers and bitmaps outlive the calls; the chunks are freed by their guard; chunk pointers are used
         // only while the chunk list lives; the embedding has n_embd_inp * n_tokens values (mtmd.h).
         unsafe {
-            let options = lib.mtmd_helper_init_opt_default();
-            let wrapper =
-                lib.mtmd_helper_bitmap_init_from_buf(self.ptr.as_ptr(), bytes.as_ptr(), bytes.len(), false, options);
-            let bitmap = NonNull::new(wrapper.bitmap).ok_or_else(unreadable)?;
-            let bitmap = Guard(bitmap, |p| lib.mtmd_bitmap_free(p));
             let chunks = lib.mtmd_input_chunks_init();
             let chunks = Guard(NonNull::new(chunks).ok_or_else(unreadable)?, |p| lib.mtmd_input_chunks_free(p));
             let text = sys::mtmd_input_text {
@@ -104,8 +112,8 @@ impl Vision {
                 add_special: true,
                 parse_special: true,
             };
-            let mut bitmaps = [bitmap.0.as_ptr().cast_const()];
-            if lib.mtmd_tokenize(self.ptr.as_ptr(), chunks.0.as_ptr(), &text, bitmaps.as_mut_ptr(), 1) != 0 {
+            let (list, count) = (bitmaps_c.as_mut_ptr(), bitmaps_c.len());
+            if lib.mtmd_tokenize(self.ptr.as_ptr(), chunks.0.as_ptr(), &text, list, count) != 0 {
                 return Err(unreadable());
             }
             let count = lib.mtmd_input_chunks_size(chunks.0.as_ptr());

@@ -1,7 +1,9 @@
 //! `config.json` and `preprocessor_config.json` of LLaVA-OneVision.
+use super::tensors::{self, EMBEDDING, HEAD};
 use crate::checkpoint::Checkpoint;
 use crate::image::{anyres::Size, resize::Filter};
 use crate::model::config::{ConfigError, Section, TextConfig, VisionConfig};
+use crate::model::config_keys;
 
 /// How pictures become pixel values.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,16 +25,19 @@ pub struct LlavaOnevision {
     pub image_token_id: usize,
     /// N of `anyres_max_N`: larger feature grids are shrunk to about N tiles' worth of tokens.
     pub anyres_max: usize,
+    /// What the user should know about how the configuration was read.
+    pub notes: Vec<String>,
 }
 
 /// Families that [`LlavaOnevision::read`] and its siblings know.
 pub(crate) const SUPPORTED: &str = "llava_onevision";
 
 impl LlavaOnevision {
-    /// Reads and checks the configuration of `checkpoint`.
+    /// Reads and checks the configuration of `checkpoint`, and that its tensors are those of that configuration.
     ///
     /// # Errors
-    /// A missing file or key, an unsupported architecture or value; the message names file and key.
+    /// A missing file or key, an unsupported architecture or value, a tensor that is missing, has another shape or has no
+    /// place in the model; the message names file and key or tensor.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self, crate::Error> {
         let file = checkpoint.dir().join("config.json");
         let c = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
@@ -40,6 +45,7 @@ impl LlavaOnevision {
         if model_type != "llava_onevision" {
             return Err(ConfigError::Unsupported { file, found: model_type.into(), supported: SUPPORTED }.into());
         }
+        config_keys::check(&c, config_keys::LLAVA_ONEVISION)?;
         if !matches!(c.str_opt("projector_hidden_act")?, None | Some("gelu")) {
             return Err(c.invalid("projector_hidden_act", "gelu").into());
         }
@@ -51,7 +57,10 @@ impl LlavaOnevision {
             Some(v) => v.as_i64().ok_or_else(|| c.invalid("vision_feature_layer", "an integer"))?,
         };
         let anyres_max = match c.str_opt("vision_aspect_ratio")?.unwrap_or("anyres_max_9").strip_prefix("anyres_max_") {
-            Some(n) => n.parse().map_err(|_| c.invalid("vision_aspect_ratio", "anyres_max_N"))?,
+            Some(n) => match n.parse() {
+                Ok(n @ 1..=1000) => n,
+                _ => return Err(c.invalid("vision_aspect_ratio", "anyres_max_N, N from 1 to 1000").into()),
+            },
             None => return Err(c.invalid("vision_aspect_ratio", "anyres_max_N").into()),
         };
         let image_token_id = match c.size_opt("image_token_index")? {
@@ -59,24 +68,42 @@ impl LlavaOnevision {
             None => c.size_opt("image_token_id")?.ok_or_else(|| c.missing("image_token_index"))?,
         };
         let section = c.section("text_config")?;
-        let mut text = TextConfig::read(&section, c.bool_opt("tie_word_embeddings")?)?;
-        // Published 0.5B files tie in the text model only; then no head is stored.
-        if !checkpoint.contains("language_model.lm_head.weight")
-            && section.bool_opt("tie_word_embeddings")? == Some(true)
-        {
-            text.tie_word_embeddings = true;
+        let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        // Published 0.5B files tie in the text model only.
+        let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        let mut text = TextConfig::read(&section, Some(tied))?;
+        let mut notes = Vec::new();
+        // transformers 5 ties only what is equal: a head that was trained on is kept.
+        if tied && checkpoint.contains(HEAD) && !checkpoint.same(HEAD, EMBEDDING) {
+            text.tie_word_embeddings = false;
+            let head = checkpoint.stored_name(HEAD);
+            notes.push(format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept"));
         }
         let vision = VisionConfig::read(&c.section("vision_config")?, feature_layer)?;
         let preprocessing = Preprocessing::read(checkpoint, &c, vision.image_size)?;
-        Ok(LlavaOnevision { text, vision, preprocessing, image_token_id, anyres_max })
+        let model = LlavaOnevision { text, vision, preprocessing, image_token_id, anyres_max, notes };
+        tensors::check(checkpoint, &model, c.bool_opt("multimodal_projector_bias")?.unwrap_or(true))?;
+        Ok(model)
     }
 }
 
 impl Preprocessing {
     fn read(checkpoint: &Checkpoint, config: &Section, side: usize) -> Result<Self, crate::Error> {
-        const FILE: &str = "preprocessor_config.json";
-        let json = checkpoint.json(FILE)?;
-        let p = Section { file: checkpoint.dir().join(FILE), path: String::new(), json: &json };
+        let nested = checkpoint.dir().join(NESTED).exists().then(|| checkpoint.json(NESTED)).transpose()?;
+        let nested = nested.as_ref().and_then(|json| json.get("image_processor").filter(|v| v.is_object()));
+        // transformers 5 writes this section and no file of its own, and prefers it where both are there.
+        let flat = if nested.is_none() { checkpoint.json(FLAT)? } else { serde_json::Value::Null };
+        let p = match nested {
+            Some(json) => Section { file: checkpoint.dir().join(NESTED), path: "image_processor".into(), json },
+            None => Section { file: checkpoint.dir().join(FLAT), path: String::new(), json: &flat },
+        };
+        let kind = p.str_opt("image_processor_type")?;
+        if kind.is_some_and(|kind| !kind.starts_with("LlavaOnevisionImageProcessor")) {
+            return Err(p.invalid("image_processor_type", "LlavaOnevisionImageProcessor").into());
+        }
+        if p.bool_opt("do_center_crop")? == Some(true) {
+            return Err(p.invalid("do_center_crop", "false or absent").into());
+        }
         let size = p.section("size")?;
         if (size.size("height")?, size.size("width")?) != (side, side) {
             return Err(p.invalid("size", "the vision tower's image_size on both sides").into());
@@ -86,12 +113,8 @@ impl Preprocessing {
                 return Err(p.invalid(key, "true").into());
             }
         }
-        // transformers 5 may leave the pinpoints to config.json alone.
-        let pinpoints = match p.get("image_grid_pinpoints") {
-            Some(_) => pinpoints(&p, side)?,
-            None => pinpoints(config, side)?,
-        };
-        if config.get("image_grid_pinpoints").is_some() && self::pinpoints(config, side)? != pinpoints {
+        let pinpoints = pinpoints(&p, side)?;
+        if self::pinpoints(config, side)? != pinpoints {
             return Err(p.invalid("image_grid_pinpoints", "the same list as in config.json").into());
         }
         let rescale = p.float_opt("rescale_factor")?.unwrap_or(1.0 / 255.0);
@@ -110,10 +133,19 @@ impl Preprocessing {
     }
 }
 
+const FLAT: &str = "preprocessor_config.json";
+const NESTED: &str = "processor_config.json";
+
+/// The canvases; where the key is absent, transformers' default of 6 x 6 up to 2304 pixels.
 fn pinpoints(s: &Section, side: usize) -> Result<Vec<Size>, ConfigError> {
     const KEY: &str = "image_grid_pinpoints";
     let bad = || s.invalid(KEY, "a list of [height, width], multiples of image_size");
-    let list = s.get(KEY).ok_or_else(|| s.missing(KEY))?.as_array().ok_or_else(bad)?;
+    let Some(list) = s.get(KEY) else {
+        let sides = || (1..=6).map(|n| 384 * n);
+        let all = sides().flat_map(|height| sides().map(move |width| Size { height, width })).collect();
+        return if side == 384 { Ok(all) } else { Err(s.missing(KEY)) };
+    };
+    let list = list.as_array().ok_or_else(bad)?;
     let side_of = |v: Option<&serde_json::Value>| {
         v.and_then(|v| v.as_u64()).map(|n| n as usize).filter(|n| *n > 0 && n % side == 0 && *n < 1 << 16)
     };

@@ -4,14 +4,16 @@ use super::LlavaOnevision;
 use crate::Error;
 use crate::calibrate::CalibrateError;
 use crate::calibrate::batch::{Kind, Sample};
+use crate::calibrate::pairs::ASSISTANT;
 use crate::checkpoint::Checkpoint;
 use crate::image::{Rgb, anyres};
-use crate::model::decoder::Linear;
 use crate::model::vision::{Reader, Tower};
+use crate::prompt::{ChatTemplate, Message};
+use crate::text::Linear;
 use candle_core::{Device, Tensor};
-use minijinja::{Environment, Error as JinjaError, ErrorKind, context};
+use std::ops::Range;
 use std::path::Path;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 /// Tiles that pass through the tower at once.
 const TILES: usize = 4;
@@ -25,8 +27,7 @@ pub struct Embedder<'a> {
     linear2: Linear,
     newline: Tensor,
     tokenizer: Tokenizer,
-    template: String,
-    bos: String,
+    template: ChatTemplate,
     eos: String,
     device: Device,
 }
@@ -43,13 +44,14 @@ impl<'a> Embedder<'a> {
         let (vision, hidden) = (model.vision.hidden_size, model.text.hidden_size);
         let bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
         let path = checkpoint.dir().join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&path).map_err(|e| problem(&path, e))?;
+        let json = crate::checkpoint::tokenizer(checkpoint.dir())?;
+        let tokenizer = Tokenizer::from_bytes(json.to_string()).map_err(|e| problem(&path, e))?;
         let config = checkpoint.json("tokenizer_config.json")?;
         let token = |key: &str| {
             let v = &config[key];
             v.as_str().or(v["content"].as_str()).unwrap_or_default().to_string()
         };
-        let (bos, eos) = (token("bos_token"), token("eos_token"));
+        let eos = token("eos_token");
         if eos.is_empty() {
             return Err(problem(&checkpoint.dir().join("tokenizer_config.json"), "eos_token is missing"));
         }
@@ -58,14 +60,18 @@ impl<'a> Embedder<'a> {
             linear1: r.linear("multi_modal_projector.linear_1", hidden, vision, bias)?,
             linear2: r.linear("multi_modal_projector.linear_2", hidden, hidden, bias)?,
             newline: r.tensor("image_newline", &[hidden])?,
-            template: template(checkpoint)?,
+            template: ChatTemplate::read(checkpoint.dir())?,
             model,
             checkpoint,
             tokenizer,
-            bos,
             eos,
             device: device.clone(),
         })
+    }
+
+    /// Whether it computes on the CPU.
+    pub fn on_cpu(&self) -> bool {
+        self.device.is_cpu()
     }
 
     /// A picture's tokens in the order in which they enter the text model, `[n, hidden]` on the CPU: the overview,
@@ -79,8 +85,27 @@ impl<'a> Embedder<'a> {
         let Some(tiles) = anyres::tiles(image, &p.pinpoints, side, p.filter) else {
             return Err(problem(&self.checkpoint.dir().join("preprocessor_config.json"), "no image_grid_pinpoints"));
         };
+        let features = self.features(&tiles.tiles)?;
+        Ok(self.pack(&features, &tiles)?.to_device(&Device::Cpu)?)
+    }
+
+    /// The tokens of one picture among several, `[g * g + 1, hidden]` on the CPU: one tile that shows it whole, and a
+    /// newline. transformers (since 4.48) cuts tiles only from a picture that is alone.
+    ///
+    /// # Errors
+    /// Tensor arithmetic only.
+    pub fn small_picture(&self, image: &Rgb) -> Result<Tensor, Error> {
+        let p = &self.model.preprocessing;
+        let tile = anyres::whole(image, self.model.vision.image_size, p.mean, p.filter);
+        let newline = self.newline.reshape((1, self.model.text.hidden_size))?;
+        Ok(Tensor::cat(&[self.features(&[tile])?, newline], 0)?.to_device(&Device::Cpu)?)
+    }
+
+    /// What tower and projector make of square tiles, `[tiles * g * g, hidden]` on the device.
+    fn features(&self, tiles: &[Rgb]) -> Result<Tensor, Error> {
+        let (p, side) = (&self.model.preprocessing, self.model.vision.image_size);
         let mut features = Vec::new();
-        for part in tiles.tiles.chunks(TILES) {
+        for part in tiles.chunks(TILES) {
             let mut pixels = Vec::with_capacity(part.len() * 3 * side * side);
             for tile in part {
                 for channel in 0..3 {
@@ -96,8 +121,7 @@ impl<'a> Embedder<'a> {
             let inner = self.linear1.forward(&seen.reshape((n * patches, width))?)?.gelu_erf()?;
             features.push(self.linear2.forward(&inner)?);
         }
-        let features = Tensor::cat(&features, 0)?;
-        Ok(self.pack(&features, &tiles)?.to_device(&Device::Cpu)?)
+        Ok(Tensor::cat(&features, 0)?)
     }
 
     /// `[tiles * g * g, hidden]` to the picture's tokens.
@@ -118,86 +142,92 @@ impl<'a> Embedder<'a> {
         Tensor::cat(&[overview, grid], 0)
     }
 
-    /// The prompt of one question, with a picture or without, generation prompt added.
-    fn prompt(&self, question: &str, picture: bool) -> Result<String, Error> {
-        let mut env = Environment::new();
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_trim_blocks(true);
-        env.set_lstrip_blocks(true);
-        env.add_function("raise_exception", |message: String| -> Result<minijinja::Value, JinjaError> {
-            Err(JinjaError::new(ErrorKind::InvalidOperation, message))
-        });
-        let mut content = vec![context! { type => "text", text => question }];
-        if picture {
-            content.insert(0, context! { type => "image" });
-        }
-        let values = context! {
-            messages => vec![context! { role => "user", content }],
-            add_generation_prompt => true,
-            bos_token => self.bos,
-            eos_token => self.eos,
-        };
-        env.render_str(&self.template, values)
-            .map_err(|e| problem(self.checkpoint.dir(), format!("the chat template cannot be applied: {e:#}")))
-    }
-
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+    fn encode(&self, text: &str, special: bool) -> Result<Encoding, Error> {
         let encoding = self.tokenizer.encode(text, special);
-        Ok(encoding.map_err(|e| problem(&self.checkpoint.dir().join("tokenizer.json"), e))?.get_ids().to_vec())
+        encoding.map_err(|e| problem(&self.checkpoint.dir().join("tokenizer.json"), e))
     }
 
-    /// A calibration sample: prompt with the picture, answer, end of turn. `what` names it in messages.
+    /// A calibration sample: the conversation with its pictures, up to the last answer and the end of its turn. Every
+    /// answer counts as answer. `what` names the conversation in messages.
     ///
     /// # Errors
-    /// An empty answer, a prompt without exactly one place for the picture, more than `max_tokens` tokens.
+    /// [`CalibrateError::Sample`] where the conversation is at fault: it does not end with an answer, the prompt has
+    /// not one place for each picture, more than `max_tokens` tokens.
     pub fn sample(
         &self,
-        what: &Path,
-        image: Option<&Rgb>,
-        question: &str,
-        answer: &str,
+        what: &str,
+        messages: &[Message],
+        pictures: &[Rgb],
         max_tokens: usize,
     ) -> Result<Sample, Error> {
-        let prompt = self.encode(&self.prompt(question, image.is_some())?, true)?;
-        let mut reply = self.encode(answer.trim(), false)?;
+        let unfit = |problem: String| Error::from(CalibrateError::Sample { what: what.into(), problem });
+        let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role == ASSISTANT) else {
+            return Err(unfit("there is no answer at the end".into()));
+        };
+        let prompt = self.template.conversation(before).map_err(|e| unfit(e.to_string()))?;
+        // A template may have written the token with which the tokenizer would begin.
+        let begun = !self.template.bos().is_empty() && prompt.text.starts_with(self.template.bos());
+        let (earlier, prompt) = (prompt.answers, self.encode(&prompt.text, !begun)?);
+        let mut reply = self.encode(last.text().trim(), false)?.get_ids().to_vec();
         if reply.is_empty() {
-            return Err(problem(what, "the answer is empty"));
+            return Err(unfit("the answer is empty".into()));
         }
         reply.extend(self.tokenizer.token_to_id(&self.eos));
-        let places: Vec<usize> =
-            (0..prompt.len()).filter(|&i| prompt[i] as usize == self.model.image_token_id).collect();
-        let pictures = usize::from(image.is_some());
-        if places.len() != pictures {
-            let why = format!("the prompt has {} places for a picture, not {pictures}", places.len());
-            return Err(problem(what, why));
+        let image = self.model.image_token_id;
+        let places = prompt.get_ids().iter().filter(|&&id| id as usize == image).count();
+        if places != pictures.len() {
+            return Err(unfit(format!("the prompt has {places} places for pictures, not {}", pictures.len())));
         }
-        // Without a picture nothing lies between the prompt's two parts.
-        let place = places.first().copied().unwrap_or(0);
-        let picture = image.map(|image| self.picture(image)).transpose()?;
-        let vision = picture.as_ref().map_or(Ok(0), |p| p.dim(0))?;
-        let tokens = prompt.len() - pictures + vision + reply.len();
+        let seen: Vec<Tensor> = pictures
+            .iter()
+            .map(|p| if places == 1 { self.picture(p) } else { self.small_picture(p) })
+            .collect::<Result<_, _>>()?;
+        let vision = seen.iter().map(|p| p.dim(0)).sum::<candle_core::Result<usize>>()?;
+        let tokens = prompt.len() - places + vision + reply.len();
         if tokens > max_tokens {
             let why =
-                format!("{tokens} tokens, {vision} of them the picture's; at most {max_tokens} fit (--max-tokens)");
-            return Err(problem(what, why));
+                format!("{tokens} tokens, {vision} of them the pictures'; at most {max_tokens} fit (--max-tokens)");
+            return Err(unfit(why));
         }
-        let text: Vec<u32> = prompt[place + pictures..].iter().chain(&reply).copied().collect();
-        let embeds = match picture {
-            Some(picture) => Tensor::cat(&[self.words(&prompt[..place])?, picture, self.words(&text)?], 0)?,
-            None => self.words(&text)?,
-        };
-        let mut kinds = vec![Kind::Other; place];
-        kinds.extend(vec![Kind::Vision; vision]);
-        kinds.extend(vec![Kind::Other; prompt.len() - place - pictures]);
-        kinds.extend(vec![Kind::Answer; reply.len()]);
-        let mut ids = prompt[..place].to_vec();
-        ids.extend(vec![prompt[place]; vision]);
-        ids.extend(text);
-        Ok(Sample { embeds, real: kinds.len(), kinds, ids })
+        self.lay(&prompt, &earlier, seen, reply)
     }
 
-    /// Rows of the embedding, `[n, hidden]` on the CPU.
-    fn words(&self, ids: &[u32]) -> Result<Tensor, Error> {
+    /// The tokens of prompt, pictures and reply one after the other. `earlier`: the bytes of the prompt's answers.
+    fn lay(
+        &self,
+        prompt: &Encoding,
+        earlier: &[Range<usize>],
+        pictures: Vec<Tensor>,
+        reply: Vec<u32>,
+    ) -> Result<Sample, Error> {
+        let image = self.model.image_token_id;
+        let (mut ids, mut kinds, mut embeds, mut words) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut pictures = pictures.into_iter();
+        for (&id, &(start, end)) in prompt.get_ids().iter().zip(prompt.get_offsets()) {
+            if let Some(picture) = (id as usize == image).then(|| pictures.next()).flatten() {
+                embeds.extend(self.words(&std::mem::take(&mut words))?);
+                ids.resize(ids.len() + picture.dim(0)?, id);
+                kinds.resize(ids.len(), Kind::Vision);
+                embeds.push(picture);
+                continue;
+            }
+            let answered = start < end && earlier.iter().any(|place| place.contains(&start));
+            kinds.push(if answered { Kind::Answer } else { Kind::Other });
+            ids.push(id);
+            words.push(id);
+        }
+        ids.extend(&reply);
+        kinds.resize(ids.len(), Kind::Answer);
+        words.extend(reply);
+        embeds.extend(self.words(&words)?);
+        Ok(Sample::new(Tensor::cat(&embeds, 0)?, kinds, ids))
+    }
+
+    /// Rows of the embedding, `[n, hidden]` on the CPU; none of none.
+    fn words(&self, ids: &[u32]) -> Result<Option<Tensor>, Error> {
+        if ids.is_empty() {
+            return Ok(None);
+        }
         let text = &self.model.text;
         let hidden = text.hidden_size;
         let name = "language_model.model.embed_tokens.weight";
@@ -212,24 +242,8 @@ impl<'a> Embedder<'a> {
             }
             data.extend(self.checkpoint.f32_range(name, &[text.vocab_size, hidden], at..at + hidden)?);
         }
-        Ok(Tensor::from_vec(data, (ids.len(), hidden), &Device::Cpu)?)
+        Ok(Some(Tensor::from_vec(data, (ids.len(), hidden), &Device::Cpu)?))
     }
-}
-
-/// The processor's chat template, else the tokenizer's.
-fn template(checkpoint: &Checkpoint) -> Result<String, Error> {
-    let path = checkpoint.dir().join("chat_template.jinja");
-    if let Ok(text) = std::fs::read_to_string(&path) {
-        return Ok(text);
-    }
-    for file in ["chat_template.json", "processor_config.json", "tokenizer_config.json"] {
-        if checkpoint.dir().join(file).exists()
-            && let Some(text) = checkpoint.json(file)?["chat_template"].as_str()
-        {
-            return Ok(text.into());
-        }
-    }
-    Err(problem(checkpoint.dir(), "no chat template; calibration needs one to word the prompts"))
 }
 
 /// PyTorch's bilinear interpolation, corners not aligned, of `[h, w, c]`.

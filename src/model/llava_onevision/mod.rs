@@ -2,6 +2,7 @@
 //! Follows transformers' `models/llava_onevision`.
 mod config;
 mod embed;
+mod tensors;
 
 pub use config::{LlavaOnevision, Preprocessing};
 pub use embed::Embedder;

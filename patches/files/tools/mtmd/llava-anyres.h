@@ -6,9 +6,9 @@
 #include <vector>
 
 // Geometry of LLaVA's any-res pictures, the same in preprocessing, graph and token count.
-// Follows transformers 4.45.2 (image_processing_utils.select_best_resolution, unpad_image and
-// LlavaOnevisionForConditionalGeneration.pack_image_features) down to the order of the double
-// operations: int() of a quotient that falls on an integer decides about a whole row of tokens.
+// Follows transformers 5 (image_processing_utils.select_best_resolution, unpad_image and
+// LlavaOnevisionModel.pack_image_features) down to the order of the double operations: int() of a
+// quotient that falls on an integer decides about a whole row of tokens.
 
 struct llava_anyres_size {
     int w = 0;
@@ -68,12 +68,13 @@ static inline llava_anyres_layout llava_anyres_plan(int grid_x, int grid_y, int 
     const int cur_w = grid_x * side;
     const int cur_h = grid_y * side;
     llava_anyres_layout l = { 0, 0, cur_w, cur_h, cur_w, cur_h };
-    if ((double) orig_w / orig_h > (double) cur_w / cur_h) {
-        const int new_h = (int) (orig_h * ((double) cur_w / orig_w));
+    // The reference truncates orig_h * (cur_w / orig_w) after rounding it to 7 decimals: the whole quotient.
+    if ((int64_t) orig_w * cur_h > (int64_t) cur_w * orig_h) {
+        const int new_h = (int) ((int64_t) orig_h * cur_w / orig_w);
         l.off_y = (cur_h - new_h) / 2;
         l.h     = cur_h - 2 * l.off_y;
     } else {
-        const int new_w = (int) (orig_w * ((double) cur_h / orig_h));
+        const int new_w = (int) ((int64_t) orig_w * cur_h / orig_h);
         l.off_x = (cur_w - new_w) / 2;
         l.w     = cur_w - 2 * l.off_x;
     }

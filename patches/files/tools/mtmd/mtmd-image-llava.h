@@ -59,3 +59,30 @@ mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess(const cl
     anyres.orig_ny = orig.height;
     return output;
 }
+
+// Where a prompt has several pictures, the reference shows the tower each of them once: centred on a
+// square of the mean colour, the odd pixel to the right or bottom, and one newline token behind.
+mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess_one_of_several(const clip_image_u8 & img) const {
+    const clip_image_size orig = img.get_size();
+    const int             tile = hparams.image_size;
+    const int             side = std::max(orig.width, orig.height);
+    if (side > 16384) {
+        throw std::runtime_error(string_format("a picture of %d x %d pixels beside others is too long to be squared", orig.width, orig.height));
+    }
+
+    std::array<uint8_t, 3> mean;
+    for (int i = 0; i < 3; i++) {
+        mean[i] = (uint8_t) (hparams.image_mean[i] * 255.0f);
+    }
+    clip_image_u8 square;
+    square.set_size({side, side}, img.is_placeholder());
+    img_tool::fill(square, mean);
+    img_tool::composite(square, img, (side - orig.width) / 2, (side - orig.height) / 2);
+    clip_image_u8 resized;
+    img_tool::resize(square, resized, {tile, tile}, RESIZE_ALGO_BICUBIC, PAD_NONE);
+
+    mtmd_image_preproc_out output;
+    output.append(hparams, resized, true);
+    output.entries.back().add_newline = true;
+    return output;
+}

@@ -147,6 +147,9 @@ ggml_cgraph * clip_graph_llava_onevision::build() {
     ggml_tensor * out = anyres.is_tiled()
         ? build_assembly(tiles)
         : ggml_reshape_2d(ctx0, tiles, tiles->ne[0], tiles->ne[1] * tiles->ne[2]);
+    if (img.add_newline) { // one of several pictures
+        out = ggml_concat(ctx0, out, ggml_reshape_2d(ctx0, model.image_newline, out->ne[0], 1), 1);
+    }
     ggml_build_forward_expand(gf, out);
     return gf;
 }

@@ -1,0 +1,89 @@
+//! `tokenizer.json` with the tokens that only its neighbours name, as transformers 5 completes it.
+use super::{CheckpointError, read_json};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// The roles whose tokens transformers adds to a vocabulary that lacks them, in its order.
+const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// `tokenizer.json` of `dir`. Added tokens that it lacks stand behind its own: those of `added_tokens_decoder` in
+/// `tokenizer_config.json`, or of `added_tokens.json` where that key is absent, then the special tokens.
+///
+/// # Errors
+/// A file that cannot be read, or an id that transformers would not give: the ids follow the vocabulary without a gap.
+pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
+    let mut json = read_json(&dir.join("tokenizer.json"))?;
+    let optional = |file: &str| {
+        let path = dir.join(file);
+        if path.exists() { read_json(&path) } else { Ok(Value::Null) }
+    };
+    let (config, added) = (optional("tokenizer_config.json")?, optional("added_tokens.json")?);
+    let missing = missing(&json, &config, &added);
+    if missing.is_empty() {
+        return Ok(json);
+    }
+    let mut next = next_id(&json);
+    for (declared, mut token) in missing {
+        if declared.is_some_and(|id| id != next) {
+            let field = format!("added token {}", token["content"]);
+            let want =
+                "the id behind the last token of tokenizer.json, as transformers counts; save the tokenizer again";
+            return Err(CheckpointError::Field { path: dir.join("tokenizer_config.json"), field, want });
+        }
+        token["id"] = next.into();
+        match json.get_mut("added_tokens").and_then(Value::as_array_mut) {
+            Some(list) => list.push(token),
+            None => json["added_tokens"] = json!([token]),
+        }
+        next += 1;
+    }
+    Ok(json)
+}
+
+/// Whether the vocabulary or the added tokens have it.
+fn has(json: &Value, content: &str) -> bool {
+    let added = json["added_tokens"].as_array().into_iter().flatten();
+    json["model"]["vocab"].get(content).is_some() || added.into_iter().any(|t| t["content"] == content)
+}
+
+fn next_id(json: &Value) -> u64 {
+    let added = json["added_tokens"].as_array().into_iter().flatten().filter_map(|t| t["id"].as_u64());
+    let vocab = json["model"]["vocab"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_u64());
+    added.chain(vocab).max().map_or(0, |id| id + 1)
+}
+
+/// Tokens that `tokenizer.json` lacks, as entries of its list, with the ids that the other files give them.
+fn missing(json: &Value, config: &Value, added: &Value) -> Vec<(Option<u64>, Value)> {
+    let token = |content: &str, special: bool, normalized: bool| {
+        json!({"content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": normalized,
+               "special": special})
+    };
+    let mut found: Vec<(Option<u64>, Value)> = Vec::new();
+    if let Some(decoder) = config["added_tokens_decoder"].as_object() {
+        for (id, entry) in decoder {
+            let flag = |key: &str| entry[key].as_bool().unwrap_or(false);
+            let Some(content) = entry["content"].as_str() else { continue };
+            let mut t = token(content, flag("special"), flag("normalized"));
+            ["single_word", "lstrip", "rstrip"].iter().for_each(|key| t[key] = flag(key).into());
+            found.push((id.parse().ok(), t));
+        }
+    } else {
+        for (content, id) in added.as_object().into_iter().flatten() {
+            found.push((id.as_u64(), token(content, false, true)));
+        }
+    }
+    found.sort_by_key(|(id, _)| *id);
+    let named = |v: &Value| v.as_str().or(v["content"].as_str()).map(str::to_string);
+    let roles = ROLES.iter().filter_map(|role| named(&config[*role]));
+    let lists = ["additional_special_tokens", "extra_special_tokens"].iter().flat_map(|key| match &config[*key] {
+        Value::Array(list) => list.iter().filter_map(named).collect::<Vec<_>>(),
+        Value::Object(map) => map.values().filter_map(named).collect(),
+        _ => Vec::new(),
+    });
+    found.extend(roles.chain(lists).map(|content| (None, token(&content, true, false))));
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|(_, t)| {
+        t["content"].as_str().is_some_and(|c| !c.is_empty() && !has(json, c) && seen.insert(c.to_string()))
+    });
+    found
+}

@@ -1,0 +1,157 @@
+//! The chat template that goes into a GGUF: the checkpoint's own, where llama.cpp makes the same prompts of it.
+//!
+//! llama.cpp gives a template every message's content as one string in which its media mark stands for each picture;
+//! to templates that leave strings out it gives a list with that string as its one text part. It never passes parts of
+//! type `image`. A template that places pictures by such parts therefore gets a head that makes them of the string, and
+//! a foot that puts the mark where the template wrote its own. What follows a picture in the GGUF's prompt is the
+//! runtime's to complete: for LLaVA-OneVision a line end, unless the prompt has it.
+use super::{ChatTemplate, Context, Form, Message, PromptError, lookup};
+use std::path::Path;
+
+/// llama.cpp's mark for a picture.
+pub const MARK: &str = "<__media__>";
+
+/// A template, and what the user should know about it.
+#[derive(Debug, Clone)]
+pub struct Adapted {
+    pub source: String,
+    pub note: Option<String>,
+}
+
+/// Makes typed parts of the strings that llama.cpp passes. Some of its programs put a number of their own into the mark
+/// (`<__media_17__>`), so that it is taken from the string. Contents that are lists already stay.
+const HEAD: &str = "\
+{#- Message contents that are strings become lists of parts: llama.cpp marks pictures inside of strings. -#}\n\
+{%- set picture = namespace(mark='', messages=[]) -%}\n\
+{%- for message in messages -%}\n\
+  {%- set turn = namespace(message=message) -%}\n\
+  {%- if message['content'] is string -%}\n\
+    {%- set made = namespace(parts=[], text='') -%}\n\
+    {%- for piece in message['content'].split('<__media') -%}\n\
+      {%- set made.text = piece -%}\n\
+      {%- if not loop.first -%}\n\
+        {%- set made.text = '<__media' + piece -%}\n\
+        {%- if '__>' in piece -%}\n\
+          {%- set picture.mark = '<__media' + piece.split('__>')[0] + '__>' -%}\n\
+          {%- set made.parts = made.parts + [{'type': 'image'}] -%}\n\
+          {%- set made.text = piece.split('__>', 1)[1] -%}\n\
+        {%- endif -%}\n\
+      {%- endif -%}\n\
+      {%- if made.text -%}\n\
+        {%- set made.parts = made.parts + [{'type': 'text', 'text': made.text}] -%}\n\
+      {%- endif -%}\n\
+    {%- endfor -%}\n\
+    {%- if not made.parts -%}\n\
+      {%- set made.parts = [{'type': 'text', 'text': ''}] -%}\n\
+    {%- endif -%}\n\
+    {%- set turn.message = dict(message, content=made.parts) -%}\n\
+  {%- endif -%}\n\
+  {%- set picture.messages = picture.messages + [turn.message] -%}\n\
+{%- endfor -%}\n\
+{%- set messages = picture.messages -%}\n\
+{%- set prompt -%}\n{{ '' }}";
+
+/// `source` behind [`HEAD`]; `image` is what it writes for a picture.
+fn wrap(source: &str, image: &str) -> String {
+    // Jinja drops one line end at a template's end, which is not this one's end any more.
+    let source = source.strip_suffix('\n').unwrap_or(source);
+    let image = image.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n");
+    format!(
+        "{HEAD}{source}{{{{ '' }}}}{{% endset -%}}\n\
+         {{{{ prompt | replace('{image}', picture.mark) if picture.mark else prompt }}}}"
+    )
+}
+
+/// Conversations that both must word alike: turns, system turns and pictures in several places.
+fn conversations() -> Vec<Vec<Message>> {
+    let m = Message::new;
+    let (system, answer) = (m("system", 0, "Be brief."), m("assistant", 0, "A red star."));
+    let (question, picture) = (m("user", 0, "What is it?"), m("user", 1, "What is in the picture?"));
+    let two = m("user", 2, "Which is larger?");
+    vec![
+        vec![question.clone()],
+        vec![picture.clone()],
+        vec![two.clone()],
+        vec![system.clone(), question.clone()],
+        vec![system.clone(), picture.clone()],
+        vec![picture.clone(), answer.clone(), question.clone()],
+        vec![system, question, answer.clone(), two, answer, picture],
+    ]
+}
+
+/// What the runtime makes of a prompt with marks: for LLaVA-OneVision a line end behind each picture with text behind it.
+fn completed(prompt: &str) -> String {
+    let mut pieces = prompt.split(MARK);
+    let mut out = pieces.next().unwrap_or_default().to_string();
+    for piece in pieces {
+        out.push_str(MARK);
+        if !piece.is_empty() && !piece.starts_with('\n') {
+            out.push('\n');
+        }
+        out.push_str(piece);
+    }
+    out
+}
+
+/// As llama.cpp passes it.
+fn as_string(message: &Message) -> Message {
+    let content = message.value(Form::Text, MARK);
+    Message::new(&message.role, 0, content["content"].as_str().unwrap_or_default())
+}
+
+/// Whether llama.cpp makes of `source` what transformers makes of `original`, `image` standing for a picture.
+///
+/// # Errors
+/// In words: where they differ.
+fn same(original: &ChatTemplate, source: &str, image: &str) -> Result<(), String> {
+    let context = Context { image: MARK.into(), ..original.context.clone() };
+    let runtime = ChatTemplate::new(source.into(), context, Form::Text).map_err(|e| e.to_string())?;
+    for messages in conversations() {
+        for add in [false, true] {
+            // What transformers cannot word (two users in a row, say) need not be worded.
+            let Ok(want) = original.render(&messages, add) else { continue };
+            let want = want.replace(image, MARK);
+            let strings: Vec<Message> = messages.iter().map(as_string).collect();
+            let got = completed(&runtime.render(&strings, add).map_err(|e| e.to_string())?);
+            if got != want {
+                return Err(format!("{got:?}, not {want:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The template of the checkpoint in `dir` for a GGUF; none where it has none.
+///
+/// # Errors
+/// A template file that cannot be read.
+pub fn read(dir: &Path) -> Result<Option<Adapted>, PromptError> {
+    let Some(source) = lookup::source(dir)? else { return Ok(None) };
+    let image = lookup::image(dir)?;
+    Ok(Some(match ChatTemplate::of(dir, source.clone()) {
+        Ok(original) => adapt(&original, &image),
+        Err(problem) => Adapted { source, note: Some(format!("{problem}; it is in the file as it is")) },
+    }))
+}
+
+/// The template as it is where llama.cpp words conversations with it as transformers does, else wrapped so that it does.
+/// `image` is what it writes for a picture.
+pub fn adapt(original: &ChatTemplate, image: &str) -> Adapted {
+    let source = original.source().to_owned();
+    let Err(difference) = same(original, &source, image) else { return Adapted { source, note: None } };
+    let wrapped = wrap(&source, image);
+    match same(original, &wrapped, image) {
+        Ok(()) => Adapted {
+            source: wrapped,
+            note: Some(
+                "the chat template places pictures by parts, which llama.cpp does not pass: lines in front of it make \
+                 them of llama.cpp's strings, and the prompts are transformers'"
+                    .into(),
+            ),
+        },
+        Err(_) => Adapted {
+            source,
+            note: Some(format!("llama.cpp words prompts otherwise than transformers: {difference}; check the answers")),
+        },
+    }
+}

@@ -1,0 +1,76 @@
+//! What enters each linear of a block, who produces it, and which linears are quantised together.
+use super::{Name, Trace};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// The linears that share an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Group {
+    /// q, k, v, behind the attention's norm.
+    Qkv,
+    /// o, behind v: only where v has as many outputs as o has inputs, or with scales shared by the query heads of a value
+    /// head.
+    O,
+    /// gate and up, behind the MLP's norm.
+    GateUp,
+    /// down, behind up.
+    Down,
+}
+
+/// What makes a group's input, so that its rows can be divided by what the group's columns are multiplied by. This holds
+/// for every architecture: norms of q and k, rotation, masks and norms behind a part stand on the far side of the
+/// group's linears, and both activations multiply up's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Producer {
+    /// The gain of the attention's norm.
+    AttnNorm,
+    /// The gain of the MLP's norm.
+    MlpNorm,
+    /// Rows and bias of a linear.
+    Linear(Name),
+}
+
+impl Group {
+    /// In the order of the forward pass.
+    pub const ALL: [Group; 4] = [Group::Qkv, Group::O, Group::GateUp, Group::Down];
+
+    pub fn linears(self) -> &'static [Name] {
+        match self {
+            Group::Qkv => &[Name::Q, Name::K, Name::V],
+            Group::O => &[Name::O],
+            Group::GateUp => &[Name::Gate, Name::Up],
+            Group::Down => &[Name::Down],
+        }
+    }
+
+    pub fn producer(self) -> Producer {
+        match self {
+            Group::Qkv => Producer::AttnNorm,
+            Group::O => Producer::Linear(Name::V),
+            Group::GateUp => Producer::MlpNorm,
+            Group::Down => Producer::Linear(Name::Up),
+        }
+    }
+
+    /// The group of a linear.
+    pub fn of(name: Name) -> Group {
+        match name {
+            Name::Q | Name::K | Name::V => Group::Qkv,
+            Name::O => Group::O,
+            Name::Gate | Name::Up => Group::GateUp,
+            Name::Down => Group::Down,
+        }
+    }
+}
+
+impl Trace {
+    /// What enters the linears of `group`, `[tokens, …]`.
+    pub fn input(&self, group: Group) -> &Tensor {
+        match group {
+            Group::Qkv => &self.attn_in,
+            Group::O => &self.o_in,
+            Group::GateUp => &self.mlp_in,
+            Group::Down => &self.down_in,
+        }
+    }
+}
