@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use half::f16;
-use mbq_convert::eval::stats::Rng;
+use mbq_convert::random::Rng;
 
 #[derive(Parser)]
 struct Args {

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use mbq_convert::ggml::{GgufFile, dequantize};
+use mbq_convert::ggml::dequantize;
+use mbq_convert::gguf::GgufFile;
 
 #[derive(Parser)]
 struct Args {
@@ -30,22 +31,18 @@ struct Args {
 const KINDS: [&str; 7] = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
 
 /// A GGUF file whose tensors are read one by one.
-struct Tensors {
-    header: GgufFile,
-    bytes: Vec<u8>,
-}
+struct Tensors(GgufFile);
 
 impl Tensors {
     fn open(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-        Ok(Self { header: GgufFile::open(path)?, bytes })
+        Ok(Self(GgufFile::open(path)?))
     }
 
     fn read(&self, name: &str) -> Result<Vec<f32>> {
-        let found = self.header.tensor(name);
-        let info = found.with_context(|| format!("{}: no tensor {name}", self.header.path.display()))?;
+        let found = self.0.tensor(name);
+        let info = found.with_context(|| format!("{}: no tensor {name}", self.0.path.display()))?;
         let ty = info.ty().with_context(|| format!("{name}: type {} is not known", info.type_id))?;
-        Ok(dequantize(ty, &self.bytes[info.offset as usize..][..info.size as usize])?)
+        Ok(dequantize(ty, self.0.data(info))?)
     }
 
     /// Mean of x^2 per input channel of a linear.
@@ -81,7 +78,7 @@ fn errors(reference: &[f32], other: &[f32], importance: &[f64]) -> [f64; 4] {
 fn main() -> Result<()> {
     let args = Args::parse();
     let (reference, imatrix) = (Tensors::open(&args.reference)?, Tensors::open(&args.imatrix)?);
-    let layers = (0..).take_while(|l| reference.header.tensor(&format!("blk.{l}.attn_q.weight")).is_some()).count();
+    let layers = (0..).take_while(|l| reference.0.tensor(&format!("blk.{l}.attn_q.weight")).is_some()).count();
     ensure!(layers > 0, "{}: no tensor blk.0.attn_q.weight", args.reference.display());
     for path in &args.files {
         let file = Tensors::open(path)?;

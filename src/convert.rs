@@ -2,9 +2,11 @@
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
-use crate::ggml::{GgmlType, Gguf};
+use crate::ggml::GgmlType;
 use crate::gguf::plan::{self, Planned, TypeChoice};
-use crate::gguf::{self, Card, Changes, Encoder, FileType, General, GgufError, Name, Output, PAIR_KEY, Vocabulary};
+use crate::gguf::{
+    self, Card, Changes, Encoder, FileType, General, GgufError, Header, Name, Output, PAIR_KEY, Vocabulary,
+};
 use crate::model::{ConfigError, TextArch, llava_onevision::LlavaOnevision};
 use crate::quant::fold::Folds;
 use serde::Serialize;
@@ -113,18 +115,18 @@ pub fn convert(
         General { name: model_name(checkpoint, options, &text_plan), card, repository: options.repository.clone() };
     let [path, mmproj_path, record_path] = paths(&general.name, options);
 
-    let mut header = Gguf::new();
-    gguf::text_metadata(&mut header, &general, &model.text, options.types.file).map_err(GgufError::Header)?;
+    let mut header = Header::default();
+    gguf::text_metadata(&mut header.metadata, &general, &model.text, options.types.file);
     if options.types.file == FileType::Plain(GgmlType::MBQ3) {
-        gguf::mbq_metadata(&mut header, &calibration.method()).map_err(GgufError::Header)?;
+        gguf::mbq_metadata(&mut header.metadata, &calibration.method());
     }
-    vocabulary.write(&mut header).map_err(GgufError::Header)?;
+    vocabulary.write(&mut header.metadata);
     let pair = gguf::pair_id(checkpoint, &model, &vision_plan)?;
-    header.set_str(PAIR_KEY, &pair).map_err(GgufError::Header)?;
+    header.metadata.set(PAIR_KEY, &pair);
     gguf::list(&mut header, &text_plan)?;
-    let mut vision_header = Gguf::new();
-    gguf::vision_metadata(&mut vision_header, &general, &model, options.mmproj_type).map_err(GgufError::Header)?;
-    vision_header.set_str(PAIR_KEY, &pair).map_err(GgufError::Header)?;
+    let mut vision_header = Header::default();
+    gguf::vision_metadata(&mut vision_header.metadata, &general, &model, options.mmproj_type);
+    vision_header.metadata.set(PAIR_KEY, &pair);
     gguf::list(&mut vision_header, &vision_plan)?;
 
     let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];

@@ -222,8 +222,8 @@ fn every_type_converts() {
         let out = dir.path().join("o.gguf");
         let done = convert(&model, &out, &["--type", &ty.to_string(), "--quiet"]);
         assert!(done.status.success(), "{ty}: {}", text(&done.stderr));
-        let file = mbq_convert::ggml::GgufFile::open(&out).unwrap();
-        assert_eq!(file.metadata["general.file_type"].as_u64(), Some(ty.id().into()), "{ty}");
+        let file = mbq_convert::gguf::GgufFile::open(&out).unwrap();
+        assert_eq!(file.metadata.u64("general.file_type"), Some(ty.id().into()), "{ty}");
         if let mbq_convert::gguf::FileType::Plain(t) = ty {
             assert_eq!(file.tensor("blk.0.attn_q.weight").unwrap().ty(), Some(t));
         }

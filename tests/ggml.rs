@@ -1,7 +1,7 @@
 //! The ggml wrapper against facts that do not come from ggml: the block layouts of the GGUF
-//! specification, the `half` crate, and a header taken apart by hand.
+//! specification and the `half` crate.
 
-use mbq_convert::ggml::{GgmlError, GgmlType, Gguf, GgufFile, Value, dequantize, quantize_rows, validate};
+use mbq_convert::ggml::{GgmlError, GgmlType, dequantize, quantize_rows, validate};
 use rayon::prelude::*;
 
 /// Deterministic values in [-1, 1): a multiplicative congruential sequence.
@@ -127,88 +127,4 @@ fn unaligned_blocks_decode_alike() {
     let mut shifted = vec![0u8];
     shifted.extend(&bytes);
     assert_eq!(dequantize(GgmlType::Q6_K, &shifted[1..]).unwrap(), dequantize(GgmlType::Q6_K, &bytes).unwrap());
-}
-
-fn example() -> Gguf {
-    let mut gguf = Gguf::new();
-    gguf.set_str("general.architecture", "qwen2").unwrap();
-    gguf.set_u32("qwen2.block_count", 3).unwrap();
-    gguf.set_f32("qwen2.epsilon", 1e-6).unwrap();
-    gguf.set_bool("add_bos", true).unwrap();
-    gguf.set_str_array("tokens", &["a", "é", ""]).unwrap();
-    gguf.set_i32_array("types", &[1, -2]).unwrap();
-    gguf.set_f32_array("empty", &[]).unwrap();
-    gguf.add_tensor("a.weight", GgmlType::MBQ3, &[128, 3]).unwrap();
-    gguf.add_tensor("b.weight", GgmlType::F32, &[5]).unwrap();
-    gguf.add_tensor("c.weight", GgmlType::Q8_0, &[32, 2, 2]).unwrap();
-    gguf
-}
-
-#[test]
-fn header_bytes_follow_the_specification() {
-    let meta = example().meta();
-    let u32_at = |at: usize| u32::from_le_bytes(meta[at..at + 4].try_into().unwrap());
-    let u64_at = |at: usize| u64::from_le_bytes(meta[at..at + 8].try_into().unwrap());
-    assert_eq!(&meta[..4], b"GGUF");
-    assert_eq!((u32_at(4), u64_at(8), u64_at(16)), (3, 3, 7));
-    // First key: length, text, type string (8), length, text.
-    let key = b"general.architecture";
-    assert_eq!(u64_at(24), key.len() as u64);
-    assert_eq!(&meta[32..52], key);
-    assert_eq!((u32_at(52), u64_at(56)), (8, 5));
-    assert_eq!(&meta[64..69], b"qwen2");
-    assert_eq!(meta.len() % 32, 0);
-    // The entry of b.weight: name, 1 dimension of 5, type 0, offset 3 * 52 rounded up to 32.
-    let name = b"b.weight";
-    let at = meta.windows(8).position(|w| w == name).unwrap() + 8;
-    assert_eq!((u32_at(at), u64_at(at + 4), u32_at(at + 12), u64_at(at + 16)), (1, 5, 0, 160));
-}
-
-#[test]
-fn a_written_file_reads_back() {
-    let gguf = example();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("model.gguf");
-    let mut file = Vec::new();
-    gguf.write_meta(&mut file).unwrap();
-    assert_eq!(file.len() as u64, gguf.data_offset());
-    file.resize(file.len() + 160 + 32 + 136, 0);
-    std::fs::write(&path, &file).unwrap();
-
-    let read = GgufFile::open(&path).unwrap();
-    assert_eq!(read.version, 3);
-    assert_eq!(read.data_offset, gguf.data_offset());
-    assert_eq!(read.metadata["general.architecture"].as_str(), Some("qwen2"));
-    assert_eq!(read.metadata["qwen2.block_count"].as_u64(), Some(3));
-    assert_eq!(read.metadata["qwen2.epsilon"].as_f64(), Some(f64::from(1e-6f32)));
-    assert_eq!(read.metadata["add_bos"], Value::Bool(true));
-    let tokens: Vec<_> = read.metadata["tokens"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-    assert_eq!(tokens, ["a", "é", ""]);
-    assert_eq!(read.metadata["types"], Value::Array(vec![Value::I64(1), Value::I64(-2)]));
-    assert_eq!(read.metadata["empty"], Value::Array(vec![]));
-    let c = read.tensor("c.weight").unwrap();
-    assert_eq!((c.ty(), c.shape.as_slice(), c.size), (Some(GgmlType::Q8_0), &[32, 2, 2][..], 136));
-    assert_eq!(c.offset - read.data_offset, gguf.tensor_offset("c.weight").unwrap());
-    assert_eq!(read.tensor("a.weight").unwrap().ty(), Some(GgmlType::MBQ3));
-
-    // Truncated data and a broken header are errors that name the file.
-    for cut in [file.len() - 1, 40, 3, 0] {
-        std::fs::write(&path, &file[..cut]).unwrap();
-        let error = GgufFile::open(&path).unwrap_err().to_string();
-        assert!(error.contains("model.gguf"), "{error}");
-    }
-}
-
-#[test]
-fn bad_header_entries_are_refused() {
-    let mut gguf = example();
-    let error = |r: Result<&mut Gguf, GgmlError>| r.err().expect("refused").to_string();
-    assert!(error(gguf.add_tensor("a.weight", GgmlType::F32, &[1])).contains("listed twice"));
-    assert!(error(gguf.add_tensor(&"x".repeat(64), GgmlType::F32, &[1])).contains("1 to 63 bytes"));
-    assert!(error(gguf.add_tensor("d", GgmlType::MBQ3, &[64])).contains("do not fit mbq3"));
-    assert!(error(gguf.add_tensor("d", GgmlType::F32, &[1, 1, 1, 1, 1])).contains("dimensions"));
-    assert!(error(gguf.add_tensor("d", GgmlType::F32, &[usize::MAX, 2])).contains("too many"));
-    assert!(error(gguf.set_str("key", "a\0b")).contains("NUL"));
-    assert!(error(gguf.set_str("", "a")).contains("empty"));
-    assert!(error(gguf.set_u32("general.alignment", 3)).contains("alignment"));
 }

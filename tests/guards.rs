@@ -1,7 +1,7 @@
 //! Checkpoints as people have them that are not a plain model: refused by name, or read as transformers reads them.
 mod tiny;
 
-use mbq_convert::ggml::GgufFile;
+use mbq_convert::gguf::GgufFile;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -409,8 +409,31 @@ fn tokens_that_tokenizer_json_lacks() {
     };
     let token = |run: &Run, id: usize| {
         let file = GgufFile::open(&run.file("o.gguf")).unwrap();
-        let types = file.metadata["tokenizer.ggml.token_type"].as_array().unwrap()[id].as_u64().unwrap();
-        (file.metadata["tokenizer.ggml.tokens"].as_array().unwrap()[id].as_str().unwrap().to_string(), types)
+        let types = file
+            .metadata
+            .get("tokenizer.ggml.token_type")
+            .unwrap()
+            .as_array()
+            .unwrap()
+            .iter()
+            .nth(id)
+            .unwrap()
+            .as_u64()
+            .unwrap();
+        (
+            file.metadata
+                .get("tokenizer.ggml.tokens")
+                .unwrap()
+                .as_array()
+                .unwrap()
+                .iter()
+                .nth(id)
+                .unwrap()
+                .as_str()
+                .unwrap()
+                .to_string(),
+            types,
+        )
     };
     let entry = |special: bool| json!({"content": "<answer>", "special": special, "normalized": false});
     let decoder =

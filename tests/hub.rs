@@ -132,8 +132,8 @@ fn a_model_is_downloaded_once_and_converted() {
     assert_eq!(std::fs::read(snapshot.join("config.json")).unwrap(), std::fs::read(model.join("config.json")).unwrap());
     assert_eq!(std::fs::read_to_string(home.join("hub/models--org--tiny/refs/main")).unwrap(), SHA);
 
-    let file = mbq_convert::ggml::GgufFile::open(&out).unwrap();
-    let string = |key: &str| file.metadata[key].as_str().unwrap().to_string();
+    let file = mbq_convert::gguf::GgufFile::open(&out).unwrap();
+    let string = |key: &str| file.metadata.get(key).unwrap().as_str().unwrap().to_string();
     assert_eq!(string("general.name"), "tiny");
     assert_eq!(string("general.source.huggingface.repository"), "org/tiny");
     assert_eq!(string("general.license"), "mit");
@@ -244,8 +244,8 @@ fn a_snapshot_has_its_models_name() {
     let out = parent.path().join("o.gguf");
     let done = program().arg(&snapshot).args(["--type", "q4_0", "--method", "rtn", "-o"]).arg(&out).output().unwrap();
     assert!(done.status.success(), "{}", text(&done.stderr));
-    let file = mbq_convert::ggml::GgufFile::open(&out).unwrap();
-    let string = |key: &str| file.metadata[key].as_str().unwrap().to_string();
+    let file = mbq_convert::gguf::GgufFile::open(&out).unwrap();
+    let string = |key: &str| file.metadata.get(key).unwrap().as_str().unwrap().to_string();
     assert_eq!(string("general.name"), "tiny-0.5b-chat");
     assert_eq!(string("general.source.huggingface.repository"), "org/tiny-0.5b-chat");
 }

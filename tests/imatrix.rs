@@ -2,7 +2,7 @@
 mod common;
 
 use common::{root, runtime_dir};
-use mbq_convert::ggml::GgufFile;
+use mbq_convert::gguf::GgufFile;
 use mbq_convert::runtime;
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,7 @@ fn equal_share(a: &Path, b: &Path) -> f64 {
         }
         let right = b.tensor(&left.name).unwrap();
         assert_eq!((left.type_id, left.size), (right.type_id, right.size), "{}", left.name);
-        let (from, other, size) = (left.offset as usize, right.offset as usize, left.size as usize);
+        let (from, other, size) = (left.offset as usize, right.offset as usize, left.size.unwrap() as usize);
         let pairs = a_bytes[from..from + size].iter().zip(&b_bytes[other..other + size]);
         same += pairs.filter(|(x, y)| x == y).count();
         all += size;

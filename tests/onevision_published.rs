@@ -4,7 +4,8 @@
 mod tiny;
 
 use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::ggml::{GgmlType, GgufFile};
+use mbq_convert::ggml::GgmlType;
+use mbq_convert::gguf::GgufFile;
 use mbq_convert::image::anyres::{Size, best_pinpoint, shrunk, unpadded};
 use mbq_convert::model::llava_onevision::LlavaOnevision;
 use serde_json::{Value, json};
@@ -189,7 +190,7 @@ fn pairs(parent: &Path) -> PathBuf {
 
 fn check_files(folder: &Path, ty: GgmlType) {
     let model = GgufFile::open(&folder.join("model.gguf")).unwrap();
-    let number = |key: &str| model.metadata[key].as_u64();
+    let number = |key: &str| model.metadata.get(key).unwrap().as_u64();
     for (key, value) in [
         ("qwen2.embedding_length", HIDDEN),
         ("qwen2.feed_forward_length", INNER),
@@ -204,13 +205,14 @@ fn check_files(folder: &Path, ty: GgmlType) {
     ] {
         assert_eq!(number(key), Some(value as u64), "{key}");
     }
-    assert_eq!(model.metadata["tokenizer.ggml.add_bos_token"], mbq_convert::ggml::Value::Bool(false));
-    assert_eq!(model.metadata["tokenizer.ggml.pre"].as_str(), Some("qwen2"));
+    assert_eq!(model.metadata.get("tokenizer.ggml.add_bos_token").unwrap(), &mbq_convert::gguf::Value::Bool(false));
+    assert_eq!(model.metadata.get("tokenizer.ggml.pre").unwrap().as_str(), Some("qwen2"));
     // 7 weights, 3 biases, 2 norms; embedding and norm. The head is the embedding.
     assert_eq!(model.tensors.len(), 12 + 2);
     assert_eq!(model.tensor("blk.0.attn_q.weight").unwrap().ty(), Some(ty));
-    let types = model.metadata["tokenizer.ggml.token_type"].as_array().unwrap();
-    let unused = types.iter().rev().take_while(|t| t.as_u64() == Some(5)).count();
+    let types = model.metadata.get("tokenizer.ggml.token_type").unwrap().as_array().unwrap();
+    let types: Vec<_> = types.iter().map(|t| t.as_u64()).collect();
+    let unused = types.iter().rev().take_while(|t| **t == Some(5)).count();
     assert_eq!((types.len(), unused), (VOCAB, UNUSED));
 
     let mmproj = GgufFile::open(&folder.join("mmproj-model-f16.gguf")).unwrap();
@@ -223,9 +225,9 @@ fn check_files(folder: &Path, ty: GgmlType) {
         ("projection_dim", HIDDEN),
         ("anyres_max", 9),
     ] {
-        assert_eq!(mmproj.metadata[&format!("clip.vision.{key}")].as_u64(), Some(value as u64), "{key}");
+        assert_eq!(mmproj.metadata.get(&format!("clip.vision.{key}")).unwrap().as_u64(), Some(value as u64), "{key}");
     }
-    let points = mmproj.metadata["clip.vision.image_grid_pinpoints"].as_array().unwrap();
+    let points = mmproj.metadata.get("clip.vision.image_grid_pinpoints").unwrap().as_array().unwrap();
     let points: Vec<_> = points.iter().map(|p| p.as_u64().unwrap()).collect();
     assert_eq!((points.len(), &points[2..4], &points[70..]), (72, &[768, 384][..], &[2304, 2304][..]));
     // 16 tensors a block, 3 embeddings, 4 of the projector, the newline; the last norm is not read.

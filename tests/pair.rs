@@ -95,9 +95,9 @@ fn chat_refuses_a_wrong_pair_of_ours() {
     assert!(chat(dir.path(), &dir.path().join("plain/another.gguf"), &[]).contains(reached));
     // A vision file of another program has no id.
     let theirs = dir.path().join("theirs.gguf");
-    let mut header = mbq_convert::ggml::Gguf::new();
-    header.set_str("general.architecture", "clip").unwrap();
-    std::fs::write(&theirs, header.meta()).unwrap();
+    let mut header = mbq_convert::gguf::Header::default();
+    header.metadata.set("general.architecture", "clip");
+    std::fs::write(&theirs, header.encode()).unwrap();
     assert!(chat(dir.path(), &turned, &["--mmproj", theirs.to_str().unwrap()]).contains(reached));
 }
 

@@ -1,6 +1,7 @@
 //! A rotated checkpoint computes the same, picture and text.
 use candle_core::{Device, Tensor};
 use mbq_convert::calibrate::Model;
+use mbq_convert::calibrate::pairs::Conversation;
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::events::{Event, Observer};
 use mbq_convert::image::load_rgb;
@@ -23,7 +24,8 @@ fn log_probabilities(dir: &Path) -> Tensor {
     let config = LlavaOnevision::read(&checkpoint).unwrap();
     let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let rgb = load_rgb(&picture).unwrap();
-    let sample = embedder.sample(&picture, Some(&rgb), "What is in the picture?", "a red star", 4096).unwrap();
+    let messages = Conversation::single("What is in the picture?", "a red star", true);
+    let sample = embedder.sample("red star", &messages, &[rgb], 4096).unwrap();
     let model = Model::new(&checkpoint, &config.text, sample.real, Device::Cpu).unwrap();
     let span = [Span::new(0, sample.real)];
     let mut x = sample.embeds;

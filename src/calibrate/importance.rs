@@ -5,8 +5,8 @@ use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
 use super::sensitivity::Ratios;
 use crate::Error;
-use crate::ggml::{GgmlType, Gguf, GgufFile};
-use crate::gguf::{FileType, GgufError, Output, TypeChoice, plan};
+use crate::ggml::GgmlType;
+use crate::gguf::{Array, FileType, GgufError, GgufFile, Header, Output, TypeChoice, plan};
 use crate::model::TextConfig;
 use crate::model::weights::tensor_name;
 use crate::quant::fold::Folds;
@@ -129,8 +129,7 @@ impl Importance {
     /// Not such a file, a linear's row is missing or of another length, or its sums are all 0, negative or not finite.
     pub fn read(path: &Path, config: &TextConfig) -> std::result::Result<Self, Error> {
         let fail = |problem: String| Error::from(CalibrateError::File { path: path.into(), problem });
-        let file = GgufFile::open(path).map_err(GgufError::Header)?;
-        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let file = GgufFile::open(path).map_err(GgufError::from)?;
         let values = |name: String, want: usize| -> std::result::Result<Vec<f64>, Error> {
             let info = file
                 .tensor(&name)
@@ -138,9 +137,8 @@ impl Importance {
             if info.ty() != Some(GgmlType::F32) || info.elements() != want {
                 return Err(fail(format!("tensor `{name}`: expected {want} values in f32")));
             }
-            // invariant: GgufFile::open has checked that the data ends inside the file.
-            let data = &bytes[info.offset as usize..][..info.size as usize];
-            let values = data.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            let values =
+                file.data(info).chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
             Ok(values.collect())
         };
         let mut this = Importance::default();
@@ -167,26 +165,22 @@ impl Importance {
     pub fn write(&self, config: &TextConfig, dataset: &str, path: &Path) -> std::result::Result<(), Error> {
         let file = TypeChoice::of(FileType::Plain(GgmlType::F32));
         let means = self.means();
-        let (mut header, mut data) = (Gguf::new(), Vec::new());
-        let mut list = || -> std::result::Result<(), crate::ggml::GgmlError> {
-            header.set_str("general.type", "imatrix")?.set_str_array("imatrix.datasets", &[dataset])?;
-            header.set_u32("imatrix.chunk_count", self.samples as u32)?;
-            header.set_u32("imatrix.chunk_size", self.longest as u32)?;
-            for tensor in plan::text(config, &file) {
-                let Some(mean) = means.get(&tensor.source) else { continue };
-                header.add_tensor(&format!("{}.in_sum2", tensor.name), GgmlType::F32, &[mean.len(), 1])?;
-                header.add_tensor(&format!("{}.counts", tensor.name), GgmlType::F32, &[1, 1])?;
-                data.push(mean.iter().map(|m| m * self.tokens as f32).collect());
-                data.push(vec![self.tokens as f32]);
-            }
-            Ok(())
-        };
-        list().map_err(GgufError::Header)?;
+        let (mut header, mut data) = (Header::default(), Vec::new());
+        let keys = &mut header.metadata;
+        keys.set("general.type", "imatrix").set_array("imatrix.datasets", Array::strings(&[dataset]));
+        keys.set("imatrix.chunk_count", self.samples as u32).set("imatrix.chunk_size", self.longest as u32);
+        for tensor in plan::text(config, &file) {
+            let Some(mean) = means.get(&tensor.source) else { continue };
+            header.add_tensor(&format!("{}.in_sum2", tensor.name), GgmlType::F32, &[mean.len(), 1])?;
+            header.add_tensor(&format!("{}.counts", tensor.name), GgmlType::F32, &[1, 1])?;
+            data.push(mean.iter().map(|m| m * self.tokens as f32).collect());
+            data.push(vec![self.tokens as f32]);
+        }
         let mut output = Output::create(path)?;
-        output.write(&header.meta())?;
+        output.write(&header.encode())?;
         for values in data {
             let mut bytes: Vec<u8> = values.iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
-            bytes.resize(bytes.len().next_multiple_of(header.alignment()), 0);
+            bytes.resize(bytes.len().next_multiple_of(header.alignment() as usize), 0);
             output.write(&bytes)?;
         }
         Ok(Output::publish(vec![output])?)

@@ -7,7 +7,6 @@
 pub mod cache;
 pub mod data;
 pub mod engine;
-pub mod header;
 pub mod html;
 mod models;
 pub mod plot;

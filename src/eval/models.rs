@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use super::data::Questions;
-use super::header::Header;
 use super::projectors::Projectors;
 use super::run::{EvalError, Setup};
 use crate::digest::hex;
 use crate::events::{Event, Observer};
+use crate::gguf::GgufFile;
 
 /// What the files' headers say, and their digests.
 pub(super) struct Models {
-    pub reference: Header,
-    pub candidates: Vec<Header>,
+    pub reference: GgufFile,
+    pub candidates: Vec<GgufFile>,
     projectors: Option<Projectors>,
     /// SHA-256 of the models, then of the projectors.
     digests: Vec<String>,
@@ -30,7 +30,7 @@ impl Models {
     /// A file that is not what it is given as; vocabularies that differ; a model without projector; bad questions.
     pub fn read(setup: &Setup) -> Result<(Self, Questions), EvalError> {
         let text = |path: &PathBuf| {
-            let header = Header::read(path)?;
+            let header = GgufFile::open(path)?;
             if header.architecture() == "clip" {
                 return Err(EvalError::IsProjector { path: path.into() });
             }
@@ -44,7 +44,7 @@ impl Models {
                 return Err(EvalError::Vocabulary { candidate, reference, what });
             }
         }
-        let given = setup.mmproj.iter().map(|path| Header::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let given = setup.mmproj.iter().map(|path| GgufFile::open(path)).collect::<Result<Vec<_>, _>>()?;
         if let Some(header) = given.iter().find(|header| header.architecture() != "clip") {
             let architecture = header.architecture().to_owned();
             return Err(EvalError::NotProjector { path: header.path.clone(), architecture });
@@ -54,7 +54,7 @@ impl Models {
             0 => None,
             pictures if given.is_empty() => return Err(EvalError::NoProjector(pictures)),
             _ => {
-                let models: Vec<&Header> = std::iter::once(&reference).chain(&candidates).collect();
+                let models: Vec<&GgufFile> = std::iter::once(&reference).chain(&candidates).collect();
                 Some(Projectors::assign(&models, given)?)
             }
         };
@@ -67,10 +67,10 @@ impl Models {
     /// A file that cannot be read.
     pub fn hash(&mut self, observer: &dyn Observer) -> Result<(), EvalError> {
         let models = std::iter::once(&self.reference).chain(&self.candidates);
-        let all: Vec<&Header> = models.chain(self.projectors.iter().flat_map(|p| &p.files)).collect();
+        let all: Vec<&GgufFile> = models.chain(self.projectors.iter().flat_map(|p| &p.files)).collect();
         observer.event(Event::PhaseStart { name: "checksums".into(), total: all.len() as u64, unit: "files" });
         for header in all {
-            self.digests.push(hex(&header.digest()?));
+            self.digests.push(hex(&header.digest()));
             observer.event(Event::Advance { n: 1, detail: name(&header.path) });
         }
         observer.event(Event::PhaseEnd);
@@ -83,14 +83,14 @@ impl Models {
     }
 
     /// The projector of model `i` and its digest, once they are hashed.
-    pub fn projector(&self, i: usize) -> Option<(&Header, &str)> {
+    pub fn projector(&self, i: usize) -> Option<(&GgufFile, &str)> {
         let projectors = self.projectors.as_ref()?;
         let at = projectors.of(i);
         Some((&projectors.files[at], &self.digests[1 + self.candidates.len() + at]))
     }
 
     /// The projector of model `i` where it is not the reference's.
-    pub fn own_projector(&self, i: usize) -> Option<(&Header, &str)> {
+    pub fn own_projector(&self, i: usize) -> Option<(&GgufFile, &str)> {
         self.projector(i).filter(|own| self.projector(0).is_some_and(|reference| reference.1 != own.1))
     }
 }

@@ -5,14 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::header::Header;
 use super::run::EvalError;
-use crate::gguf::{GgufError, PAIR_KEY};
+use crate::gguf::{GgufError, GgufFile, PAIR_KEY};
 
 /// The projectors in use.
 #[derive(Debug)]
 pub(super) struct Projectors {
-    pub files: Vec<Header>,
+    pub files: Vec<GgufFile>,
     /// For the reference, then for each candidate: its place in `files`.
     of: Vec<usize>,
 }
@@ -23,7 +22,7 @@ impl Projectors {
     ///
     /// # Errors
     /// A model has none, or a given one is no model's.
-    pub fn assign(models: &[&Header], given: Vec<Header>) -> Result<Self, EvalError> {
+    pub fn assign(models: &[&GgufFile], given: Vec<GgufFile>) -> Result<Self, EvalError> {
         let count = given.len();
         let mut this = Projectors { files: given, of: Vec::new() };
         for model in models {
@@ -41,9 +40,9 @@ impl Projectors {
         self.of[i]
     }
 
-    fn find(&mut self, model: &Header) -> Result<usize, EvalError> {
-        let Some(id) = model.string(PAIR_KEY) else { return Ok(0) };
-        let ids = || self.files.iter().map(|f| f.string(PAIR_KEY));
+    fn find(&mut self, model: &GgufFile) -> Result<usize, EvalError> {
+        let Some(id) = model.metadata.str(PAIR_KEY) else { return Ok(0) };
+        let ids = || self.files.iter().map(|f| f.metadata.str(PAIR_KEY));
         if let Some(at) = ids().position(|other| other == Some(id)).or_else(|| ids().position(|other| other.is_none()))
         {
             return Ok(at);
@@ -62,7 +61,7 @@ impl Projectors {
 }
 
 /// The first file of the model's folder that is a projector with this id.
-fn beside(model: &Path, id: &str) -> Option<Header> {
+fn beside(model: &Path, id: &str) -> Option<GgufFile> {
     let dir = model.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let files = std::fs::read_dir(dir).ok()?.filter_map(|f| Some(f.ok()?.path()));
     let named = |path: &PathBuf| {
@@ -71,23 +70,23 @@ fn beside(model: &Path, id: &str) -> Option<Header> {
     };
     let mut files: Vec<PathBuf> = files.filter(named).collect();
     files.sort();
-    let mut headers = files.iter().filter_map(|path| Header::read(path).ok());
-    headers.find(|h| h.architecture() == "clip" && h.string(PAIR_KEY) == Some(id))
+    let mut headers = files.iter().filter_map(|path| GgufFile::open(path).ok());
+    headers.find(|h| h.architecture() == "clip" && h.metadata.str(PAIR_KEY) == Some(id))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ggml::Gguf;
+    use crate::gguf::Header;
 
-    fn file(path: PathBuf, architecture: &str, id: Option<&str>) -> Header {
-        let mut header = Gguf::new();
-        header.set_str("general.architecture", architecture).unwrap();
+    fn file(path: PathBuf, architecture: &str, id: Option<&str>) -> GgufFile {
+        let mut header = Header::default();
+        header.metadata.set("general.architecture", architecture);
         if let Some(id) = id {
-            header.set_str(PAIR_KEY, id).unwrap();
+            header.metadata.set(PAIR_KEY, id);
         }
-        std::fs::write(&path, header.meta()).unwrap();
-        Header::read(&path).unwrap()
+        std::fs::write(&path, header.encode()).unwrap();
+        GgufFile::open(&path).unwrap()
     }
 
     #[test]
@@ -101,15 +100,15 @@ mod tests {
         let (plain, rotated, other) =
             (text("f16.gguf", Some("a")), text("rotated/q.gguf", Some("b")), text("o.gguf", None));
         let give = || mmproj("mmproj-f16.gguf", Some("a"));
-        let assign = |models: &[&Header], given| Projectors::assign(models, given).map(|p| p.of);
+        let assign = |models: &[&GgufFile], given| Projectors::assign(models, given).map(|p| p.of);
 
         assert_eq!(assign(&[&plain, &plain, &other], vec![give()]).unwrap(), [0, 0, 0]);
         let error = assign(&[&plain, &rotated], vec![give()]).unwrap_err().to_string();
         assert!(error.contains("rotated/q.gguf") && error.contains("/mmproj-f16.gguf does not belong"), "{error}");
-        let theirs = mmproj("others/mmproj.gguf", None);
-        assert_eq!(assign(&[&rotated, &plain], vec![theirs.clone()]).unwrap(), [0, 0]);
-        assert_eq!(assign(&[&plain, &rotated], vec![theirs.clone(), give()]).unwrap(), [1, 0]);
-        let error = assign(&[&plain], vec![theirs, give()]).unwrap_err().to_string();
+        let theirs = || mmproj("others/mmproj.gguf", None);
+        assert_eq!(assign(&[&rotated, &plain], vec![theirs()]).unwrap(), [0, 0]);
+        assert_eq!(assign(&[&plain, &rotated], vec![theirs(), give()]).unwrap(), [1, 0]);
+        let error = assign(&[&plain], vec![theirs(), give()]).unwrap_err().to_string();
         assert!(error.contains("others/mmproj.gguf") && error.contains("no model"), "{error}");
 
         // Beside the candidate, whatever its name says.

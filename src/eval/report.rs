@@ -8,11 +8,11 @@ use serde::Serialize;
 use super::cache;
 use super::data::{Question, Questions};
 use super::engine::{Runtime, Times};
-use super::header::Header;
 use super::record::{self, Measures, Outcome};
 use super::run::Setup;
 use super::stats::{self, Cluster, Interval};
 use crate::digest::hex;
+use crate::gguf::GgufFile;
 
 /// A finished evaluation.
 #[derive(Debug, Clone, Serialize)]
@@ -162,9 +162,9 @@ pub struct Answer {
 
 /// A candidate's raw results.
 pub struct Measured<'a> {
-    pub header: &'a Header,
+    pub header: &'a GgufFile,
     /// Where it is not the reference's.
-    pub mmproj: Option<(&'a Header, &'a str)>,
+    pub mmproj: Option<(&'a GgufFile, &'a str)>,
     pub digest: &'a str,
     pub times: Times,
     pub outcomes: Vec<Outcome>,
@@ -183,8 +183,8 @@ pub struct Cost {
 pub(super) fn build(
     setup: &Setup,
     runtime: &Runtime,
-    reference: (&Header, &str),
-    mmproj: Option<(&Header, &str)>,
+    reference: (&GgufFile, &str),
+    mmproj: Option<(&GgufFile, &str)>,
     questions: &Questions,
     list: &[&Question],
     models: &[Measured],
@@ -228,11 +228,11 @@ pub(super) fn build(
     }
 }
 
-fn info(header: &Header, digest: &str) -> ModelInfo {
+fn info(header: &GgufFile, digest: &str) -> ModelInfo {
     ModelInfo {
         name: header.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         sha256: digest.into(),
-        file_bytes: header.file_size,
+        file_bytes: header.file_size(),
         weights: header.weights(),
         bits_per_weight: header.bits_per_weight(),
         block_bits_per_weight: header.block_bits_per_weight(),

@@ -8,14 +8,13 @@ use serde_json::json;
 
 use super::data::{DataError, Form, Question, Questions};
 use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
-use super::header::{Header, HeaderError};
 use super::models::{Models, name};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
 use super::stats;
 use super::store::{Key, Store, StoreError};
 use crate::events::{Event, Observer};
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, GgufFile, ReadError};
 use crate::image::{self, ImageError};
 use crate::prompt::{ChatTemplate, Message, PromptError};
 
@@ -47,7 +46,7 @@ pub enum EvalError {
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
-    Header(#[from] HeaderError),
+    Header(#[from] ReadError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -316,8 +315,8 @@ fn tokenize<'t>(
 }
 
 /// Cells the longest question needs.
-fn cells(setup: &Setup, items: &[Item], reference: &Header) -> Result<usize, EvalError> {
-    let limit = reference.arch_unsigned("context_length").unwrap_or(u64::MAX) as usize;
+fn cells(setup: &Setup, items: &[Item], reference: &GgufFile) -> Result<usize, EvalError> {
+    let limit = reference.arch_u64("context_length").unwrap_or(u64::MAX) as usize;
     let mut longest = 0;
     for item in items {
         let answer = item.prompt.given.len().max(setup.max_tokens);
@@ -442,7 +441,7 @@ impl Work<'_> {
 
     fn candidate(
         &self,
-        header: &Header,
+        header: &GgufFile,
         inputs: &mut Inputs,
         references: &mut Store,
         store: &mut Store,
@@ -471,7 +470,7 @@ impl Work<'_> {
     fn measure(
         &self,
         decoder: &mut Decoder,
-        header: &Header,
+        header: &GgufFile,
         item: &Item,
         reference: &ReferenceRows,
         references: &Store,

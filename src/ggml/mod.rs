@@ -1,17 +1,13 @@
-//! The patched ggml: storage types, its quantisers, and the GGUF header.
+//! The patched ggml: storage types and its quantisers.
 //!
 //! [`sys`] holds bindgen's bindings to the statically linked ggml-base; everything else here is a safe
 //! wrapper that checks what ggml itself would only assert.
 
-mod gguf;
-mod reader;
 #[allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals)]
 #[rustfmt::skip]
 pub mod sys;
 mod types;
 
-pub use gguf::Gguf;
-pub use reader::{GgufFile, TensorInfo, Value};
 pub use types::GgmlType;
 
 use std::borrow::Cow;

@@ -1,5 +1,6 @@
 //! What `general.*` says about a model: its name taken apart as Hugging Face spells it, and its card's front matter.
-use crate::ggml::{GgmlError, Gguf};
+use super::Metadata;
+use super::value::Array;
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use std::path::Path;
 
@@ -154,10 +155,7 @@ impl Card {
     }
 
     /// Writes `general.license` and the like.
-    ///
-    /// # Errors
-    /// A value holds a NUL byte.
-    pub fn write(&self, header: &mut Gguf) -> Result<(), GgmlError> {
+    pub fn write(&self, keys: &mut Metadata) {
         let license = [
             ("general.license", &self.licenses),
             ("general.license.name", &self.license_names),
@@ -166,27 +164,26 @@ impl Card {
         for (key, values) in license {
             if !values.is_empty() {
                 // The key holds one string; llama.cpp's converter joins a list so, too.
-                header.set_str(key, &values.join(","))?;
+                keys.set(key, values.join(","));
             }
         }
         if !self.base_models.is_empty() {
-            header.set_u32("general.base_model.count", self.base_models.len() as u32)?;
+            keys.set("general.base_model.count", self.base_models.len() as u32);
         }
         for (i, id) in self.base_models.iter().enumerate() {
             let key = |part: &str| format!("general.base_model.{i}.{part}");
             let (organization, name) = id.split_once('/').unwrap_or(("", id));
-            header.set_str(&key("name"), name)?;
+            keys.set(&key("name"), name);
             if !organization.is_empty() {
-                header.set_str(&key("organization"), organization)?;
-                header.set_str(&key("repo_url"), &format!("https://huggingface.co/{id}"))?;
+                keys.set(&key("organization"), organization);
+                keys.set(&key("repo_url"), format!("https://huggingface.co/{id}"));
             }
         }
         for (key, list) in [("general.languages", &self.languages), ("general.tags", &self.tags)] {
             if !list.is_empty() {
-                header.set_str_array(key, list)?;
+                keys.set_array(key, Array::strings(list));
             }
         }
-        Ok(())
     }
 }
 

@@ -22,6 +22,8 @@ pub enum GgufError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
+    #[error("GGUF tensor {tensor:?}: {problem}")]
+    Entry { tensor: String, problem: String },
     #[error(
         "{mmproj} does not belong to {model}: they were made from different vision towers, projectors or rotations; give \
          the mmproj that was written beside the model, or convert its checkpoint again"
@@ -32,5 +34,7 @@ pub enum GgufError {
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
     #[error(transparent)]
-    Header(#[from] crate::ggml::GgmlError),
+    Unreadable(#[from] super::ReadError),
+    #[error(transparent)]
+    Ggml(#[from] crate::ggml::GgmlError),
 }

@@ -1,7 +1,8 @@
 //! The keys of both files, apart from the vocabulary.
+use super::Metadata;
 use super::card::{Card, Name};
 use super::types::FileType;
-use crate::ggml::{GgmlError, GgmlType, Gguf};
+use crate::ggml::GgmlType;
 use crate::model::llava_onevision::LlavaOnevision;
 use crate::model::{TextConfig, VisionArch};
 
@@ -18,9 +19,9 @@ pub struct General {
 }
 
 impl General {
-    fn write(&self, header: &mut Gguf, kind: &str, architecture: &str, file_type: u32) -> Result<(), GgmlError> {
-        header.set_str("general.architecture", architecture)?.set_str("general.type", kind)?;
-        header.set_str("general.name", &self.name.full)?.set_str("general.basename", &self.name.base)?;
+    fn write(&self, keys: &mut Metadata, kind: &str, architecture: &str, file_type: u32) {
+        keys.set("general.architecture", architecture).set("general.type", kind);
+        keys.set("general.name", &self.name.full).set("general.basename", &self.name.base);
         let optional = [
             ("general.size_label", &self.name.size),
             ("general.finetune", &self.name.finetune),
@@ -29,17 +30,16 @@ impl General {
         ];
         for (key, value) in optional {
             if let Some(value) = value {
-                header.set_str(key, value)?;
+                keys.set(key, value);
             }
         }
         if let Some(repository) = &self.repository {
-            header.set_str("general.source.url", &format!("https://huggingface.co/{repository}"))?;
+            keys.set("general.source.url", format!("https://huggingface.co/{repository}"));
         }
-        self.card.write(header)?;
-        header.set_str("general.quantized_by", concat!("mbq-convert ", env!("CARGO_PKG_VERSION")))?;
-        header.set_u32("general.quantization_version", QUANTIZATION_VERSION)?;
-        header.set_u32("general.file_type", file_type)?;
-        Ok(())
+        self.card.write(keys);
+        keys.set("general.quantized_by", concat!("mbq-convert ", env!("CARGO_PKG_VERSION")));
+        keys.set("general.quantization_version", QUANTIZATION_VERSION);
+        keys.set("general.file_type", file_type);
     }
 }
 
@@ -47,22 +47,15 @@ impl General {
 const MBQ_FORMAT_VERSION: u32 = 1;
 
 /// `mbq.*`: what a reader of MBQ3 tensors may want to know. For files whose type is MBQ3.
-///
-/// # Errors
-/// A string holds a NUL byte.
-pub fn mbq(header: &mut Gguf, method: &str) -> Result<(), GgmlError> {
-    header.set_u32("mbq.format_version", MBQ_FORMAT_VERSION)?.set_str("mbq.method", method)?;
-    header.set_u32("mbq.group_size", crate::quant::mbq3::GROUP as u32)?;
-    Ok(())
+pub fn mbq(keys: &mut Metadata, method: &str) {
+    keys.set("mbq.format_version", MBQ_FORMAT_VERSION).set("mbq.method", method);
+    keys.set("mbq.group_size", crate::quant::mbq3::GROUP as u32);
 }
 
 /// The language model's keys: `general.*` and the architecture's own.
-///
-/// # Errors
-/// A string holds a NUL byte.
-pub fn text(header: &mut Gguf, general: &General, c: &TextConfig, file_type: FileType) -> Result<(), GgmlError> {
+pub fn text(keys: &mut Metadata, general: &General, c: &TextConfig, file_type: FileType) {
     let arch = "qwen2";
-    general.write(header, "model", arch, file_type.id())?;
+    general.write(keys, "model", arch, file_type.id());
     let sizes = [
         ("context_length", c.max_position_embeddings),
         ("embedding_length", c.hidden_size),
@@ -74,22 +67,18 @@ pub fn text(header: &mut Gguf, general: &General, c: &TextConfig, file_type: Fil
         ("rope.dimension_count", c.head_dim),
     ];
     for (key, value) in sizes {
-        header.set_u32(&format!("{arch}.{key}"), value as u32)?;
+        keys.set(&format!("{arch}.{key}"), value as u32);
     }
-    header.set_f32(&format!("{arch}.attention.layer_norm_rms_epsilon"), c.rms_norm_eps as f32)?;
-    header.set_f32(&format!("{arch}.rope.freq_base"), c.rope_theta as f32)?;
-    Ok(())
+    keys.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), c.rms_norm_eps as f32);
+    keys.set(&format!("{arch}.rope.freq_base"), c.rope_theta as f32);
 }
 
 /// The keys of tower and projector for projector type `llava_onevision`.
-///
-/// # Errors
-/// A string holds a NUL byte.
-pub fn vision(header: &mut Gguf, general: &General, m: &LlavaOnevision, ty: GgmlType) -> Result<(), GgmlError> {
-    general.write(header, "mmproj", "clip", FileType::Plain(ty).id())?;
-    header.set_bool("clip.has_vision_encoder", true)?.set_str("clip.projector_type", "llava_onevision")?;
+pub fn vision(keys: &mut Metadata, general: &General, m: &LlavaOnevision, ty: GgmlType) {
+    general.write(keys, "mmproj", "clip", FileType::Plain(ty).id());
+    keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "llava_onevision");
     // SigLIP's GELU is the tanh form; false is CLIP's quick GELU.
-    header.set_bool("clip.use_gelu", m.vision.arch == VisionArch::Siglip)?;
+    keys.set("clip.use_gelu", m.vision.arch == VisionArch::Siglip);
     let v = &m.vision;
     let sizes = [
         ("image_size", v.image_size),
@@ -102,14 +91,13 @@ pub fn vision(header: &mut Gguf, general: &General, m: &LlavaOnevision, ty: Ggml
         ("anyres_max", m.anyres_max),
     ];
     for (key, value) in sizes {
-        header.set_u32(&format!("clip.vision.{key}"), value as u32)?;
+        keys.set(&format!("clip.vision.{key}"), value as u32);
     }
-    header.set_f32("clip.vision.attention.layer_norm_epsilon", v.layer_norm_eps as f32)?;
-    header.set_f32_array("clip.vision.image_mean", &m.preprocessing.mean)?;
-    header.set_f32_array("clip.vision.image_std", &m.preprocessing.std)?;
+    keys.set("clip.vision.attention.layer_norm_epsilon", v.layer_norm_eps as f32);
+    keys.set_array("clip.vision.image_mean", m.preprocessing.mean.as_slice());
+    keys.set_array("clip.vision.image_std", m.preprocessing.std.as_slice());
     // Pairs of (width, height), in the file's order, which decides between equally good canvases.
     let pinpoints: Vec<i32> =
         m.preprocessing.pinpoints.iter().flat_map(|p| [p.width as i32, p.height as i32]).collect();
-    header.set_i32_array("clip.vision.image_grid_pinpoints", &pinpoints)?;
-    Ok(())
+    keys.set_array("clip.vision.image_grid_pinpoints", pinpoints.as_slice());
 }

@@ -1,22 +1,28 @@
 //! GGUF files: vocabulary, metadata, which tensors, of which types, and their data, streamed.
 mod card;
 mod error;
+mod file;
+mod header;
 mod metadata;
 mod output;
 mod pair;
 pub mod plan;
 mod pretokenizer;
 mod types;
+mod value;
 mod vocab;
 mod writer;
 
 pub use card::{Card, Name};
 pub use error::GgufError;
+pub use file::{GgufFile, ReadError, TensorInfo};
+pub use header::{Header, Metadata};
 pub use metadata::General;
 pub use output::Output;
 pub use pair::{PAIR_KEY, check_pair, pair_of};
 pub use plan::TypeChoice;
 pub use types::{FileType, Linear, Role, fitting};
+pub use value::{Array, Value};
 pub use vocab::{TokenType, Vocabulary};
 pub use writer::{Changes, Encoder};
 

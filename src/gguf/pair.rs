@@ -2,12 +2,11 @@
 //!
 //! It names what the mmproj was made from, so that all quantisations of one model, and all types of its mmproj, share
 //! it. A rotated checkpoint's projector writes into a rotated stream: another id.
-use super::GgufError;
 use super::plan::Planned;
+use super::{GgufError, GgufFile};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::digest::hex;
-use crate::ggml::GgufFile;
 use crate::model::llava_onevision::LlavaOnevision;
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -50,7 +49,7 @@ pub fn pair_id(checkpoint: &Checkpoint, model: &LlavaOnevision, plan: &[Planned]
 
 /// The id in the file at `path`; none where it has none or cannot be read, which its reader will tell.
 pub fn pair_of(path: &Path) -> Option<String> {
-    Some(GgufFile::open(path).ok()?.metadata.get(PAIR_KEY)?.as_str()?.to_owned())
+    Some(GgufFile::open(path).ok()?.metadata.str(PAIR_KEY)?.to_owned())
 }
 
 /// Refuses a vision file that was not made with the language model. Nothing is known of pairs by other programs: a file

@@ -1,7 +1,8 @@
 //! A byte-level BPE vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours.
+use super::Metadata;
+use super::value::Array;
 use super::{GgufError, pretokenizer};
 use crate::checkpoint::Checkpoint;
-use crate::ggml::{GgmlError, Gguf};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -112,26 +113,22 @@ impl Vocabulary {
     }
 
     /// Writes the `tokenizer.*` keys.
-    ///
-    /// # Errors
-    /// A token holds a NUL byte.
-    pub fn write(&self, header: &mut Gguf) -> Result<(), GgmlError> {
+    pub fn write(&self, keys: &mut Metadata) {
         let types: Vec<i32> = self.types.iter().map(|t| *t as i32).collect();
-        header.set_str("tokenizer.ggml.model", "gpt2")?.set_str("tokenizer.ggml.pre", self.pre)?;
-        header.set_str_array("tokenizer.ggml.tokens", &self.tokens)?;
-        header.set_i32_array("tokenizer.ggml.token_type", &types)?;
-        header.set_str_array("tokenizer.ggml.merges", &self.merges)?;
+        keys.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", self.pre);
+        keys.set_array("tokenizer.ggml.tokens", Array::strings(&self.tokens));
+        keys.set_array("tokenizer.ggml.token_type", types.as_slice());
+        keys.set_array("tokenizer.ggml.merges", Array::strings(&self.merges));
         for (key, id) in [("bos", self.bos), ("eos", self.eos), ("padding", self.pad)] {
             if let Some(id) = id {
-                header.set_u32(&format!("tokenizer.ggml.{key}_token_id"), id)?;
+                keys.set(&format!("tokenizer.ggml.{key}_token_id"), id);
             }
         }
-        header.set_bool("tokenizer.ggml.add_bos_token", self.add_bos)?;
-        header.set_bool("tokenizer.ggml.add_eos_token", self.add_eos)?;
+        keys.set("tokenizer.ggml.add_bos_token", self.add_bos);
+        keys.set("tokenizer.ggml.add_eos_token", self.add_eos);
         if let Some(template) = &self.chat_template {
-            header.set_str("tokenizer.chat_template", template)?;
+            keys.set("tokenizer.chat_template", template);
         }
-        Ok(())
     }
 }
 

@@ -1,10 +1,10 @@
 //! Tensor data, streamed: rows are read from the mapped checkpoint, changed, encoded on all cores and appended, a
 //! slab at a time, so that memory depends neither on the model nor on its largest tensor.
 use super::plan::Planned;
-use super::{GgufError, Output};
+use super::{GgufError, Header, Output};
 use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
-use crate::ggml::{GgmlType, Gguf, quantize_rows, validate};
+use crate::ggml::{GgmlType, quantize_rows, validate};
 use crate::quant::fold::Folds;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ const CHUNKS: usize = 64;
 ///
 /// # Errors
 /// A name is too long or listed twice.
-pub fn list(header: &mut Gguf, plan: &[Planned]) -> Result<(), GgufError> {
+pub fn list(header: &mut Header, plan: &[Planned]) -> Result<(), GgufError> {
     for tensor in plan {
         let shape: Vec<usize> = tensor.shape.iter().rev().copied().collect();
         header.add_tensor(&tensor.name, tensor.ty, &shape)?;
@@ -52,13 +52,13 @@ pub fn list(header: &mut Gguf, plan: &[Planned]) -> Result<(), GgufError> {
 /// A tensor is missing, misshapen, not finite or beyond its type; the disk is full.
 pub fn write(
     checkpoint: &Checkpoint,
-    header: &Gguf,
+    header: &Header,
     plan: &[Planned],
     changes: Changes,
     output: &mut Output,
     observer: &dyn Observer,
 ) -> Result<u64, crate::Error> {
-    let meta = header.meta();
+    let meta = header.encode();
     output.write(&meta)?;
     let mut written = meta.len() as u64;
     let name = output.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
@@ -81,7 +81,7 @@ pub fn write(
         };
         match encoded {
             Some(bytes) => {
-                let want = tensor.rows() * tensor.ty.row_size(tensor.row()).map_err(GgufError::Header)?;
+                let want = tensor.rows() * tensor.ty.row_size(tensor.row()).map_err(GgufError::Ggml)?;
                 if bytes.len() != want {
                     let (file, given) = (checkpoint.dir().into(), bytes.len());
                     return Err(GgufError::EncoderSize { file, tensor: tensor.source.clone(), given, want }.into());
@@ -106,7 +106,7 @@ pub fn write(
             }
         }
         checkpoint.release(&tensor.source);
-        let padding = size.next_multiple_of(header.alignment() as u64) - size;
+        let padding = size.next_multiple_of(header.alignment()) - size;
         output.write(&vec![0; padding as usize])?;
         written += size + padding;
     }

@@ -52,8 +52,7 @@ pub fn find_mmproj(model: &Path) -> Result<PathBuf, RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ggml::Gguf;
-    use crate::gguf::PAIR_KEY;
+    use crate::gguf::{Header, PAIR_KEY};
 
     #[test]
     fn one_is_found_and_a_choice_is_asked_for() {
@@ -73,9 +72,9 @@ mod tests {
         assert!(matches!(find_mmproj(&model), Err(RuntimeError::AmbiguousMmproj { .. })));
         // The id decides before names do.
         let mark = |name: &str, pair: &str| {
-            let mut header = Gguf::new();
-            header.set_str(PAIR_KEY, pair).unwrap();
-            std::fs::write(dir.path().join(name), header.meta()).unwrap();
+            let mut header = Header::default();
+            header.metadata.set(PAIR_KEY, pair);
+            std::fs::write(dir.path().join(name), header.encode()).unwrap();
         };
         mark("model.gguf", "a");
         mark("mmproj-model-f16.gguf", "b");
