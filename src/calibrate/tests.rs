@@ -326,11 +326,28 @@ fn messages(list: &serde_json::Value) -> Vec<crate::prompt::Message> {
     list.as_array().unwrap().iter().map(message).collect()
 }
 
+/// ChatML with a newline behind the role, in typed parts.
+const PLAIN: &str = include_str!("../../tests/golden/conversations.jinja");
+
+/// The demo's checkpoint with another chat template.
+fn demo_worded_by(template: &str) -> (tempfile::TempDir, Checkpoint) {
+    let dir = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(demo("demo/model")).unwrap().map(|f| f.unwrap()) {
+        if file.file_type().unwrap().is_file() {
+            std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+        }
+    }
+    let json = serde_json::json!({"chat_template": template}).to_string();
+    std::fs::write(dir.path().join("chat_template.json"), json).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    (dir, checkpoint)
+}
+
 /// Several turns and pictures, as transformers 5 embeds them (tests/reference/conversation_goldens.py).
 #[test]
 fn conversations_are_the_processors() {
     use crate::model::llava_onevision::{Embedder, LlavaOnevision};
-    let checkpoint = Checkpoint::open(&demo("demo/model")).unwrap();
+    let (_dir, checkpoint) = demo_worded_by(PLAIN);
     let config = LlavaOnevision::read(&checkpoint).unwrap();
     let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let golden: serde_json::Value =
@@ -365,16 +382,8 @@ fn conversations_are_the_processors() {
 #[test]
 fn answers_are_found_in_any_template() {
     use crate::model::llava_onevision::{Embedder, LlavaOnevision};
-    let dir = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(demo("demo/model")).unwrap().map(|f| f.unwrap()) {
-        if file.file_type().unwrap().is_file() {
-            std::fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
-        }
-    }
     let sample = |template: &str| {
-        let json = serde_json::json!({"chat_template": template}).to_string();
-        std::fs::write(dir.path().join("chat_template.json"), json).unwrap();
-        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let (_dir, checkpoint) = demo_worded_by(template);
         let config = LlavaOnevision::read(&checkpoint).unwrap();
         let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
         let golden: serde_json::Value =
@@ -384,9 +393,7 @@ fn answers_are_found_in_any_template() {
     let answers = |s: &Sample| -> Vec<u32> {
         s.ids.iter().zip(&s.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(id, _)| *id).collect()
     };
-    let plain = std::fs::read_to_string(demo("demo/model/chat_template.json")).unwrap();
-    let plain: serde_json::Value = serde_json::from_str(&plain).unwrap();
-    let plain = sample(plain["chat_template"].as_str().unwrap()).unwrap();
+    let plain = sample(PLAIN).unwrap();
     let published = "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}\
         {% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}\
         {% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{% generation %}\

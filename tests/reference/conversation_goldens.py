@@ -1,5 +1,6 @@
 """Writes tests/golden/conversations.json: what transformers makes of conversations with several turns and pictures on
-demo/model: token ids (a picture's token once for each of its embeddings), which of them are answers (with the end of
+demo/model, worded by
+tests/golden/conversations.jinja: token ids (a picture's token once for each of its embeddings), which of them are answers (with the end of
 turn), and of every embedding the first two values and the sum.
 
 Pictures are resized by Pillow (the `pil` image processor), as this program does. Run in the repository's root.
@@ -18,7 +19,9 @@ PICTURES = ["demo/pictures/green-arrow.png", "tests/golden/pictures/wide.png", "
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 processor = LlavaOnevisionImageProcessorPil.from_pretrained(MODEL)
 model = LlavaOnevisionForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32).eval()
-template = json.load(open(f"{MODEL}/chat_template.json"))["chat_template"]
+# With a newline behind the role an answer that is given is worded as one that is awaited, so that the whole
+# conversation can be compared; the published template writes a space and a newline there.
+template = open("tests/golden/conversations.jinja").read()
 image_token = model.config.image_token_index if hasattr(model.config, "image_token_index") else model.config.image_token_id
 
 
