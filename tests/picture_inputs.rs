@@ -59,7 +59,7 @@ impl Bench {
 
     fn chat(&self, args: &[&str], more: &[&str]) -> Output {
         let (model, runtime) = (self.model.to_str().unwrap(), self.runtime.to_str().unwrap());
-        let rest = ["--", "--temp", "0", "-n", "32", "--no-warmup"];
+        let rest = ["--", "--temp", "0", "-n", "32", "--no-warmup", "-t", "1"];
         self.program(&[&["chat", model, "--runtime", runtime], args, &rest, more].concat())
     }
 
@@ -77,7 +77,7 @@ impl Bench {
         let (model, runtime) = (self.model.to_str().unwrap(), self.runtime.to_str().unwrap());
         let mmproj = mbq_convert::runtime::find_mmproj(&self.model).unwrap();
         let fixed = ["eval", model, "--reference", model, "--mmproj", mmproj.to_str().unwrap(), "--quiet"];
-        let data = ["--data", "data/q.jsonl", "--cache", "cache", "--runtime", runtime, "--resamples", "10"];
+        let data = ["--data", "data/q.jsonl", "--cache", "cache", "--runtime", runtime, "--threads", "1"];
         self.program(&[&fixed, &data[..], more].concat())
     }
 }
@@ -114,6 +114,7 @@ fn chat_answers_without_a_picture_and_counts_its_tokens() {
     let output = bench.chat(&["--image", "star.png", "--image", "star.webp", "-p", "What is in the picture?"], &[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(!text(&output.stdout).trim().is_empty());
+    assert!(!text(&output.stderr).contains("DEPRECATED"), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn photos(shared: &Path, model: &Path, runtime: &Path, dir: &Path) -> (u64, u64)
     let output = Command::new(env!("CARGO_BIN_EXE_mbq-convert"))
         .arg("eval")
         .arg(model)
-        .args(["--quiet", "--resamples", "10", "--max-tokens", "16", "--reference"])
+        .args(["--quiet", "--threads", "1", "--max-tokens", "16", "--reference"])
         .arg(model)
         .arg("--mmproj")
         .arg(mmproj)

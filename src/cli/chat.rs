@@ -5,7 +5,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use mbq_convert::gguf::{check_pair, pair_of};
 use mbq_convert::image::load_rgb;
 use mbq_convert::runtime;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,8 +49,10 @@ pub fn run(args: Args) -> Result<()> {
     command.arg("-m").arg(&args.model).arg("--mmproj").arg(mmproj);
     // The model's own chat template: llama-mtmd-cli would write ChatML of its own, with other tokens than the model's.
     command.arg("--jinja");
-    for picture in &pictures {
-        command.arg("--image").arg(&picture.path);
+    if !pictures.is_empty() {
+        // One list with commas: it warns where the option comes twice.
+        let paths: Vec<_> = pictures.iter().map(|p| p.path.as_os_str()).collect();
+        command.arg("--image").arg(paths.join(OsStr::new(",")));
     }
     // llama-mtmd-cli answers one question when it has one, and else asks for input.
     let prompt = args.prompt.or_else(|| (!args.image.is_empty()).then(|| "Describe this picture.".into()));
