@@ -256,7 +256,7 @@ fn gemma3() {
     let scale: Change = ("attention scale", &|c, _| c.attention_scale = 0.25);
     let local: Change = ("local base", &|c, _| c.local_rotary = c.rotary);
     let runs: Change = ("runs", &|_, s| layouts(s, |l| l.runs.clear()));
-    let joined: Change = ("runs are apart", &|_, s| layouts(s, |l| l.runs = vec![2..11]));
+    let joined: Change = ("runs are apart", &|_, s| layouts(s, |l| l.runs.fill(2..11)));
     let pattern: Change = ("pattern", &|c, _| c.windows.rotate_left(1));
     let rules = [QK_NORMS, PAIRS, SCALING, WINDOW, WIDER, post, silu, scale, local, runs, joined, pattern];
     compare(&golden!("gemma3"), &rules);
