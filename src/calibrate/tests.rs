@@ -173,16 +173,17 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
     differences.sort_by(f64::total_cmp);
     let (median, max) = (differences[differences.len() / 2], differences[differences.len() - 1]);
     println!("{model} {name}: {} losses, median difference {median:.1e}, max {max:.1e}", differences.len());
-    // Weight only: median 1e-6, largest 1e-3. Where activations are rounded to int8, float32's order of summation
+    // Weight only: largest 1e-3, median 1e-6 where products are AVX2's; with AVX-512's sums, in another order, the same
+    // code has 1.9e-6 for mbq, whose weights come from gradients, and 2.4e-6 and 2.7e-6 for mbq with w4a8. Where activations are rounded to int8, float32's order of summation
     // decides near ties, and the losses of 16 short samples feel each: two runs of the same arithmetic in torch that
     // differ in nothing else are 3.5e-7 (llava) and 6.0e-7 (onevision) apart in the median and up to 2.5e-4, mae;
     // awq's squared errors 1.5e-6 and 2.0e-6. With `distort` flips feed on through the blocks, by way of the scales too:
     // median 8.8e-5 and 1.3e-4, up to 2.3e-3, single channels of x_max up to 1.6e-3 even with the scales held fast
     // (tests/reference/w4a8_order.py). The bounds are 1.5 to 5 times that.
     let (median_bound, max_bound) = match (wa, distort) {
-        (false, _) => (1e-6, 1e-3),
+        (false, _) => (3e-6, 1e-3),
         (true, false) if method == Method::Awq => (3e-6, 3e-3),
-        (true, false) => (2e-6, 1e-3),
+        (true, false) => (4e-6, 1e-3),
         (true, true) => (1e-3, 2e-2),
     };
     assert!(median <= median_bound && max <= max_bound, "median {median}, max {max}");

@@ -22,8 +22,7 @@ pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
     if missing.is_empty() {
         return Ok(json);
     }
-    let mut next = next_id(&json);
-    for (declared, mut token) in missing {
+    for (next, (declared, mut token)) in (next_id(&json)..).zip(missing) {
         if declared.is_some_and(|id| id != next) {
             let field = format!("added token {}", token["content"]);
             let want =
@@ -35,7 +34,6 @@ pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
             Some(list) => list.push(token),
             None => json["added_tokens"] = json!([token]),
         }
-        next += 1;
     }
     Ok(json)
 }
