@@ -91,7 +91,7 @@ impl Importance {
         Ok(())
     }
 
-    /// The mean of x^2 per channel, of every linear's input. A channel that was 0 on all tokens gets [`DEAD`] of the
+    /// The mean of x^2 per channel, of every linear's input. A channel that was 0 on all tokens gets `DEAD` of the
     /// channels' mean: ggml's quantisers store zeros for blocks that nothing weighs, whatever the weights are.
     pub fn means(&self) -> BTreeMap<String, Vec<f32>> {
         let mean = |s: &Sums| {

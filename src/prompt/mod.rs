@@ -1,4 +1,4 @@
-//! Chat templates: which one a checkpoint has ([`lookup`]), what it makes of a conversation, and how it is put so that
+//! Chat templates: which one a checkpoint has (`lookup`), what it makes of a conversation, and how it is put so that
 //! llama.cpp makes the same of it ([`gguf`]). Calibration, evaluation and the GGUF's own template all come through here.
 mod engine;
 pub mod gguf;

@@ -1,5 +1,5 @@
 //! Row-wise operations that candle has no fast CPU form of: fused and parallel on the CPU, composed of candle's own
-//! operations on other devices. None of them keeps a graph; gradients are written by hand in [`super::block`].
+//! operations on other devices. None of them keeps a graph; gradients are written by hand in `super::block`.
 use super::arch::{Activation, Pairs};
 use candle_core::{CpuStorage, D, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
