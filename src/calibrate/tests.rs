@@ -173,8 +173,9 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
     differences.sort_by(f64::total_cmp);
     let (median, max) = (differences[differences.len() / 2], differences[differences.len() - 1]);
     println!("{model} {name}: {} losses, median difference {median:.1e}, max {max:.1e}", differences.len());
-    // Weight only: largest 1e-3, median 1e-6 where products are AVX2's; with AVX-512's sums, in another order, the same
-    // code has 1.9e-6 for mbq, whose weights come from gradients, and 2.4e-6 and 2.7e-6 for mbq with w4a8. Where activations are rounded to int8, float32's order of summation
+    // Weight only: largest 1e-3, median 1e-6 on a processor with AVX2; onevision's mbq has 1.9e-6 with AVX-512, before and
+    // after the decoder took GGUF's order of rows. That order sums Llama's q and k otherwise: llava's mbq with w4a8 went
+    // from 1.9e-6 to 2.4e-6 with it. onevision's mbq has 2.7e-6 with w4a8 on AVX-512; older code was not tried there. Where activations are rounded to int8, float32's order of summation
     // decides near ties, and the losses of 16 short samples feel each: two runs of the same arithmetic in torch that
     // differ in nothing else are 3.5e-7 (llava) and 6.0e-7 (onevision) apart in the median and up to 2.5e-4, mae;
     // awq's squared errors 1.5e-6 and 2.0e-6. With `distort` flips feed on through the blocks, by way of the scales too:
