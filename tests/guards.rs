@@ -409,31 +409,11 @@ fn tokens_that_tokenizer_json_lacks() {
     };
     let token = |run: &Run, id: usize| {
         let file = GgufFile::open(&run.file("o.gguf")).unwrap();
-        let types = file
-            .metadata
-            .get("tokenizer.ggml.token_type")
-            .unwrap()
-            .as_array()
-            .unwrap()
-            .iter()
-            .nth(id)
-            .unwrap()
-            .as_u64()
-            .unwrap();
-        (
-            file.metadata
-                .get("tokenizer.ggml.tokens")
-                .unwrap()
-                .as_array()
-                .unwrap()
-                .iter()
-                .nth(id)
-                .unwrap()
-                .as_str()
-                .unwrap()
-                .to_string(),
-            types,
-        )
+        let entry = |list: &str| {
+            let key = format!("tokenizer.ggml.{list}");
+            file.metadata.get(&key).unwrap().as_array().unwrap().iter().nth(id).unwrap()
+        };
+        (entry("tokens").as_str().unwrap().to_string(), entry("token_type").as_u64().unwrap())
     };
     let entry = |special: bool| json!({"content": "<answer>", "special": special, "normalized": false});
     let decoder =

@@ -5,6 +5,7 @@ use super::builtin;
 use super::pairs::{Conversation, List};
 use super::stream::{Room, Stream};
 use crate::Error;
+use crate::digest::hex;
 use crate::events::{Event, Observer};
 use crate::model::llava_onevision::Embedder;
 use rayon::prelude::*;
@@ -65,8 +66,7 @@ pub fn embed(
     observer.event(Event::PhaseEnd);
     let Gathered { packer, hash, skipped, .. } = gathered;
     let (batch, inputs) = packer.finish()?;
-    let data = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    Ok(Samples { batch, inputs, data, source, skipped })
+    Ok(Samples { batch, inputs, data: hex(&hash.finalize()), source, skipped })
 }
 
 struct Gathered<'a> {

@@ -3,8 +3,9 @@ use super::{CheckpointError, read_json};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// The roles whose tokens transformers adds to a vocabulary that lacks them, in its order.
-const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// The roles of special tokens in transformers' order, which is that in which it adds them to a vocabulary that lacks them.
+pub(crate) const ROLES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// `tokenizer.json` of `dir`. Added tokens that it lacks stand behind its own: those of `added_tokens_decoder` in
 /// `tokenizer_config.json`, or of `added_tokens.json` where that key is absent, then the special tokens.

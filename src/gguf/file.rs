@@ -339,7 +339,7 @@ fn open_one(path: &Path) -> Result<GgufFile, ReadError> {
         if !keys.insert(key.clone()) {
             return c.damaged(format!("key {key} is given twice"));
         }
-        metadata.set(&key, value);
+        metadata.push(key, value);
     }
     let (mut tensors, mut names) = (Vec::new(), HashSet::new());
     for _ in 0..tensor_count {

@@ -31,6 +31,11 @@ impl Metadata {
         self
     }
 
+    /// Appends a key that does not stand yet: [`Self::set`] looks at all of them, which many keys make slow.
+    pub(super) fn push(&mut self, key: String, value: Value) {
+        self.0.push((key, value));
+    }
+
     /// Sets an array.
     pub fn set_array(&mut self, key: &str, values: impl Into<Array>) -> &mut Self {
         self.set(key, Value::Array(values.into()))

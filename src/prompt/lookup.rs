@@ -1,5 +1,6 @@
 //! Which chat template a checkpoint has, as transformers 5 looks it up: its processor's, else its tokenizer's.
 use super::{ChatTemplate, Context, PromptError};
+use crate::checkpoint::ROLES;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -84,13 +85,11 @@ pub fn source(dir: &Path) -> Result<Option<String>, PromptError> {
 
 /// What transformers lets templates name: the special tokens, and the tools and documents that there are not.
 fn variables(dir: &Path) -> Result<Map<String, Value>, PromptError> {
-    const NAMES: [&str; 7] =
-        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     let (config, map) = (json(dir, "tokenizer_config.json")?, json(dir, "special_tokens_map.json")?);
     let of = |v: &Value| Some(v.as_str().or(v["content"].as_str())?.to_owned());
     let token = |name: &&str| Some((name.to_string(), of(&config[*name]).or_else(|| of(&map[*name]))?.into()));
     let none = ["tools", "documents"].map(|name| (name.to_string(), Value::Null));
-    Ok(NAMES.iter().filter_map(token).chain(none).collect())
+    Ok(ROLES.iter().filter_map(token).chain(none).collect())
 }
 
 impl ChatTemplate {
