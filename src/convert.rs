@@ -1,11 +1,10 @@
 //! The main job: a checkpoint becomes `model.gguf`, `mmproj-model-f16.gguf` and `model.mbq.json`, all or none.
 use crate::Error;
-use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
 use crate::ggml::GgmlType;
 use crate::gguf::plan::{self, Planned, TypeChoice};
-use crate::gguf::{self, Card, Changes, Encoder, FileType, General, GgufError, Header, Name, Output, Vocabulary};
-use crate::model::{ConfigError, TextArch, llava_onevision::LlavaOnevision};
+use crate::front::{Pair, Source};
+use crate::gguf::{self, Changes, Encoder, FileType, GgufError, Header, Name, Output};
 use crate::quant::fold::Folds;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,10 +17,10 @@ pub struct Options {
     /// The language model's file; without one, `Base-Size-…-Encoding.gguf` in the current directory.
     pub output: Option<PathBuf>,
     pub types: TypeChoice,
-    /// F16, F32 or Q8_0, of tower and projector.
-    pub mmproj_type: GgmlType,
-    /// `org/name` on the hub, if the checkpoint came from there.
-    pub repository: Option<String>,
+    /// F16, F32 or Q8_0, of tower and projector; none: as they are stored.
+    pub mmproj_type: Option<GgmlType>,
+    /// Where the model came from, for the record: `org/name` on the hub, or a path.
+    pub origin: String,
 }
 
 /// What calibration found; empty for round-to-nearest.
@@ -30,7 +29,7 @@ pub struct Calibration {
     pub folds: Folds,
     /// Has the ready-made bytes of tensors whose errors were compensated.
     pub encoder: Option<Box<dyn Encoder>>,
-    /// Of the input channels of linears as folded, by canonical name: for those of ggml's quantisers that weigh errors.
+    /// Of the input channels of linears as folded, by name: for those of ggml's quantisers that weigh errors.
     pub importance: BTreeMap<String, Vec<f32>>,
     /// Goes into `model.mbq.json` as `calibration`, with the method's name.
     pub record: Option<serde_json::Value>,
@@ -73,158 +72,142 @@ pub struct Written {
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub struct Summary {
     pub model: Written,
-    pub mmproj: Written,
+    pub mmproj: Option<Written>,
     pub record: PathBuf,
     /// Of the decoder's linears, which `--type` is about.
     pub decoder_bits_per_weight: f64,
     pub seconds: f64,
 }
 
-/// Converts `checkpoint`.
+/// Converts `pair`.
 ///
 /// # Errors
-/// Anything wrong with the checkpoint, found before an output is begun where it can be; a full disk. No output is
+/// A tensor that cannot be read or stored, found before an output is begun where it can be; a full disk. No output is
 /// left then.
 pub fn convert(
-    checkpoint: &Checkpoint,
+    pair: &Pair,
     options: &Options,
     calibration: &Calibration,
     observer: &dyn Observer,
 ) -> Result<Summary, Error> {
     let start = Instant::now();
-    let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
-    check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &calibration.folds)?;
-    let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    vocabulary.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
-    if options.types.output.is_some() && model.text.tie_word_embeddings {
+    let plans = Plans::new(pair, options);
+    check_folds(&plans.text, &calibration.folds)?;
+    pair.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
+    if options.types.output.is_some() && pair.text.tensor("output.weight").is_none() {
         let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
         observer.event(Event::Note(note.into()));
     }
-
-    let general = General {
-        name: model_name(checkpoint, options, &text_plan),
-        card: Card::read(checkpoint.dir()),
-        repository: options.repository.clone(),
-    };
-    let [path, mmproj_path, record_path] = paths(&general.name, options);
-
-    let mut header = Header::default();
-    gguf::text_metadata(&mut header.metadata, &general, &model.text, options.types.file);
+    let paths = Paths::new(&pair.name, options, pair.mmproj.as_ref());
+    let mut metadata = pair.text.metadata.clone();
+    gguf::stored_metadata(&mut metadata, options.types.file.id());
     if options.types.file == FileType::Plain(GgmlType::MBQ3) {
-        gguf::mbq_metadata(&mut header.metadata, &calibration.method());
+        gguf::mbq_metadata(&mut metadata, &calibration.method());
     }
-    vocabulary.write(&mut header.metadata);
-    gguf::list(&mut header, &text_plan)?;
-    let mut vision_header = Header::default();
-    gguf::vision_metadata(&mut vision_header.metadata, &general, &model, options.mmproj_type);
-    gguf::list(&mut vision_header, &vision_plan)?;
+    let mut header = Header::new(metadata);
+    gguf::list(&mut header, &plans.text)?;
 
-    let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];
-    let [model_output, mmproj_output, record_output] = &mut outputs;
     let (folds, importance) = (&calibration.folds, &calibration.importance);
     let changes = Changes { folds, encoder: calibration.encoder.as_deref(), importance };
-    let model_bytes = gguf::write(checkpoint, &header, &text_plan, changes, model_output, observer)?;
-    let mmproj_bytes = gguf::write(checkpoint, &vision_header, &vision_plan, changes, mmproj_output, observer)?;
-    let linears = text_plan.iter().filter(|t| t.is_decoder_linear);
+    let mut outputs = vec![Output::create(&paths.model)?];
+    let bytes = gguf::write(&pair.text, &header, &plans.text, changes, &mut outputs[0], observer)?;
+    let model = written(paths.model, options.types.file.to_string(), bytes, &plans.text);
+    let mmproj = match (&pair.mmproj, paths.mmproj) {
+        (Some(source), Some(path)) => {
+            let mut metadata = source.metadata.clone();
+            if let Some(ty) = options.mmproj_type {
+                gguf::stored_metadata(&mut metadata, FileType::Plain(ty).id());
+            }
+            let mut header = Header::new(metadata);
+            gguf::list(&mut header, &plans.mmproj)?;
+            let mut output = Output::create(&path)?;
+            let bytes = gguf::write(source, &header, &plans.mmproj, Changes::NONE, &mut output, observer)?;
+            outputs.push(output);
+            Some(written(path, mmproj_type(options, source), bytes, &plans.mmproj))
+        }
+        _ => None,
+    };
+    let linears = plans.text.iter().filter(|t| t.is_decoder_linear);
     let summary = Summary {
-        model: written(path, options.types.file.to_string(), model_bytes, &text_plan),
-        mmproj: written(mmproj_path, options.mmproj_type.to_string(), mmproj_bytes, &vision_plan),
-        record: record_path,
+        model,
+        mmproj,
+        record: paths.record.clone(),
         decoder_bits_per_weight: bits_per_weight(linears),
         seconds: start.elapsed().as_secs_f64(),
     };
-    record_output.write(&record(checkpoint, options, calibration, &summary))?;
-    Output::publish(outputs.into())?;
+    let mut output = Output::create(&paths.record)?;
+    output.write(&record(options, calibration, &summary))?;
+    outputs.push(output);
+    Output::publish(outputs)?;
     Ok(summary)
 }
 
 /// Finds before long work what would stop [`convert`] after it.
 ///
 /// # Errors
-/// A fault of the checkpoint, or an output that cannot be written. Nothing is left of the attempt.
-pub fn check(checkpoint: &Checkpoint, options: &Options) -> Result<(), Error> {
-    let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
-    check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &Folds::new())?;
-    Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    for path in paths(&model_name(checkpoint, options, &text_plan), options) {
-        Output::create(&path)?;
+/// An output that cannot be written, a tensor that cannot be listed. Nothing is left of the attempt.
+pub fn check(pair: &Pair, options: &Options) -> Result<(), Error> {
+    let plans = Plans::new(pair, options);
+    gguf::list(&mut Header::default(), &plans.text)?;
+    gguf::list(&mut Header::default(), &plans.mmproj)?;
+    let paths = Paths::new(&pair.name, options, pair.mmproj.as_ref());
+    for path in [Some(&paths.model), paths.mmproj.as_ref(), Some(&paths.record)].into_iter().flatten() {
+        Output::create(path)?;
     }
     Ok(())
 }
 
-/// The model's configuration, and the tensors of the two files.
-fn plans(checkpoint: &Checkpoint, o: &Options) -> Result<(LlavaOnevision, Vec<Planned>, Vec<Planned>), Error> {
-    let model = LlavaOnevision::read(checkpoint)?;
-    check_runtime_limits(checkpoint, &model)?;
-    let text = plan::text(&model.text, &o.types);
-    let projector_bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
-    let vision = plan::vision(&model.vision, model.text.hidden_size, o.mmproj_type, projector_bias);
-    Ok((model, text, vision))
+/// The tensors of the two files.
+struct Plans {
+    text: Vec<Planned>,
+    mmproj: Vec<Planned>,
 }
 
-fn model_name(checkpoint: &Checkpoint, options: &Options, text_plan: &[Planned]) -> Name {
-    let parameters = text_plan.iter().map(Planned::elements).sum();
-    Name::parse(&display_name(checkpoint.dir(), options.repository.as_deref()), parameters)
-}
-
-/// Of the language model, the mmproj and the record.
-fn paths(name: &Name, options: &Options) -> [PathBuf; 3] {
-    let encoding = FileType::name(options.types.file);
-    let path = options.output.clone().unwrap_or_else(|| name.file(encoding).into());
-    let mmproj = beside(&path, |stem| format!("mmproj-{stem}-{}.gguf", options.mmproj_type));
-    let record = beside(&path, |stem| format!("{stem}.mbq.json"));
-    [path, mmproj, record]
-}
-
-/// What transformers can do and llama.cpp's qwen2 cannot.
-fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(), ConfigError> {
-    let file = checkpoint.dir().join("config.json");
-    if m.text.arch != TextArch::Qwen2 {
-        return Err(ConfigError::Unsupported {
-            file,
-            found: "text_config: llama".into(),
-            supported: "qwen2 text models in LLaVA-OneVision",
-        });
+impl Plans {
+    fn new(pair: &Pair, options: &Options) -> Self {
+        let vision = pair.mmproj.as_ref().map(|source| plan::vision(&source.tensors, options.mmproj_type));
+        Plans { text: plan::text(&pair.text.tensors, &options.types), mmproj: vision.unwrap_or_default() }
     }
-    if m.text.num_heads * m.text.head_dim != m.text.hidden_size {
-        return Err(ConfigError::Invalid {
-            file,
-            key: "text_config.head_dim".into(),
-            found: m.text.head_dim.to_string(),
-            want: "hidden_size / num_attention_heads, as llama.cpp's qwen2 has it",
-        });
-    }
-    Ok(())
 }
 
-/// Checks every tensor's presence, type and shape, and every fold's length, before anything is written.
-fn check_tensors<'a>(
-    checkpoint: &Checkpoint,
-    plan: impl Iterator<Item = &'a Planned>,
-    folds: &Folds,
-) -> Result<(), Error> {
+/// Of the outputs.
+struct Paths {
+    model: PathBuf,
+    mmproj: Option<PathBuf>,
+    record: PathBuf,
+}
+
+impl Paths {
+    fn new(name: &Name, options: &Options, mmproj: Option<&Source>) -> Self {
+        let encoding = FileType::name(options.types.file);
+        let model = options.output.clone().unwrap_or_else(|| name.file(encoding).into());
+        let vision = |source| beside(&model, |stem| format!("mmproj-{stem}-{}.gguf", mmproj_type(options, source)));
+        Paths { mmproj: mmproj.map(vision), record: beside(&model, |stem| format!("{stem}.mbq.json")), model }
+    }
+}
+
+/// The type in an mmproj's name: what was asked for, or that of most of its weights.
+fn mmproj_type(options: &Options, source: &Source) -> String {
+    let mut sizes: BTreeMap<GgmlType, usize> = BTreeMap::new();
+    source.tensors.iter().for_each(|t| *sizes.entry(t.stored).or_default() += t.elements());
+    let most = sizes.into_iter().max_by_key(|(_, n)| *n).map_or(GgmlType::F16, |(ty, _)| ty);
+    options.mmproj_type.unwrap_or(most).to_string()
+}
+
+/// Checks that every fold has a tensor, and as many scales as it has rows and columns, before anything is written.
+fn check_folds(plan: &[Planned], folds: &Folds) -> Result<(), Error> {
     let mut unused: BTreeSet<&str> = folds.keys().map(String::as_str).collect();
     for t in plan {
-        checkpoint.check(&t.source, &t.shape)?;
-        if let Some(fold) = folds.get(&t.source) {
+        if let Some(fold) = folds.get(&t.name) {
             let rows = t.shape.first().copied().unwrap_or(1);
-            fold.check(&t.source, rows, t.elements() / rows.max(1))?;
-            unused.remove(t.source.as_str());
+            fold.check(&t.name, rows, t.elements() / rows.max(1))?;
+            unused.remove(t.name.as_str());
         }
     }
     match unused.first() {
         Some(tensor) => Err(GgufError::UnknownFold { tensor: tensor.to_string() }.into()),
         None => Ok(()),
     }
-}
-
-/// The model's name: the hub's, or the directory's.
-fn display_name(dir: &Path, repository: Option<&str>) -> String {
-    if let Some((_, name)) = repository.and_then(|r| r.split_once('/')) {
-        return name.into();
-    }
-    let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
-    dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
 
 /// A file beside `path`, named from its stem.
@@ -269,11 +252,11 @@ fn written(path: PathBuf, file_type: String, size: u64, plan: &[Planned]) -> Wri
 }
 
 /// `model.mbq.json`.
-fn record(checkpoint: &Checkpoint, options: &Options, calibration: &Calibration, summary: &Summary) -> Vec<u8> {
+fn record(options: &Options, calibration: &Calibration, summary: &Summary) -> Vec<u8> {
     let record = serde_json::json!({
         "format": 1,
         "converter": concat!("mbq-convert ", env!("CARGO_PKG_VERSION")),
-        "source": options.repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string()),
+        "source": options.origin,
         "method": calibration.method(),
         "summary": summary,
         "calibration": calibration.record,

@@ -5,6 +5,8 @@ pub enum Error {
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
     #[error(transparent)]
+    Front(#[from] crate::front::FrontError),
+    #[error(transparent)]
     Config(#[from] crate::model::ConfigError),
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),

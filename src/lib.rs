@@ -5,6 +5,7 @@ pub mod convert;
 mod error;
 pub mod eval;
 pub mod events;
+pub mod front;
 pub mod ggml;
 pub mod gguf;
 pub mod hub;

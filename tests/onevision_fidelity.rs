@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-use mbq_convert::eval::engine::{Compute, Decoder, Model, Piece, Runtime, Vision};
+use mbq_convert::runtime::engine::{Compute, Decoder, Model, Piece, Runtime, Vision};
 use serde_json::Value;
 
 /// The vision path is f32 but for the fp16 keys and values of flash attention, which llama.cpp turns on by itself:

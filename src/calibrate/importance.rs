@@ -6,8 +6,8 @@ use super::batch::{Batch, Chunk, Kind};
 use super::sensitivity::Ratios;
 use crate::Error;
 use crate::ggml::GgmlType;
-use crate::gguf::{Array, GgufFile, Header, FileType, GgufError, Output, TypeChoice, plan};
-use crate::model::TextConfig;
+use crate::gguf::plan::Planned;
+use crate::gguf::{Array, GgufError, GgufFile, Header, Output};
 use crate::model::decoder::{Name, Trace, tensor_name};
 use crate::quant::fold::Folds;
 use candle_core::{Result, Tensor};
@@ -100,7 +100,7 @@ impl Importance {
     ///
     /// # Errors
     /// Not such a file, a linear's row is missing or of another length, or its sums are negative or not finite.
-    pub fn read(path: &Path, config: &TextConfig) -> std::result::Result<Self, Error> {
+    pub fn read(path: &Path, linears: &[Planned]) -> std::result::Result<Self, Error> {
         let fail = |problem: String| Error::from(CalibrateError::File { path: path.into(), problem });
         let file = GgufFile::open(path).map_err(GgufError::from)?;
         let values = |name: String, want: usize| -> std::result::Result<Vec<f64>, Error> {
@@ -118,14 +118,13 @@ impl Importance {
             }
         };
         let mut this = Importance::default();
-        let types = TypeChoice::of(FileType::Plain(GgmlType::F32));
-        for tensor in plan::text(config, &types).into_iter().filter(|t| t.is_decoder_linear) {
+        for tensor in linears {
             let squares = values(format!("{}.in_sum2", tensor.name), tensor.row())?;
             let weight = values(format!("{}.counts", tensor.name), 1)?[0];
             if weight == 0.0 {
                 return Err(fail(format!("tensor `{}.counts`: no tokens were counted", tensor.name)));
             }
-            this.sums.insert(tensor.source, Sums { squares, weight });
+            this.sums.insert(tensor.name.clone(), Sums { squares, weight });
         }
         Ok(this)
     }
@@ -135,15 +134,14 @@ impl Importance {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, config: &TextConfig, dataset: &str, path: &Path) -> std::result::Result<(), Error> {
-        let file = TypeChoice::of(FileType::Plain(GgmlType::F32));
+    pub fn write(&self, linears: &[Planned], dataset: &str, path: &Path) -> std::result::Result<(), Error> {
         let means = self.means();
         let (mut header, mut data) = (Header::default(), Vec::new());
         let keys = &mut header.metadata;
         keys.set("general.type", "imatrix").set_array("imatrix.datasets", Array::strings(&[dataset]));
         keys.set("imatrix.chunk_count", self.samples as u32).set("imatrix.chunk_size", self.longest as u32);
-        for tensor in plan::text(config, &file) {
-            let Some(mean) = means.get(&tensor.source) else { continue };
+        for tensor in linears {
+            let Some(mean) = means.get(&tensor.name) else { continue };
             header.add_tensor(&format!("{}.in_sum2", tensor.name), GgmlType::F32, &[mean.len(), 1])?;
             header.add_tensor(&format!("{}.counts", tensor.name), GgmlType::F32, &[1, 1])?;
             data.push(mean.iter().map(|m| m * self.tokens as f32).collect());

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use mbq_convert::eval::engine::Compute;
+use mbq_convert::runtime::engine::Compute;
 use mbq_convert::eval::{html, run};
 
 use super::progress::Bars;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::data::{Form, Question};
-use super::engine::{Media, Piece, Token};
+use crate::runtime::engine::{Media, Piece, Token};
 use super::store::Key;
 use super::{cache, stats};
 

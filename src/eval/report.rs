@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::cache;
 use super::data::{Question, Questions};
-use super::engine::{Runtime, Times};
+use crate::runtime::engine::{Runtime, Times};
 use crate::gguf::GgufFile;
 use super::record::{self, Measures, Outcome};
 use super::run::{Setup, hex};

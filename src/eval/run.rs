@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::data::{DataError, Form, MEDIA_MARKER, Question, Questions};
-use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
+use crate::runtime::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 use crate::gguf::{GgufFile, ReadError};
 use super::prompt::{PromptError, Template};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};

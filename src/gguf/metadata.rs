@@ -1,13 +1,14 @@
 //! The keys of both files, apart from the vocabulary.
 use super::card::{Card, Name};
-use super::types::FileType;
+use super::value::Value;
 use super::Metadata;
-use crate::ggml::GgmlType;
 use crate::model::llava_onevision::LlavaOnevision;
 use crate::model::{TextConfig, VisionArch};
 
 /// ggml's `GGML_QNT_VERSION`: the version of the block formats.
 const QUANTIZATION_VERSION: u32 = 2;
+
+const QUANTIZED_BY: &str = concat!("mbq-convert ", env!("CARGO_PKG_VERSION"));
 
 /// What both files say about where they come from.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +20,7 @@ pub struct General {
 }
 
 impl General {
-    fn write(&self, keys: &mut Metadata, kind: &str, architecture: &str, file_type: u32) {
+    fn write(&self, keys: &mut Metadata, kind: &str, architecture: &str) {
         keys.set("general.architecture", architecture).set("general.type", kind);
         keys.set("general.name", &self.name.full).set("general.basename", &self.name.base);
         let optional = [
@@ -37,25 +38,37 @@ impl General {
             keys.set("general.source.url", format!("https://huggingface.co/{repository}"));
         }
         self.card.write(keys);
-        keys.set("general.quantized_by", concat!("mbq-convert ", env!("CARGO_PKG_VERSION")));
-        keys.set("general.quantization_version", QUANTIZATION_VERSION);
-        keys.set("general.file_type", file_type);
+        // The file type is filled in when it is known.
+        stored(keys, 0);
     }
 }
 
 /// Of the MBQ3 block's bit order and meaning, and frozen: another order would be another type id.
 const MBQ_FORMAT_VERSION: u32 = 1;
 
+/// The keys that say how the tensors are stored.
+pub fn stored(keys: &mut Metadata, file_type: u32) {
+    keys.set("general.quantized_by", QUANTIZED_BY).set("general.quantization_version", QUANTIZATION_VERSION);
+    keys.set("general.file_type", file_type);
+}
+
 /// `mbq.*`: what a reader of MBQ3 tensors may want to know. For files whose type is MBQ3.
 pub fn mbq(keys: &mut Metadata, method: &str) {
-    keys.set("mbq.format_version", MBQ_FORMAT_VERSION).set("mbq.method", method);
-    keys.set("mbq.group_size", crate::quant::mbq3::GROUP as u32);
+    keys.remove(|key| key.starts_with("mbq."));
+    let group = crate::quant::mbq3::GROUP as u32;
+    let pairs = [
+        ("mbq.format_version", Value::from(MBQ_FORMAT_VERSION)),
+        ("mbq.method", method.into()),
+        ("mbq.group_size", group.into()),
+    ];
+    // Before the vocabulary, which is long.
+    keys.insert_before(|key| key.starts_with("tokenizer."), pairs);
 }
 
 /// The language model's keys: `general.*` and the architecture's own.
-pub fn text(keys: &mut Metadata, general: &General, c: &TextConfig, file_type: FileType) {
+pub fn text(keys: &mut Metadata, general: &General, c: &TextConfig) {
     let arch = "qwen2";
-    general.write(keys, "model", arch, file_type.id());
+    general.write(keys, "model", arch);
     let sizes = [
         ("context_length", c.max_position_embeddings),
         ("embedding_length", c.hidden_size),
@@ -74,8 +87,8 @@ pub fn text(keys: &mut Metadata, general: &General, c: &TextConfig, file_type: F
 }
 
 /// The keys of tower and projector for projector type `llava_onevision`.
-pub fn vision(keys: &mut Metadata, general: &General, m: &LlavaOnevision, ty: GgmlType) {
-    general.write(keys, "mmproj", "clip", FileType::Plain(ty).id());
+pub fn vision(keys: &mut Metadata, general: &General, m: &LlavaOnevision) {
+    general.write(keys, "mmproj", "clip");
     keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "llava_onevision");
     // SigLIP's GELU is the tanh form; false is CLIP's quick GELU.
     keys.set("clip.use_gelu", m.vision.arch == VisionArch::Siglip);

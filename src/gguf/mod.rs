@@ -25,5 +25,5 @@ pub use value::{Array, Value};
 pub use vocab::{TokenType, Vocabulary};
 pub use writer::{Changes, Encoder};
 
-pub(crate) use metadata::{mbq as mbq_metadata, text as text_metadata, vision as vision_metadata};
+pub(crate) use metadata::{mbq as mbq_metadata, stored as stored_metadata, text as text_metadata, vision as vision_metadata};
 pub(crate) use writer::{list, write};

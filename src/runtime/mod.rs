@@ -6,6 +6,7 @@
 //! taken from a folder that the user names (a CUDA runtime for a CPU build of this program, say).
 
 mod archive;
+pub mod engine;
 mod mmproj;
 #[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, non_upper_case_globals, missing_docs)]
 pub(crate) mod sys;
