@@ -1,9 +1,11 @@
 //! The door: a model on disk, of whatever make, becomes a [`Source`], metadata and tensors as GGUF names them. Behind it
 //! nothing knows where a model came from.
+mod find;
 pub mod gguf;
 pub mod llava_onevision;
 mod renamed;
 
+pub use find::Found;
 pub use renamed::Renamed;
 
 use crate::Error;
