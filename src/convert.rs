@@ -1,13 +1,12 @@
 //! The main job: a checkpoint becomes `model.gguf`, `mmproj-model-f16.gguf` and `model.mbq.json`, all or none.
 use crate::Error;
-use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
+use crate::front::{Name, Pair, Source};
 use crate::ggml::GgmlType;
 use crate::gguf::plan::{self, Planned, TypeChoice};
 use crate::gguf::{
-    self, Card, Changes, Encoder, FileType, General, GgufError, Header, Name, Output, PAIR_KEY, Vocabulary,
+    Changes, Encoder, FileType, GgufError, Header, Output, PAIR_KEY, list, mbq_metadata, stored_metadata, write,
 };
-use crate::model::{ConfigError, TextArch, llava_onevision::LlavaOnevision};
 use crate::quant::fold::Folds;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,14 +15,14 @@ use std::time::Instant;
 
 /// What to write, and where.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ConvertOptions {
     /// The language model's file; without one, `Base-Size-…-Encoding.gguf` in the current directory.
     pub output: Option<PathBuf>,
     pub types: TypeChoice,
-    /// F16, F32 or Q8_0, of tower and projector.
-    pub mmproj_type: GgmlType,
-    /// `org/name` on the hub, if the checkpoint came from there.
-    pub repository: Option<String>,
+    /// F16, F32 or Q8_0, of tower and projector; none: as they are stored.
+    pub mmproj_type: Option<GgmlType>,
+    /// Where the model came from, for the record: `org/name` on the hub, or a path.
+    pub origin: String,
 }
 
 /// What calibration found; empty for round-to-nearest.
@@ -32,8 +31,10 @@ pub struct Calibration {
     pub folds: Folds,
     /// Has the ready-made bytes of tensors whose errors were compensated.
     pub encoder: Option<Box<dyn Encoder>>,
-    /// Of the input channels of linears as folded, by canonical name: for those of ggml's quantisers that weigh errors.
+    /// Of the input channels of linears as folded, by name: for those of ggml's quantisers that weigh errors.
     pub importance: BTreeMap<String, Vec<f32>>,
+    /// Decoder linears of another type than the file's, by name.
+    pub linears: BTreeMap<String, GgmlType>,
     /// Goes into `model.mbq.json` as `calibration`, with the method's name.
     pub record: Option<serde_json::Value>,
 }
@@ -75,169 +76,169 @@ pub struct Written {
 #[derive(Debug, Clone, Serialize, PartialEq)]
 pub struct Summary {
     pub model: Written,
-    pub mmproj: Written,
+    pub mmproj: Option<Written>,
     pub record: PathBuf,
     /// The id in both files ([`PAIR_KEY`]).
-    pub pair: String,
+    pub pair: Option<String>,
     /// Of the decoder's linears, which `--type` is about.
     pub decoder_bits_per_weight: f64,
     pub seconds: f64,
 }
 
-/// Converts `checkpoint`.
+/// A conversion that has begun: the mmproj is written, so that calibration can use it, and nothing is published.
+pub struct Conversion<'p, 'a> {
+    pair: &'p Pair<'a>,
+    options: &'p ConvertOptions,
+    paths: Paths,
+    start: Instant,
+    mmproj: Option<(Output, Written)>,
+}
+
+impl<'p, 'a> Conversion<'p, 'a> {
+    /// Finds before long work what would stop [`Conversion::finish`] after it, and writes the mmproj.
+    ///
+    /// # Errors
+    /// An output that cannot be written, a tensor that cannot be listed or stored. Nothing is left of the attempt.
+    pub fn begin(pair: &'p Pair<'a>, options: &'p ConvertOptions, observer: &dyn Observer) -> Result<Self, Error> {
+        let start = Instant::now();
+        let paths = Paths::new(&pair.name, options, pair.mmproj.as_ref());
+        list(&mut Header::default(), &plan::text(&pair.text.tensors, &options.types))?;
+        for path in [&paths.model, &paths.record] {
+            Output::create(path)?;
+        }
+        pair.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
+        if options.types.output.is_some() && pair.text.tensor("output.weight").is_none() {
+            let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
+            observer.event(Event::Note(note.into()));
+        }
+        let mmproj = match (&pair.mmproj, &paths.mmproj) {
+            (Some(source), Some(path)) => Some(write_mmproj(source, options, path, observer)?),
+            _ => None,
+        };
+        Ok(Conversion { pair, options, paths, start, mmproj })
+    }
+
+    /// Where the language model will be.
+    pub fn model(&self) -> &Path {
+        &self.paths.model
+    }
+
+    /// Where the mmproj can be read now.
+    ///
+    /// # Errors
+    /// What was written last does not reach the disk.
+    pub fn mmproj(&mut self) -> Result<Option<PathBuf>, Error> {
+        Ok(self.mmproj.as_mut().map(|(output, _)| output.readable()).transpose()?)
+    }
+
+    /// Writes the language model and the record, and gives all files their names.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read or stored; a full disk. No output is left then.
+    pub fn finish(self, calibration: &Calibration, observer: &dyn Observer) -> Result<Summary, Error> {
+        let (options, source) = (self.options, &self.pair.text);
+        let types = TypeChoice { linears: calibration.linears.clone(), ..options.types.clone() };
+        let plan = plan::text(&source.tensors, &types);
+        check_folds(&plan, &calibration.folds)?;
+        let mut metadata = source.metadata.clone();
+        stored_metadata(&mut metadata, types.file.id());
+        if types.file == FileType::Plain(GgmlType::MBQ3) {
+            mbq_metadata(&mut metadata, &calibration.method());
+        }
+        let mut header = Header::new(metadata);
+        list(&mut header, &plan)?;
+        let (folds, importance) = (&calibration.folds, &calibration.importance);
+        let changes = Changes { folds, encoder: calibration.encoder.as_deref(), importance };
+        let mut output = Output::create(&self.paths.model)?;
+        let bytes = write(source, &header, &plan, changes, &mut output, observer)?;
+        let mut outputs = vec![output];
+        let (mmproj_output, mmproj) = self.mmproj.unzip();
+        outputs.extend(mmproj_output);
+        let summary = Summary {
+            model: written(self.paths.model, types.file.to_string(), bytes, &plan),
+            mmproj,
+            record: self.paths.record.clone(),
+            pair: source.metadata.str(PAIR_KEY).map(String::from),
+            decoder_bits_per_weight: bits_per_weight(plan.iter().filter(|t| t.is_decoder_linear)),
+            seconds: self.start.elapsed().as_secs_f64(),
+        };
+        let mut record_output = Output::create(&self.paths.record)?;
+        record_output.write(&record(options, calibration, &summary))?;
+        outputs.push(record_output);
+        Output::publish(outputs)?;
+        Ok(summary)
+    }
+}
+
+/// Converts `pair`, whose calibration is done.
 ///
 /// # Errors
-/// Anything wrong with the checkpoint, found before an output is begun where it can be; a full disk. No output is
-/// left then.
+/// As [`Conversion`]'s.
 pub fn convert(
-    checkpoint: &Checkpoint,
-    options: &Options,
+    pair: &Pair,
+    options: &ConvertOptions,
     calibration: &Calibration,
     observer: &dyn Observer,
 ) -> Result<Summary, Error> {
-    let start = Instant::now();
-    let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
-    check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &calibration.folds)?;
-    let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    let notes = checkpoint.notes().iter().chain(&model.notes).chain(&vocabulary.notes);
-    notes.for_each(|note| observer.event(Event::Note(note.clone())));
-    if options.types.output.is_some() && model.text.tie_word_embeddings {
-        let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
-        observer.event(Event::Note(note.into()));
+    Conversion::begin(pair, options, observer)?.finish(calibration, observer)
+}
+
+fn write_mmproj(
+    source: &Source,
+    options: &ConvertOptions,
+    path: &Path,
+    observer: &dyn Observer,
+) -> Result<(Output, Written), Error> {
+    let plan = plan::vision(&source.tensors, options.mmproj_type);
+    let mut metadata = source.metadata.clone();
+    if let Some(ty) = options.mmproj_type {
+        stored_metadata(&mut metadata, FileType::Plain(ty).id());
     }
+    let mut header = Header::new(metadata);
+    list(&mut header, &plan)?;
+    let mut output = Output::create(path)?;
+    let bytes = write(source, &header, &plan, Changes::NONE, &mut output, observer)?;
+    Ok((output, written(path.into(), mmproj_type(options, source), bytes, &plan)))
+}
 
-    // A card is no reason to refuse a model, but its licence is not dropped without a word.
-    let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {
-        observer.event(Event::Note(format!("{problem}; licence, languages and tags are left out")));
-        Card::default()
-    });
-    let general =
-        General { name: model_name(checkpoint, options, &text_plan), card, repository: options.repository.clone() };
-    let [path, mmproj_path, record_path] = paths(&general.name, options);
+/// Of the outputs.
+struct Paths {
+    model: PathBuf,
+    mmproj: Option<PathBuf>,
+    record: PathBuf,
+}
 
-    let mut header = Header::default();
-    gguf::text_metadata(&mut header.metadata, &general, &model.text, options.types.file);
-    if options.types.file == FileType::Plain(GgmlType::MBQ3) {
-        gguf::mbq_metadata(&mut header.metadata, &calibration.method());
+impl Paths {
+    fn new(name: &Name, options: &ConvertOptions, mmproj: Option<&Source>) -> Self {
+        let encoding = FileType::name(options.types.file);
+        let model = options.output.clone().unwrap_or_else(|| name.file(encoding).into());
+        let vision = |source| beside(&model, |stem| format!("mmproj-{stem}-{}.gguf", mmproj_type(options, source)));
+        Paths { mmproj: mmproj.map(vision), record: beside(&model, |stem| format!("{stem}.mbq.json")), model }
     }
-    vocabulary.write(&mut header.metadata);
-    let pair = gguf::pair_id(checkpoint, &model, &vision_plan)?;
-    header.metadata.set(PAIR_KEY, &pair);
-    gguf::list(&mut header, &text_plan)?;
-    let mut vision_header = Header::default();
-    gguf::vision_metadata(&mut vision_header.metadata, &general, &model, options.mmproj_type);
-    vision_header.metadata.set(PAIR_KEY, &pair);
-    gguf::list(&mut vision_header, &vision_plan)?;
-
-    let mut outputs = [Output::create(&path)?, Output::create(&mmproj_path)?, Output::create(&record_path)?];
-    let [model_output, mmproj_output, record_output] = &mut outputs;
-    let (folds, importance) = (&calibration.folds, &calibration.importance);
-    let changes = Changes { folds, encoder: calibration.encoder.as_deref(), importance };
-    let model_bytes = gguf::write(checkpoint, &header, &text_plan, changes, model_output, observer)?;
-    let mmproj_bytes = gguf::write(checkpoint, &vision_header, &vision_plan, changes, mmproj_output, observer)?;
-    let linears = text_plan.iter().filter(|t| t.is_decoder_linear);
-    let summary = Summary {
-        model: written(path, options.types.file.to_string(), model_bytes, &text_plan),
-        mmproj: written(mmproj_path, options.mmproj_type.to_string(), mmproj_bytes, &vision_plan),
-        record: record_path,
-        pair,
-        decoder_bits_per_weight: bits_per_weight(linears),
-        seconds: start.elapsed().as_secs_f64(),
-    };
-    record_output.write(&record(checkpoint, options, calibration, &summary))?;
-    Output::publish(outputs.into())?;
-    Ok(summary)
 }
 
-/// Finds before long work what would stop [`convert`] after it. Returns the language model's file.
-///
-/// # Errors
-/// A fault of the checkpoint, or an output that cannot be written. Nothing is left of the attempt.
-pub fn check(checkpoint: &Checkpoint, options: &Options) -> Result<PathBuf, Error> {
-    let (model, text_plan, vision_plan) = plans(checkpoint, options)?;
-    check_tensors(checkpoint, text_plan.iter().chain(&vision_plan), &Folds::new())?;
-    Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    let paths = paths(&model_name(checkpoint, options, &text_plan), options);
-    for path in &paths {
-        Output::create(path)?;
-    }
-    let [model, ..] = paths;
-    Ok(model)
+/// The type in an mmproj's name: what was asked for, or that of most of its weights.
+fn mmproj_type(options: &ConvertOptions, source: &Source) -> String {
+    let mut sizes: BTreeMap<GgmlType, usize> = BTreeMap::new();
+    source.tensors.iter().for_each(|t| *sizes.entry(t.stored).or_default() += t.elements());
+    let most = sizes.into_iter().max_by_key(|(_, n)| *n).map_or(GgmlType::F16, |(ty, _)| ty);
+    options.mmproj_type.unwrap_or(most).to_string()
 }
 
-/// The model's configuration, and the tensors of the two files.
-fn plans(checkpoint: &Checkpoint, o: &Options) -> Result<(LlavaOnevision, Vec<Planned>, Vec<Planned>), Error> {
-    let model = LlavaOnevision::read(checkpoint)?;
-    check_runtime_limits(checkpoint, &model)?;
-    let text = plan::text(&model.text, &o.types);
-    let projector_bias = checkpoint.contains("multi_modal_projector.linear_1.bias");
-    let vision = plan::vision(&model.vision, model.text.hidden_size, o.mmproj_type, projector_bias);
-    Ok((model, text, vision))
-}
-
-fn model_name(checkpoint: &Checkpoint, options: &Options, text_plan: &[Planned]) -> Name {
-    let parameters = text_plan.iter().map(Planned::elements).sum();
-    Name::parse(&display_name(checkpoint.dir(), options.repository.as_deref()), parameters)
-}
-
-/// Of the language model, the mmproj and the record.
-fn paths(name: &Name, options: &Options) -> [PathBuf; 3] {
-    let encoding = FileType::name(options.types.file);
-    let path = options.output.clone().unwrap_or_else(|| name.file(encoding).into());
-    let mmproj = beside(&path, |stem| format!("mmproj-{stem}-{}.gguf", options.mmproj_type));
-    let record = beside(&path, |stem| format!("{stem}.mbq.json"));
-    [path, mmproj, record]
-}
-
-/// What transformers can do and llama.cpp's qwen2 cannot.
-fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(), ConfigError> {
-    let file = checkpoint.dir().join("config.json");
-    if m.text.arch != TextArch::Qwen2 {
-        return Err(ConfigError::Unsupported {
-            file,
-            found: "text_config: llama".into(),
-            supported: "qwen2 text models in LLaVA-OneVision",
-        });
-    }
-    if m.text.num_heads * m.text.head_dim != m.text.hidden_size {
-        return Err(ConfigError::Invalid {
-            file,
-            key: "text_config.head_dim".into(),
-            found: m.text.head_dim.to_string(),
-            want: "hidden_size / num_attention_heads, as llama.cpp's qwen2 has it",
-        });
-    }
-    Ok(())
-}
-
-/// Checks every tensor's presence, type and shape, and every fold's length, before anything is written.
-fn check_tensors<'a>(
-    checkpoint: &Checkpoint,
-    plan: impl Iterator<Item = &'a Planned>,
-    folds: &Folds,
-) -> Result<(), Error> {
+/// Checks that every fold has a tensor, and as many scales as it has rows and columns, before anything is written.
+fn check_folds(plan: &[Planned], folds: &Folds) -> Result<(), Error> {
     let mut unused: BTreeSet<&str> = folds.keys().map(String::as_str).collect();
     for t in plan {
-        checkpoint.check(&t.source, &t.shape)?;
-        if let Some(fold) = folds.get(&t.source) {
+        if let Some(fold) = folds.get(&t.name) {
             let rows = t.shape.first().copied().unwrap_or(1);
-            fold.check(&t.source, rows, t.elements() / rows.max(1))?;
-            unused.remove(t.source.as_str());
+            fold.check(&t.name, rows, t.elements() / rows.max(1))?;
+            unused.remove(t.name.as_str());
         }
     }
     match unused.first() {
         Some(tensor) => Err(GgufError::UnknownFold { tensor: tensor.to_string() }.into()),
         None => Ok(()),
     }
-}
-
-/// The model's name: the hub's, or the directory's.
-fn display_name(dir: &Path, repository: Option<&str>) -> String {
-    if let Some(repository) = repository {
-        return repository.rsplit('/').next().unwrap_or(repository).into();
-    }
-    let dir = dir.canonicalize().unwrap_or_else(|_| dir.into());
-    dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
 
 /// A file beside `path`, named from its stem.
@@ -282,11 +283,11 @@ fn written(path: PathBuf, file_type: String, size: u64, plan: &[Planned]) -> Wri
 }
 
 /// `model.mbq.json`.
-fn record(checkpoint: &Checkpoint, options: &Options, calibration: &Calibration, summary: &Summary) -> Vec<u8> {
+fn record(options: &ConvertOptions, calibration: &Calibration, summary: &Summary) -> Vec<u8> {
     let record = serde_json::json!({
         "format": 1,
         "converter": concat!("mbq-convert ", env!("CARGO_PKG_VERSION")),
-        "source": options.repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string()),
+        "source": options.origin,
         "method": calibration.method(),
         "summary": summary,
         "calibration": calibration.record,

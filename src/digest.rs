@@ -1,6 +1,38 @@
 //! Digests as text.
 
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
+
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Files of up to so many bytes together are hashed whole: a fraction of a second.
+pub(crate) const WHOLE: usize = 256 << 20;
+/// Of each file of a larger set: its beginning (where the tensors are listed), and pieces of the rest.
+const PIECES: usize = 64;
+const PIECE: usize = 4096;
+
+/// Adds `files`, path and contents: with `whole` all bytes, else each file's size, time of last change, first 64 KiB and
+/// 64 pieces of 4 KiB.
+pub(crate) fn files(mut hash: Sha256, files: &[(&Path, &[u8])], whole: bool) -> Sha256 {
+    for &(path, bytes) in files {
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update((bytes.len() as u64).to_le_bytes());
+        if whole {
+            hash.update(bytes);
+            continue;
+        }
+        let changed = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+        let changed = changed.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
+        hash.update(changed.to_le_bytes());
+        hash.update(&bytes[..bytes.len().min(1 << 16)]);
+        for i in 0..PIECES {
+            let at = bytes.len().saturating_sub(PIECE) * (i + 1) / PIECES;
+            hash.update(&bytes[at..bytes.len().min(at + PIECE)]);
+        }
+    }
+    hash
 }

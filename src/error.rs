@@ -5,7 +5,9 @@ pub enum Error {
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
     #[error(transparent)]
-    Config(#[from] crate::model::ConfigError),
+    Front(#[from] crate::front::FrontError),
+    #[error(transparent)]
+    Config(#[from] crate::front::ConfigError),
     #[error(transparent)]
     Text(#[from] crate::text::TextError),
     #[error(transparent)]
@@ -20,6 +22,10 @@ pub enum Error {
     Mbq3(#[from] crate::quant::mbq3::Mbq3Error),
     #[error(transparent)]
     Prompt(#[from] crate::prompt::PromptError),
+    #[error(transparent)]
+    Engine(#[from] crate::runtime::engine::EngineError),
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::RuntimeError),
     #[error("tensor arithmetic: {0}")]
     Candle(#[from] candle_core::Error),
     #[error(transparent)]

@@ -6,15 +6,14 @@ pub mod digest;
 mod error;
 pub mod eval;
 pub mod events;
+pub mod front;
 pub mod ggml;
 pub mod gguf;
 pub mod hub;
 pub mod image;
-pub mod model;
 pub mod prompt;
 pub mod quant;
 pub mod random;
-pub mod rotate;
 pub mod runtime;
 pub mod text;
 

@@ -47,7 +47,7 @@ fn bad_pairs_are_named() {
     refused("{\"image\": \"p.png\", \"question\": \"?\"}", picture, &[], &["entry 1", "`answer` is missing"]);
     refused(PAIR, |_| (), &[], &["p.png", "does not exist", "--image-root"]);
     refused(PAIR, |dir| fs::write(dir.join("p.png"), "no picture").unwrap(), &[], &["p.png", "not a readable picture"]);
-    refused(PAIR, picture, &["--max-tokens", "20"], &["entry 1", "tokens", "--max-tokens"]);
+    refused(PAIR, picture, &["--set", "max-tokens=20"], &["entry 1", "tokens", "max-tokens"]);
 }
 
 /// One in ten may be missing or broken: they are left out and counted. More are too many.
@@ -63,7 +63,7 @@ fn a_few_bad_pairs_are_skipped() {
         || -> serde_json::Value { serde_json::from_slice(&fs::read(out.with_extension("mbq.json")).unwrap()).unwrap() };
     let run = |more: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mbq-convert"));
-        command.arg(demo()).arg("-o").arg(&out).args(["--no-compensate", "--method", "smoothquant", "--calib"]);
+        command.arg(demo()).arg("-o").arg(&out).args(["--method", "smoothquant", "--calib"]);
         let done = command.arg(&list).args(more).output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8_lossy(&done.stderr).into_owned()
@@ -77,7 +77,7 @@ fn a_few_bad_pairs_are_skipped() {
     fs::write(dir.path().join("gone.png"), "no picture").unwrap();
     assert!(run(&[]).contains("not a readable picture"));
     for seed in ["0", "1", "2", "3"] {
-        let said = run(&["--samples", "1", "--seed", seed]);
+        let said = run(&["--samples", "1", "--set", &format!("seed={seed}")]);
         assert!(!said.contains("skipped"), "seed {seed}: {said}");
     }
 }
@@ -122,7 +122,7 @@ fn pairs_without_a_picture() {
     let list = dir.path().join("pairs.jsonl");
     let text = "{\"question\": \"What is it?\", \"answer\": \"A red star.\"}\n";
     fs::write(&list, format!("{text}{text}{text}")).unwrap();
-    for more in [&["--no-compensate"][..], &["--scales", "--imatrix", "balanced"]] {
+    for more in [&["--method", "mbq-scales"][..], &["--set", "scales=true", "--imatrix", "balanced"]] {
         let out = dir.path().join("o.gguf");
         let done = convert(&out, &[&["--calib", list.to_str().unwrap()], more].concat()).output().unwrap();
         assert!(done.status.success(), "{more:?}: {}", String::from_utf8_lossy(&done.stderr));

@@ -3,18 +3,18 @@ mod tiny;
 
 use candle_core::{Device, Tensor};
 use mbq_convert::calibrate::batch::{Kind, Sample};
-use mbq_convert::calibrate::compensate::{Compensation, Settings, Vision};
+use mbq_convert::calibrate::compensate::{Compensation, CompensationSettings, VisionWeight};
 use mbq_convert::calibrate::grid::{Activations, Asymmetric};
 use mbq_convert::calibrate::importance::Weighting;
 use mbq_convert::calibrate::mbq::Loss;
-use mbq_convert::calibrate::store::{Job, Store};
-use mbq_convert::calibrate::{Method, Model, Options, Outcome, run};
-use mbq_convert::checkpoint::Checkpoint;
+use mbq_convert::calibrate::store::{JobId, Store};
+use mbq_convert::calibrate::{CalibrateOptions, Method, Model, Outcome, run};
 use mbq_convert::events::{Event, Observer, Silent};
+use mbq_convert::front::{Found, Pair};
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::plan::text;
 use mbq_convert::gguf::{Encoder, TypeChoice};
-use mbq_convert::model::llava_onevision::LlavaOnevision;
+use mbq_convert::hub::Hub;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
@@ -47,15 +47,15 @@ impl Observer for Interrupt {
 }
 
 /// Every third linear is of a type without feedback, `v` of other blocks than the rest.
-fn types(model: &LlavaOnevision) -> BTreeMap<String, GgmlType> {
+fn types(pair: &Pair) -> BTreeMap<String, GgmlType> {
     let choice = TypeChoice::of("mbq3".parse().unwrap());
-    let linears = text(&model.text, &choice).into_iter().filter(|t| t.is_decoder_linear);
+    let linears = text(&pair.text.tensors, &choice).into_iter().filter(|t| t.is_decoder_linear);
     let ty = |name: &str| match name {
-        n if n.contains("v_proj") => GgmlType::Q4_0,
-        n if n.contains("up_proj") => GgmlType::Q3_K,
+        n if n.contains("attn_v") => GgmlType::Q4_0,
+        n if n.contains("ffn_up") => GgmlType::Q3_K,
         _ => GgmlType::MBQ3,
     };
-    linears.map(|t| (t.source.clone(), ty(&t.source))).collect()
+    linears.map(|t| (t.name.clone(), ty(&t.name))).collect()
 }
 
 fn calibrate(model: &Path, work: &Path, method: Method, stop: Option<&'static str>) -> Result<Outcome, String> {
@@ -70,13 +70,16 @@ fn observed(
     method: Method,
     observer: &dyn Observer,
 ) -> Result<Outcome, String> {
-    let checkpoint = Checkpoint::open(model).unwrap();
-    let config = LlavaOnevision::read(&checkpoint).unwrap();
-    let job =
-        Job { model: model.display().to_string(), weights: checkpoint.fingerprint(), settings: format!("{method:?}") };
-    let model = Model::new(&checkpoint, &config.text, 64, Device::Cpu).unwrap();
-    let settings = Settings {
-        vision: if method == Method::Mbq { Vision::Ratio } else { Vision::Fixed(0.5) },
+    let found = Found::find(model.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
+    let pair = found.pair().unwrap();
+    let job = JobId {
+        model: model.display().to_string(),
+        weights: pair.text.values.fingerprint(),
+        settings: format!("{method:?}"),
+    };
+    let model = Model::new(&pair.text, 64, Device::Cpu).unwrap();
+    let settings = CompensationSettings {
+        vision: if method == Method::Mbq { VisionWeight::Ratio } else { VisionWeight::Fixed(0.5) },
         damping: 0.01,
         order: method == Method::Mbq,
         search_levels: true,
@@ -84,8 +87,8 @@ fn observed(
         residual: true,
     };
     let store = Store::new(work.join("store"));
-    let compensation = Compensation { settings, types: types(&config), store };
-    let options = Options {
+    let compensation = Compensation { settings, types: types(&pair), store };
+    let options = CalibrateOptions {
         method,
         weights: &Asymmetric { bits: 3, group: 128 },
         activations: Activations::Float,
@@ -186,10 +189,11 @@ fn a_missing_tensor_is_named_when_the_model_is_written() {
     let parent = tempfile::tempdir().unwrap();
     let model = tiny::checkpoint(parent.path(), tiny::Naming::Published, 1);
     calibrate(&model, parent.path(), Method::Gptq, None).unwrap();
-    let config = LlavaOnevision::read(&Checkpoint::open(&model).unwrap()).unwrap();
+    let found = Found::find(model.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
+    let pair = found.pair().unwrap();
     let compensation = Compensation {
-        settings: Settings::GPTQ,
-        types: types(&config),
+        settings: CompensationSettings::GPTQ,
+        types: types(&pair),
         store: Store::new(parent.path().join("store")),
     };
     for (name, &ty) in &compensation.types {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-use mbq_convert::eval::engine::{Compute, Decoder, Media, Model, Piece, Runtime, Vision};
+use mbq_convert::runtime::engine::{Compute, Decoder, Media, Model, Piece, Runtime, Vision};
 use serde_json::Value;
 
 /// The vision path is f32 but for the fp16 keys and values of flash attention, which llama.cpp turns on by itself:
@@ -111,7 +111,7 @@ fn prompt(vision: &Vision, picture: &str, text: &str) -> Vec<Piece> {
     // what the checkpoint's template gives, with the marker for <image> and without the newline behind it, which the
     // runtime adds
     let prompt = format!("<|im_start|>user <__media__>{text}<|im_end|><|im_start|>assistant\n");
-    vision.pieces(&prompt, &path, &[image], true).unwrap()
+    vision.tokenize(&prompt, &path, &[image]).unwrap().pieces(true).unwrap()
 }
 
 fn base64(text: &str) -> Vec<u8> {
@@ -189,7 +189,7 @@ fn several_pictures_are_those_of_transformers() {
     let path = |name: &String| golden("pictures").join(format!("{name}.png"));
     let images: Vec<_> = wants.keys().map(|name| mbq_convert::image::load_rgb(&path(name)).unwrap()).collect();
     let prompt = format!("<|im_start|>user {}x<|im_end|>", "<__media__>".repeat(images.len()));
-    let pieces = vision.pieces(&prompt, Path::new("several"), &images, true).unwrap();
+    let pieces = vision.tokenize(&prompt, Path::new("several"), &images).unwrap().pieces(true).unwrap();
     let media: Vec<_> = pieces.iter().filter_map(|p| if let Piece::Media(m) = p { Some(m) } else { None }).collect();
     assert_eq!(media.len(), wants.len());
     for ((name, want), media) in wants.iter().zip(media) {

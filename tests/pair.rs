@@ -3,10 +3,7 @@ mod common;
 mod tiny;
 
 use common::{root, runtime_dir};
-use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::events::Silent;
 use mbq_convert::gguf::pair_of;
-use mbq_convert::rotate::rotate;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use tiny::{Naming, checkpoint, checkpoint_with, program, tensors, text};
@@ -54,9 +51,10 @@ fn one_id_for_all_files_of_a_model() {
         let projector = tuned(&folder(&format!("d{i}")), name);
         assert_ne!(id(&convert(&projector, dir.path(), &format!("projector{i}"), &[])), want, "{name}");
     }
-    let rotated = dir.path().join("rotated");
-    rotate(&Checkpoint::open(&model).unwrap(), &rotated, 1, &Silent).unwrap();
-    assert_ne!(id(&convert(&rotated, dir.path(), "r", &[])), want);
+    // All files of a rotated model share another one.
+    let rotated = convert(&model, dir.path(), "rotated", &["--rotate", "on"]);
+    assert_ne!(id(&rotated), want);
+    assert_eq!(id(&convert(&model, dir.path(), "rotated-f16", &["--rotate", "on", "--type", "f16"])), id(&rotated));
 
     let shown = program().args(["inspect", "--no-tensors"]).arg(&plain[1]).output().unwrap();
     assert!(text(&shown.stdout).contains(&format!("mbq.pair = \"{want}\"")), "{}", text(&shown.stdout));
@@ -78,10 +76,8 @@ fn chat(parent: &Path, model: &Path, more: &[&str]) -> String {
 fn chat_refuses_a_wrong_pair_of_ours() {
     let dir = tempfile::tempdir().unwrap();
     let model = checkpoint(dir.path(), Naming::Published, 1);
-    let rotated = dir.path().join("rotated");
-    rotate(&Checkpoint::open(&model).unwrap(), &rotated, 1, &Silent).unwrap();
     let [plain, plain_mmproj] = convert(&model, dir.path(), "plain", &[]);
-    let [turned, turned_mmproj] = convert(&rotated, dir.path(), "turned", &[]);
+    let [turned, turned_mmproj] = convert(&model, dir.path(), "turned", &["--rotate", "on"]);
     let [plain_path, turned_path] = [&plain_mmproj, &turned_mmproj].map(|p| p.to_str().unwrap());
     let reached = "is not in it";
     assert!(chat(dir.path(), &plain, &[]).contains(reached));
@@ -123,10 +119,8 @@ fn eval_gives_a_rotated_model_its_own_pictures() {
     let Some(_) = runtime_dir() else { return };
     let dir = tempfile::tempdir().unwrap();
     let model = root().join("demo/model");
-    let rotated = dir.path().join("rotated");
-    rotate(&Checkpoint::open(&model).unwrap(), &rotated, 1, &Silent).unwrap();
     let [plain, plain_mmproj] = convert(&model, dir.path(), "plain", &["--type", "f16"]);
-    let [turned, turned_mmproj] = convert(&rotated, dir.path(), "turned", &["--type", "f16"]);
+    let [turned, turned_mmproj] = convert(&model, dir.path(), "turned", &["--type", "f16", "--rotate", "on"]);
     let cache = dir.path().join("cache");
     let more = ["--json", "-", "--cache", cache.to_str().unwrap()];
     let run = |mmproj: &[&Path]| {

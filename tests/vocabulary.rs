@@ -2,7 +2,7 @@
 mod common;
 
 use common::{convert, root, runtime_dir};
-use mbq_convert::eval::engine::{Compute, Model, Runtime};
+use mbq_convert::runtime::engine::{Compute, Model, Runtime};
 use serde_json::Value;
 use std::path::Path;
 

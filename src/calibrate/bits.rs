@@ -11,7 +11,6 @@ use super::{CalibrateError, Model};
 use crate::Error;
 use crate::events::{Event, Observer};
 use crate::ggml::GgmlType;
-use crate::model::weights::tensor_name;
 use crate::text::Block;
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -28,9 +27,9 @@ pub struct Part {
 }
 
 impl Part {
-    /// The part's linears, by canonical tensor name.
+    /// The part's linears, by tensor name.
     pub fn linears(&self) -> impl Iterator<Item = String> + '_ {
-        self.group.linears().iter().map(|name| tensor_name(self.layer, &format!("{}.weight", name.path())))
+        self.group.linears().iter().map(|name| name.weight(self.layer))
     }
 }
 
@@ -68,7 +67,7 @@ pub fn measure(
     types: [GgmlType; 2],
     observer: &dyn Observer,
 ) -> std::result::Result<Vec<Part>, Error> {
-    let layers = model.config.num_layers;
+    let layers = model.text.num_layers;
     observer.event(Event::PhaseStart { name: "parts".into(), total: layers as u64, unit: "blocks" });
     let positions: usize = chunks.iter().map(|c| answers(c).len()).sum();
     let mut parts = Vec::new();

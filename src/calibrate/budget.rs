@@ -2,7 +2,7 @@
 //! the activations that wait between passes.
 use super::batch::Batch;
 use super::compensate::GATHER;
-use super::run::{Model, Options};
+use super::run::{CalibrateOptions, Model};
 use super::stream::Room;
 use crate::events::{Event, Observer};
 use crate::text::SCORES;
@@ -41,8 +41,8 @@ pub(super) struct Budget {
 impl Budget {
     /// # Errors
     /// The device does not say how much memory it has.
-    pub fn new(model: &Model, batch: &Batch, options: &Options, observer: &dyn Observer) -> Result<Self> {
-        let c = model.config;
+    pub fn new(model: &Model, batch: &Batch, options: &CalibrateOptions, observer: &dyn Observer) -> Result<Self> {
+        let c = &model.text;
         let cpu = model.device.is_cpu();
         let device = match options.device_memory {
             _ if cpu => None,

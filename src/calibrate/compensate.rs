@@ -1,7 +1,7 @@
 //! Error compensation of a whole model: block by block, each linear is rounded with feedback ([`super::feedback`]) for
 //! the inputs that the blocks and linears before it give once they are rounded themselves.
 //!
-//! H of a linear is the sum over tokens of `weight(token) x x^T`. Vision tokens are many, and the model's loss minds
+//! H of a linear is the sum over tokens of `weight(token) x x^T`. VisionWeight tokens are many, and the model's loss minds
 //! errors there less: they weigh `vision` times a token of text. Linears with a common input share H.
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
@@ -14,7 +14,6 @@ use super::stream::{Room, Stream};
 use crate::Error;
 use crate::ggml::{GgmlType, dequantize, quantize_rows};
 use crate::gguf::Encoder;
-use crate::model::weights::tensor_name;
 use crate::quant::levels::{Fit, Format};
 use crate::text::ops::{Fast, row_errors};
 use crate::text::{Block, Name};
@@ -25,16 +24,16 @@ use std::collections::BTreeMap;
 
 /// What a vision token weighs, beside a text token's 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub enum Vision {
+pub enum VisionWeight {
     Fixed(f64),
     /// The ratio of gradients that MBQ's search has for the linear's part of the block.
     Ratio,
 }
 
-/// Settings of the compensation.
+/// CompensationSettings of the compensation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    pub vision: Vision,
+pub struct CompensationSettings {
+    pub vision: VisionWeight,
     /// Share of H's mean diagonal that is added to its diagonal.
     pub damping: f64,
     /// Round channels of large activations first, as far as blocks of the type allow.
@@ -48,10 +47,10 @@ pub struct Settings {
     pub residual: bool,
 }
 
-impl Settings {
+impl CompensationSettings {
     /// GPTQ as its paper has it: every token alike, the type's own levels, the layer's own output as the target.
-    pub const GPTQ: Settings = Settings {
-        vision: Vision::Fixed(1.0),
+    pub const GPTQ: CompensationSettings = CompensationSettings {
+        vision: VisionWeight::Fixed(1.0),
         damping: 0.01,
         order: false,
         search_levels: false,
@@ -62,8 +61,8 @@ impl Settings {
 
 /// The compensation of one model.
 pub struct Compensation {
-    pub settings: Settings,
-    /// The decoder linears' types, by canonical tensor name.
+    pub settings: CompensationSettings,
+    /// The decoder linears' types, by tensor name.
     pub types: BTreeMap<String, GgmlType>,
     pub store: Store,
 }
@@ -238,7 +237,7 @@ impl Compensation {
             (moments.shift, moments.residual) = (None, None);
             let mut factors: Vec<(usize, Factor)> = Vec::new();
             for (&name, pull) in group.linears().iter().zip(pulls) {
-                let source = tensor_name(layer, &format!("{}.weight", name.path()));
+                let source = name.weight(layer);
                 let ty = self.types.get(&source).copied().unwrap_or(GgmlType::F32);
                 let weight = match Format::of(ty) {
                     Some(_) if done => self.stored(&source, ty, &exact.linear(name).weight)?,
@@ -288,9 +287,9 @@ impl Compensation {
         kept: &mut Kept,
     ) -> std::result::Result<Moments, Error> {
         let vision = match (self.settings.vision, ratios) {
-            (Vision::Fixed(weight), _) => weight,
-            (Vision::Ratio, Some(ratios)) => group.ratio(ratios),
-            (Vision::Ratio, None) => 1.0,
+            (VisionWeight::Fixed(weight), _) => weight,
+            (VisionWeight::Ratio, Some(ratios)) => group.ratio(ratios),
+            (VisionWeight::Ratio, None) => 1.0,
         };
         let _fast = Fast::on(&exact.norm1);
         let gather = if exact.norm1.device().is_cpu() { 0 } else { GATHER };
@@ -366,7 +365,7 @@ impl Compensation {
         let plain = factor.error(&target, &nearest(weight, format.ty())?)?;
         let square = factor.error(&target, &target.zeros_like()?)?;
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-        let gain = Gain { linear: name.path().into(), gain: ratio(error, plain), error: ratio(error, square) };
+        let gain = Gain { linear: name.part().into(), gain: ratio(error, plain), error: ratio(error, square) };
         Ok((gain, rounded))
     }
 

@@ -1,6 +1,9 @@
 //! Fake quantisers: weights and activations rounded to what the output type will hold, and back to f32.
+use crate::ggml::{self, GgmlType};
+use crate::gguf::{FileType, Linear, Role, fitting};
 use crate::quant::levels::even;
 use crate::quant::mbq3;
+use crate::text::TextConfig;
 use crate::text::ops::with_cpu;
 use candle_core::{D, DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -12,6 +15,29 @@ pub trait WeightGrid: Sync {
     fn round_trip(&self, weight: &Tensor) -> Result<Tensor>;
     /// For the record.
     fn name(&self) -> String;
+}
+
+/// The stored types' own rounding of a decoder linear.
+pub(super) fn stored(file: FileType, config: &TextConfig) -> Box<dyn WeightGrid> {
+    let ty = file.tensor_type(Role::Linear(Linear::Other, 0), 1, 256, false, false);
+    // Rows of other lengths are stored in a fallback type, which only ggml's own round trip knows.
+    let rows = [config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size];
+    let fits_mbq3 = rows.iter().all(|r| r % 128 == 0);
+    match ty {
+        GgmlType::MBQ3 if fits_mbq3 => Box::new(Mbq3),
+        // The i-quants' own search takes minutes per block: a plain grid of equal bits stands for them.
+        GgmlType::IQ3_S | GgmlType::IQ3_XXS => Box::new(Asymmetric { bits: 3, group: 32 }),
+        GgmlType::IQ4_XS => Box::new(Asymmetric { bits: 4, group: 32 }),
+        _ => Box::new(Stored {
+            name: ty.to_string(),
+            rows: move |rows: &mut [f32], cols: usize| {
+                let ty = fitting(ty, cols);
+                let bytes = ggml::quantize_rows(ty, rows, cols, None).map_err(|e| e.to_string())?;
+                rows.copy_from_slice(&ggml::dequantize(ty, &bytes).map_err(|e| e.to_string())?);
+                Ok(())
+            },
+        }),
+    }
 }
 
 /// The paper's weight-only grid: asymmetric per `group` inputs, `bits` bits, with an integer zero point

@@ -6,9 +6,8 @@ use super::batch::{Batch, Chunk, Kind};
 use super::sensitivity::Ratios;
 use crate::Error;
 use crate::ggml::GgmlType;
-use crate::gguf::{Array, FileType, GgufError, GgufFile, Header, Output, TypeChoice, plan};
-use crate::model::TextConfig;
-use crate::model::weights::tensor_name;
+use crate::gguf::plan::Planned;
+use crate::gguf::{Array, GgufError, GgufFile, Header, Output};
 use crate::quant::fold::Folds;
 use crate::text::{Group, Trace};
 use candle_core::{Result, Tensor};
@@ -49,7 +48,7 @@ impl Sums {
     }
 }
 
-/// The importance of every linear's input channels, by the weight's canonical name.
+/// The importance of every linear's input channels, by the weight's name.
 #[derive(Debug, Clone, Default)]
 pub struct Importance {
     sums: BTreeMap<String, Sums>,
@@ -82,7 +81,7 @@ impl Importance {
             let row = Tensor::from_vec(weights, (1, chunk.tokens()), x.device())?;
             let squares: Vec<f32> = row.matmul(&x.sqr()?)?.flatten_all()?.to_vec1()?;
             for name in names {
-                let sums = self.sums.entry(tensor_name(layer, &format!("{}.weight", name.path()))).or_default();
+                let sums = self.sums.entry(name.weight(layer)).or_default();
                 sums.squares.resize(squares.len(), 0.0);
                 sums.squares.iter_mut().zip(&squares).for_each(|(s, &q)| *s += f64::from(q));
                 sums.weight += total;
@@ -127,7 +126,7 @@ impl Importance {
     ///
     /// # Errors
     /// Not such a file, a linear's row is missing or of another length, or its sums are all 0, negative or not finite.
-    pub fn read(path: &Path, config: &TextConfig) -> std::result::Result<Self, Error> {
+    pub fn read(path: &Path, linears: &[Planned]) -> std::result::Result<Self, Error> {
         let fail = |problem: String| Error::from(CalibrateError::File { path: path.into(), problem });
         let file = GgufFile::open(path).map_err(GgufError::from)?;
         let values = |name: String, want: usize| -> std::result::Result<Vec<f64>, Error> {
@@ -142,8 +141,7 @@ impl Importance {
             Ok(values.collect())
         };
         let mut this = Importance::default();
-        let types = TypeChoice::of(FileType::Plain(GgmlType::F32));
-        for tensor in plan::text(config, &types).into_iter().filter(|t| t.is_decoder_linear) {
+        for tensor in linears {
             let squares = values(format!("{}.in_sum2", tensor.name), tensor.row())?;
             let weight = values(format!("{}.counts", tensor.name), 1)?[0];
             if !(weight.is_finite() && weight > 0.0) {
@@ -152,7 +150,7 @@ impl Importance {
             let sums = Sums { squares, weight };
             let gather = "gather the matrix again, with more text or pictures";
             sums.check().map_err(|problem| fail(format!("tensor `{}.in_sum2`: {problem}; {gather}", tensor.name)))?;
-            this.sums.insert(tensor.source, sums);
+            this.sums.insert(tensor.name.clone(), sums);
         }
         Ok(this)
     }
@@ -162,15 +160,14 @@ impl Importance {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn write(&self, config: &TextConfig, dataset: &str, path: &Path) -> std::result::Result<(), Error> {
-        let file = TypeChoice::of(FileType::Plain(GgmlType::F32));
+    pub fn write(&self, linears: &[Planned], dataset: &str, path: &Path) -> std::result::Result<(), Error> {
         let means = self.means();
         let (mut header, mut data) = (Header::default(), Vec::new());
         let keys = &mut header.metadata;
         keys.set("general.type", "imatrix").set_array("imatrix.datasets", Array::strings(&[dataset]));
         keys.set("imatrix.chunk_count", self.samples as u32).set("imatrix.chunk_size", self.longest as u32);
-        for tensor in plan::text(config, &file) {
-            let Some(mean) = means.get(&tensor.source) else { continue };
+        for tensor in linears {
+            let Some(mean) = means.get(&tensor.name) else { continue };
             header.add_tensor(&format!("{}.in_sum2", tensor.name), GgmlType::F32, &[mean.len(), 1])?;
             header.add_tensor(&format!("{}.counts", tensor.name), GgmlType::F32, &[1, 1])?;
             data.push(mean.iter().map(|m| m * self.tokens as f32).collect());
@@ -192,10 +189,12 @@ mod tests {
     use super::super::Model;
     use super::super::batch::pack;
     use super::super::stream::Room;
-    use super::super::tests::{batch, oracle, text_config};
+    use super::super::tests::{batch, oracle};
     use super::*;
     use crate::checkpoint::Checkpoint;
+    use crate::front::testing::decoder;
     use crate::ggml::{dequantize, quantize_rows};
+    use crate::gguf::FileType;
     use candle_core::Device;
 
     /// Against hooks on transformers' linears (tests/reference/importance_goldens.py), vision tokens at 1 and at 0.25.
@@ -206,13 +205,13 @@ mod tests {
         let golden: BTreeMap<String, BTreeMap<String, Vec<f64>>> =
             serde_json::from_str(include_str!("../../tests/golden/importance.json")).unwrap();
         let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-        let config = text_config(&checkpoint);
-        let model = Model::new(&checkpoint, &config, 512, Device::Cpu).unwrap();
+        let source = decoder(&checkpoint);
+        let model = Model::new(&source, 512, Device::Cpu).unwrap();
         let room = Room::new(&Device::Cpu, usize::MAX, &dir);
         let (batch, first) = pack(&batch(&dir.join("runs"), false), 300, &room).unwrap();
         for (key, ratio) in [("image", None), ("quarter", Some(Ratios { attn: 0.25, mlp: 0.25 }))] {
             let (mut x, mut importance) = (first.copy().unwrap(), Importance::new(&batch));
-            for layer in 0..config.num_layers {
+            for layer in 0..model.text.num_layers {
                 let block = model.block(layer).unwrap();
                 for (c, chunk) in batch.chunks.iter().enumerate() {
                     let t = block.trace(&x.get(c).unwrap(), &chunk.spans, &|x| Ok(x.clone())).unwrap();

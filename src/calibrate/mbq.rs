@@ -121,6 +121,14 @@ pub struct Found {
     pub scales: Vec<f32>,
 }
 
+impl Found {
+    /// What a reader of the record wants of it.
+    pub(super) fn record(&self) -> serde_json::Value {
+        serde_json::json!({"group": self.group, "ratio": self.ratio, "exponent": self.best as f64 / 20.0,
+            "loss": self.best_loss, "margin": self.margin, "losses": self.losses})
+    }
+}
+
 /// s = max(x_max^a, 1e-4), divided by sqrt(max s * min s).
 pub fn scales(x_max: &[f32], a: f32) -> Vec<f32> {
     let s: Vec<f32> = x_max.iter().map(|x| x.powf(a).max(1e-4)).collect();

@@ -3,10 +3,14 @@ pub mod batch;
 pub mod bits;
 mod budget;
 pub mod builtin;
+mod clock;
 pub mod compensate;
+pub mod embed;
+mod estimate;
 pub mod feedback;
 pub mod grid;
 pub mod importance;
+pub mod job;
 mod keys;
 pub mod mbq;
 pub mod pairs;
@@ -15,6 +19,7 @@ pub mod race;
 mod run;
 pub mod samples;
 pub mod sensitivity;
+pub mod settings;
 pub mod smoothquant;
 pub mod store;
 pub mod stream;
@@ -22,7 +27,9 @@ pub mod stream;
 mod tests;
 
 pub use budget::hold;
-pub use run::{Method, Model, Options, Outcome, run, run_packed};
+pub use job::{Calibrated, Imatrix, Job};
+pub use run::{CalibrateOptions, Model, Outcome, run, run_packed};
+pub use settings::{Method, Switches};
 
 use std::path::PathBuf;
 
@@ -48,6 +55,10 @@ pub enum CalibrateError {
     TooManyBad { path: PathBuf, bad: usize, drawn: usize, first: String },
     #[error("{tensor}: the importance of its input channels: {problem}; check the weights, or leave out --imatrix")]
     Importance { tensor: String, problem: String },
+    #[error("{flag} changes nothing with --method {method}: leave it out")]
+    NoEffect { flag: &'static str, method: &'static str },
+    #[error("{what}: {problem}")]
+    Setting { what: String, problem: String },
     #[error("{path}: {problem}")]
     File { path: PathBuf, problem: String },
 }

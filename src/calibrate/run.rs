@@ -1,47 +1,31 @@
 //! The calibration of a whole model, block by block: one block's weights resident, resumable after each block.
 use super::batch::{Batch, Chunk, Sample, pack};
 use super::budget::{Budget, Phase, trim};
-use super::compensate::{Compensated, Compensation, Vision};
+use super::compensate::{Compensated, Compensation, VisionWeight};
 use super::grid::{Activations, WeightGrid};
 use super::importance::{Importance, Weighting};
 use super::mbq::{Found, Group, Loss, Search, apply, unshare};
 use super::pass::{Keep, Pass};
 use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
-use super::store::Job;
+use super::settings::Method;
+use super::store::JobId;
 use super::stream::{Room, Stream};
 use super::{CalibrateError, smoothquant};
 use crate::Error;
-use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
-use crate::model::TextConfig;
-use crate::model::weights::{HuggingFace, tensor_name};
+use crate::front::Source;
 use crate::quant::fold::Folds;
 use crate::text::head::Head;
-use crate::text::{self, Block, Name, Producer, Rope, Trace};
+use crate::text::{Block, Name, Producer, Rope, TextConfig, Trace, in_block};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// How scales are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    Mbq,
-    /// The search without balance, loss mse unless stated.
-    Awq,
-    SmoothQuant,
-    /// Error compensation without scales or balance.
-    Gptq,
-    /// Round to nearest: no scales.
-    Rtn,
-}
-
 /// A text model whose blocks are loaded when needed.
 pub struct Model<'a> {
-    pub checkpoint: &'a Checkpoint,
-    pub config: &'a TextConfig,
+    pub source: &'a Source<'a>,
+    pub text: TextConfig,
     pub device: Device,
-    text: text::TextConfig,
     /// Of blocks that see everything, and of those with a window.
     ropes: [Rope; 2],
 }
@@ -50,17 +34,11 @@ impl<'a> Model<'a> {
     /// `positions`: one more than the largest that a token has.
     ///
     /// # Errors
-    /// What the checkpoint says of the text model is not understood; the rotary tables do not fit the device.
-    pub fn new(
-        checkpoint: &'a Checkpoint,
-        config: &'a TextConfig,
-        positions: usize,
-        device: Device,
-    ) -> Result<Self, Error> {
-        let weights = HuggingFace { checkpoint, config };
-        let text = text::TextConfig::read(&weights)?;
-        let ropes = Rope::of_model(&weights, &text, positions, &device)?;
-        Ok(Model { checkpoint, config, device, text, ropes })
+    /// What the metadata says of the text model is not understood; the rotary tables do not fit the device.
+    pub fn new(source: &'a Source<'a>, positions: usize, device: Device) -> Result<Self, Error> {
+        let text = source.text_config()?;
+        let ropes = Rope::of_model(source, &text, positions, &device)?;
+        Ok(Model { source, text, device, ropes })
     }
 
     /// Loads one block.
@@ -69,7 +47,7 @@ impl<'a> Model<'a> {
     /// As [`Block::load`].
     pub fn block(&self, layer: usize) -> Result<Block, Error> {
         let rope = &self.ropes[usize::from(self.text.windows[layer].is_some())];
-        Block::load(&self.weights(), &self.text, layer, rope, &self.device)
+        Block::load(self.source, &self.text, layer, rope, &self.device)
     }
 
     /// Loads the final norm and the output head.
@@ -77,16 +55,12 @@ impl<'a> Model<'a> {
     /// # Errors
     /// As [`Head::load`].
     pub fn head(&self) -> Result<Head, Error> {
-        Head::load(&self.weights(), &self.text, &self.device)
-    }
-
-    fn weights(&self) -> HuggingFace<'a> {
-        HuggingFace { checkpoint: self.checkpoint, config: self.config }
+        Head::load(self.source, &self.text, &self.device)
     }
 }
 
 /// Settings of a calibration.
-pub struct Options<'a> {
+pub struct CalibrateOptions<'a> {
     pub method: Method,
     pub weights: &'a dyn WeightGrid,
     pub activations: Activations,
@@ -113,7 +87,7 @@ pub struct Options<'a> {
     /// How rounding errors are compensated, if they are.
     pub compensation: Option<&'a Compensation>,
     /// Where finished blocks are written down, and the job they belong to.
-    pub progress: Option<(PathBuf, Job)>,
+    pub progress: Option<(PathBuf, JobId)>,
 }
 
 /// What a calibration found.
@@ -132,7 +106,7 @@ pub struct Outcome {
 /// The part of a calibration that is done, as `--resume` reads it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Progress {
-    job: Job,
+    job: JobId,
     loss: Option<f64>,
     sensitivities: Vec<BlockSensitivity>,
     blocks: Vec<Vec<Found>>,
@@ -143,7 +117,7 @@ struct Progress {
 
 impl Progress {
     /// What `path` says is done of `job`. Nothing, if the checkpoint at the job's place is another by now.
-    fn read(path: &Path, job: &Job, observer: &dyn Observer) -> Result<Self, Error> {
+    fn read(path: &Path, job: &JobId, observer: &dyn Observer) -> Result<Self, Error> {
         let fail = |problem: String| CalibrateError::File { path: path.into(), problem };
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
@@ -175,7 +149,7 @@ impl Progress {
     }
 }
 
-impl Options<'_> {
+impl CalibrateOptions<'_> {
     /// Room for what waits between passes. What a block takes beside it is known once the batch is packed.
     pub fn room(&self, device: &Device) -> Room {
         Room::new(device, self.memory / 2, &self.spill.clone().unwrap_or_else(std::env::temp_dir))
@@ -187,7 +161,12 @@ impl Options<'_> {
 /// # Errors
 /// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job, an importance
 /// matrix of zeros.
-pub fn run(model: &Model, samples: &[Sample], options: &Options, observer: &dyn Observer) -> Result<Outcome, Error> {
+pub fn run(
+    model: &Model,
+    samples: &[Sample],
+    options: &CalibrateOptions,
+    observer: &dyn Observer,
+) -> Result<Outcome, Error> {
     if options.method == Method::Rtn && options.importance.is_none() {
         return Ok(Outcome::default());
     }
@@ -203,7 +182,7 @@ pub fn run_packed(
     model: &Model,
     batch: &Batch,
     mut x: Stream,
-    options: &Options,
+    options: &CalibrateOptions,
     observer: &dyn Observer,
 ) -> Result<Outcome, Error> {
     if options.method == Method::Rtn && options.importance.is_none() {
@@ -219,8 +198,8 @@ pub fn run_packed(
         None => Ok(()),
     };
     let scales = options.scales && !matches!(options.method, Method::Gptq | Method::Rtn);
-    let balance = options.method == Method::Mbq && options.balance && scales;
-    let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == Vision::Ratio);
+    let balance = matches!(options.method, Method::Mbq | Method::MbqScales) && options.balance && scales;
+    let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == VisionWeight::Ratio);
     let weighted = options.importance == Some(Weighting::Balanced);
     let search = Search {
         weights: options.weights,
@@ -256,7 +235,7 @@ pub fn run_packed(
     let second = options.distort || options.compensation.is_some();
     let mut x_q = second.then(|| x.copy()).transpose()?;
     let mut ahead = ahead.into_iter();
-    let layers = model.config.num_layers;
+    let layers = model.text.num_layers;
     observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
     for layer in 0..layers {
         let block = model.block(layer)?;
@@ -358,12 +337,12 @@ fn quantised_stream(
 
 /// Writes a group's scales down as folds of the tensors they change.
 pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group, scales: Vec<f32>) {
-    let mut divide = |rest: String, s: &[f32]| {
-        folds.entry(tensor_name(layer, &rest)).or_default().divide_rows = Some(s.to_vec());
+    let mut divide = |tensor: String, s: &[f32]| {
+        folds.entry(tensor).or_default().divide_rows = Some(s.to_vec());
     };
     match group.producer() {
-        Producer::AttnNorm => divide("input_layernorm.weight".into(), &scales),
-        Producer::MlpNorm => divide("post_attention_layernorm.weight".into(), &scales),
+        Producer::AttnNorm => divide(in_block(layer, "attn_norm.weight"), &scales),
+        Producer::MlpNorm => divide(in_block(layer, "ffn_norm.weight"), &scales),
         Producer::Linear(producer) => {
             let s = if producer == Name::V {
                 let (repeats, dim) = block.head_shape();
@@ -371,15 +350,14 @@ pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group,
             } else {
                 scales.clone()
             };
-            divide(format!("{}.weight", producer.path()), &s);
+            divide(producer.weight(layer), &s);
             if block.linear(producer).bias.is_some() {
-                divide(format!("{}.bias", producer.path()), &s);
+                divide(producer.bias(layer), &s);
             }
         }
     }
     for name in group.linears() {
-        let tensor = tensor_name(layer, &format!("{}.weight", name.path()));
-        folds.entry(tensor).or_default().multiply_cols = Some(scales.clone());
+        folds.entry(name.weight(layer)).or_default().multiply_cols = Some(scales.clone());
     }
 }
 
@@ -433,18 +411,18 @@ mod tests {
         let off = relative(&scaled.forward(&x, &spans).unwrap(), &want);
         assert!(off < 1e-5, "{off}");
 
-        let of = |rest: &str| folds.get(&tensor_name(3, rest));
+        let of = |name: String| folds.get(&name);
         let mut written = block.clone();
-        written.norm1 = folded(&block.norm1, of("input_layernorm.weight"));
-        written.norm2 = folded(&block.norm2, of("post_attention_layernorm.weight"));
+        written.norm1 = folded(&block.norm1, of(in_block(3, "attn_norm.weight")));
+        written.norm2 = folded(&block.norm2, of(in_block(3, "ffn_norm.weight")));
         for name in Name::ALL {
             let linear = written.linear_mut(name);
-            linear.weight = folded(&linear.weight, of(&format!("{}.weight", name.path())));
-            linear.bias = linear.bias.as_ref().map(|b| folded(b, of(&format!("{}.bias", name.path()))));
+            linear.weight = folded(&linear.weight, of(name.weight(3)));
+            linear.bias = linear.bias.as_ref().map(|b| folded(b, of(name.bias(3))));
         }
         let off = relative(&written.forward(&x, &spans).unwrap(), &want);
         assert!(off < 1e-5, "{off}");
-        assert!(folds.keys().all(|name| name.starts_with("language_model.model.layers.3.")), "{:?}", folds.keys());
+        assert!(folds.keys().all(|name| name.starts_with("blk.3.")), "{:?}", folds.keys());
         // norm1, norm2, seven weights, v's bias.
         assert_eq!(folds.len(), 10);
     }

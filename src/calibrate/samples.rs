@@ -2,13 +2,12 @@
 use super::CalibrateError;
 use super::batch::{Batch, Packer, Sample};
 use super::builtin;
+use super::embed::Embedder;
 use super::pairs::{Conversation, List};
 use super::stream::{Room, Stream};
 use crate::Error;
 use crate::digest::hex;
 use crate::events::{Event, Observer};
-use crate::model::llava_onevision::Embedder;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -93,22 +92,16 @@ impl Gathered<'_> {
             }
         }
         self.begin(usable.len());
-        let at_once = if embedder.on_cpu() { rayon::current_num_threads().min(4) } else { 1 };
-        for part in usable.chunks(at_once) {
-            let embed = |(name, c): &(String, Conversation)| {
-                let pictures = c.pictures.iter().map(|p| p.load()).collect::<Result<Vec<_>, _>>();
-                let unfit = |problem| CalibrateError::Sample { what: name.clone(), problem };
-                embedder.sample(name, &c.messages, &pictures.map_err(unfit)?, draw.max_tokens)
-            };
-            let samples: Vec<Result<Sample, Error>> = part.par_iter().map(embed).collect();
-            for ((name, _), sample) in part.iter().zip(samples) {
-                match sample {
-                    Ok(sample) => self.add(sample, name)?,
-                    Err(Error::Calibrate(e @ CalibrateError::Sample { .. })) => {
-                        self.skip(path, drawn.len(), e.to_string())?;
-                    }
-                    Err(e) => return Err(e),
+        for (name, c) in usable {
+            let pictures = c.pictures.iter().map(|p| p.load()).collect::<Result<Vec<_>, _>>();
+            let unfit = |problem| Error::from(CalibrateError::Sample { what: name.clone(), problem });
+            let sample = pictures.map_err(unfit).and_then(|p| embedder.sample(&name, &c.messages, &p, draw.max_tokens));
+            match sample {
+                Ok(sample) => self.add(sample, &name)?,
+                Err(Error::Calibrate(e @ CalibrateError::Sample { .. })) => {
+                    self.skip(path, drawn.len(), e.to_string())?;
                 }
+                Err(e) => return Err(e),
             }
         }
         if !self.skipped.is_empty() {

@@ -103,12 +103,12 @@ pub fn sensitivities(
     ahead: Option<(&Search, usize)>,
     observer: &dyn Observer,
 ) -> std::result::Result<(Vec<BlockSensitivity>, f64, Vec<Kept>), crate::Error> {
-    let layers = model.config.num_layers;
+    let layers = model.text.num_layers;
     let mut sums = vec![BlockSensitivity::default(); layers];
     let mut loss = 0.0;
     let room = inputs.room();
     // Between two blocks there are a gradient and a next input as well.
-    let bytes_per_token = (layers + 1) * model.config.hidden_size * 4;
+    let bytes_per_token = (layers + 1) * model.text.hidden_size * 4;
     let part_tokens = (room.left() / bytes_per_token).max(PART);
     let mut parts = Vec::new();
     let mut start = 0;
@@ -135,15 +135,15 @@ pub fn sensitivities(
             let block = model.block(layer)?;
             let mut next = room.stream();
             let fits = |most: usize| {
-                let (each, later) = (Kept::bytes(&block, batch), (layers + 1 - layer) * 4 * model.config.hidden_size);
+                let (each, later) = (Kept::bytes(&block, batch), (layers + 1 - layer) * 4 * model.text.hidden_size);
                 kept.len() == layer && (layer + 1) * each <= most && room.left() >= each + later * batch.tokens
             };
             if let Some((search, _)) = ahead.filter(|(_, most)| single && fits(*most)) {
                 let x = stored.last().unwrap_or(inputs);
                 let wide =
                     [Name::Q, Name::K, Name::V, Name::Gate, Name::Up].map(|n| block.linear(n).weight.elem_count());
-                let wide = 4 * batch.tokens * wide.iter().sum::<usize>() / model.config.hidden_size;
-                let later = (layers + 1 - layer) * 4 * model.config.hidden_size * batch.tokens;
+                let wide = 4 * batch.tokens * wide.iter().sum::<usize>() / model.text.hidden_size;
+                let later = (layers + 1 - layer) * 4 * model.text.hidden_size * batch.tokens;
                 let all = made.len() == layer && room.left() >= Kept::bytes(&block, batch) + later + wide;
                 let mut of_layer = [(); 5].map(|()| room.stream());
                 let push = |chunk: &Chunk, t: &Trace| {

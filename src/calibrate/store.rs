@@ -13,16 +13,16 @@ use std::path::{Path, PathBuf};
 
 /// Which calibration something belongs to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Job {
-    /// Directory of the checkpoint.
+pub struct JobId {
+    /// What the user calls it.
     pub model: String,
-    /// Its contents: [`crate::checkpoint::Checkpoint::fingerprint`].
+    /// Its contents: [`crate::front::Tensors::fingerprint`].
     pub weights: String,
     /// Digest of settings and calibration data.
     pub settings: String,
 }
 
-impl Job {
+impl JobId {
     /// 16 hexadecimal digits.
     fn digest(&self) -> String {
         hex(&Sha256::digest(format!("{}\n{}\n{}", self.model, self.weights, self.settings))[..8])
@@ -55,7 +55,7 @@ impl WorkFiles {
     }
 
     /// The tensors of `job`: those of another are never read.
-    pub fn store(&self, job: &Job) -> Store {
+    pub fn store(&self, job: &JobId) -> Store {
         Store::new(self.stem.join(job.digest()))
     }
 
@@ -193,8 +193,8 @@ mod tests {
     use super::*;
     use crate::events::Silent;
 
-    fn job(weights: &str) -> Job {
-        Job { model: "model".into(), weights: weights.into(), settings: "settings".into() }
+    fn job(weights: &str) -> JobId {
+        JobId { model: "model".into(), weights: weights.into(), settings: "settings".into() }
     }
 
     #[test]

@@ -1,12 +1,18 @@
 //! Against the MBQ authors' own code: its batches, sensitivities, losses and grid points (`$MBQ_SHARED/oracle`).
 use super::batch::{Kind, Sample};
+use super::embed::Embedder;
 use super::grid::{Activations, Asymmetric, PerChannel, WeightGrid};
 use super::mbq::{Group, Loss};
-use super::{Method, Model, Options, Outcome, run};
+use super::{CalibrateOptions, Method, Model, Outcome, run};
 use crate::checkpoint::Checkpoint;
+use crate::convert::{Conversion, ConvertOptions};
 use crate::events::Silent;
-use crate::model::TextConfig;
-use crate::model::config::Section;
+use crate::front::Found;
+use crate::front::testing::decoder;
+use crate::ggml::GgmlType;
+use crate::gguf::{FileType, TypeChoice};
+use crate::hub::Hub;
+use crate::runtime::engine::{Compute, Runtime};
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 
@@ -16,11 +22,6 @@ pub(super) fn oracle() -> Option<PathBuf> {
         eprintln!("skipped: MBQ_SHARED is not set");
     }
     shared
-}
-
-pub(super) fn text_config(checkpoint: &Checkpoint) -> TextConfig {
-    let outer = Section { file: checkpoint.dir().into(), path: String::new(), json: checkpoint.config() };
-    TextConfig::read(&outer.section("text_config").unwrap(), outer.bool_opt("tie_word_embeddings").unwrap()).unwrap()
 }
 
 /// The dumped batch; padded as there, or packed.
@@ -66,12 +67,12 @@ fn within(
     padded: bool,
 ) -> Outcome {
     let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-    let config = text_config(&checkpoint);
-    let model = Model::new(&checkpoint, &config, 512, Device::Cpu).unwrap();
+    let source = decoder(&checkpoint);
+    let model = Model::new(&source, 512, Device::Cpu).unwrap();
     let w3 = Asymmetric { bits: 3, group: 128 };
     let w4 = PerChannel { bits: 4 };
     let weights: &dyn WeightGrid = if wa { &w4 } else { &w3 };
-    let options = Options {
+    let options = CalibrateOptions {
         method,
         weights,
         activations: if wa { Activations::PerToken } else { Activations::Float },
@@ -131,7 +132,7 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
     let mut differences = Vec::new();
     let mut flipped = false;
     for (layer, (theirs, ours)) in blocks.iter().zip(&found.blocks).enumerate() {
-        if method == Method::Mbq {
+        if method == Method::MbqScales {
             for (part, ratio) in [("attn", found.ratios[layer].attn), ("mlp", found.ratios[layer].mlp)] {
                 let want = theirs["ratio"][part].as_f64().unwrap();
                 assert!(relative(ratio, want) <= 1e-4, "layer {layer} {part}: ratio {ratio}, theirs {want}");
@@ -214,7 +215,7 @@ fn memory_changes_nothing() {
     let Some(oracle) = oracle() else { return };
     let dir = oracle.join("tiny-onevision");
     for distort in [false, true] {
-        let run = |memory| format!("{:?}", within(memory, &dir, Method::Mbq, distort, distort, false, false));
+        let run = |memory| format!("{:?}", within(memory, &dir, Method::MbqScales, distort, distort, false, false));
         assert!(run(1) == run(1 << 40), "distort {distort}");
     }
 }
@@ -257,8 +258,8 @@ fn smoothquant_statistics() {
         };
         for layer in 0..4 {
             for (norm, linears) in [
-                ("input_layernorm", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"][..]),
-                ("post_attention_layernorm", &["mlp.gate_proj", "mlp.up_proj"][..]),
+                ("attn_norm", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"][..]),
+                ("ffn_norm", &["mlp.gate_proj", "mlp.up_proj"][..]),
             ] {
                 let key = format!("model.layers.{layer}.{}", linears[0]);
                 let act: Vec<f32> = act[&key].flatten_all().unwrap().to_vec1().unwrap();
@@ -268,7 +269,7 @@ fn smoothquant_statistics() {
                     w.iter().enumerate().for_each(|(i, w)| column[i % cols] = column[i % cols].max(w.abs()));
                 }
                 let want: Vec<f32> = act.iter().zip(&column).map(|(a, w)| a.sqrt() / w.max(1e-5).sqrt()).collect();
-                let fold = &found.folds[&format!("language_model.model.layers.{layer}.{norm}.weight")];
+                let fold = &found.folds[&format!("blk.{layer}.{norm}.weight")];
                 let (_, d) = spread(fold.divide_rows.as_ref().unwrap(), &Tensor::new(want, &Device::Cpu).unwrap());
                 assert!(d < 1e-4, "{model} {key}: {d}");
             }
@@ -276,16 +277,35 @@ fn smoothquant_statistics() {
     }
 }
 
-/// From pictures and text through our own tower, projector, packing, template and tokenizer: the dumped embeddings.
+/// Calls `f` with what makes the samples of the checkpoint in `dir`, its projector in f32; not without a runtime.
+fn with_embedder(dir: &Path, f: impl FnOnce(&Embedder)) {
+    let Ok(runtime) = crate::runtime::directory(None) else { return eprintln!("skipped: no runtime") };
+    let found = Found::find(dir.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
+    let pair = found.pair().unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let options = ConvertOptions {
+        output: Some(work.path().join("model.gguf")),
+        types: TypeChoice::of(FileType::Plain(GgmlType::F16)),
+        mmproj_type: Some(GgmlType::F32),
+        origin: found.origin(),
+    };
+    let mut conversion = Conversion::begin(&pair, &options, &Silent).unwrap();
+    let mmproj = conversion.mmproj().unwrap();
+    let compute = Compute { threads: 2, gpu_layers: 0, batch: 512, exact: true };
+    let runtime = Runtime::open(&runtime).unwrap();
+    f(&Embedder::load(&pair.text, mmproj.as_deref(), &runtime, compute, work.path()).unwrap());
+}
+
+/// From pictures and text through tower, projector, packing, template and tokenizer: the dumped embeddings.
 #[test]
 fn embeddings_are_the_processors() {
-    use super::pairs::Conversation;
-    use crate::model::llava_onevision::{Embedder, LlavaOnevision};
     let Some(oracle) = oracle() else { return };
+    with_embedder(&oracle.join("tiny-onevision/model"), |embedder| dumped_embeddings(&oracle, embedder));
+}
+
+fn dumped_embeddings(oracle: &Path, embedder: &Embedder) {
+    use super::pairs::Conversation;
     let dir = oracle.join("tiny-onevision");
-    let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
-    let config = LlavaOnevision::read(&checkpoint).unwrap();
-    let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let list: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("runs/batch.json")).unwrap()).unwrap();
     let mut differences = Vec::new();
     for (want, entry) in batch(&dir.join("runs"), false).iter().zip(list["samples"].as_array().unwrap()) {
@@ -332,7 +352,7 @@ fn messages(list: &serde_json::Value) -> Vec<crate::prompt::Message> {
 const PLAIN: &str = include_str!("../../tests/golden/conversations.jinja");
 
 /// The demo's checkpoint with another chat template.
-fn demo_worded_by(template: &str) -> (tempfile::TempDir, Checkpoint) {
+fn demo_worded_by(template: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(demo("demo/model")).unwrap().map(|f| f.unwrap()) {
         if file.file_type().unwrap().is_file() {
@@ -341,40 +361,50 @@ fn demo_worded_by(template: &str) -> (tempfile::TempDir, Checkpoint) {
     }
     let json = serde_json::json!({"chat_template": template}).to_string();
     std::fs::write(dir.path().join("chat_template.json"), json).unwrap();
-    let checkpoint = Checkpoint::open(dir.path()).unwrap();
-    (dir, checkpoint)
+    dir
 }
 
 /// Several turns and pictures, as transformers 5 embeds them (tests/reference/conversation_goldens.py).
 #[test]
 fn conversations_are_the_processors() {
-    use crate::model::llava_onevision::{Embedder, LlavaOnevision};
-    let (_dir, checkpoint) = demo_worded_by(PLAIN);
-    let config = LlavaOnevision::read(&checkpoint).unwrap();
-    let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
+    let dir = demo_worded_by(PLAIN);
     let golden: serde_json::Value =
         serde_json::from_str(include_str!("../../tests/golden/conversations.json")).unwrap();
-    for want in golden.as_array().unwrap() {
-        let paths = want["pictures"].as_array().unwrap().iter().map(|p| demo(p.as_str().unwrap()));
-        let pictures: Vec<_> = paths.map(|p| crate::image::load_rgb(&p).unwrap()).collect();
-        let got = embedder.sample("it", &messages(&want["messages"]), &pictures, 4096).unwrap();
-        let numbers = |key: &str| want[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32);
-        assert_eq!(got.ids, numbers("ids").collect::<Vec<_>>());
-        let image = config.image_token_id as u32;
-        let kinds = numbers("answers").zip(&got.ids).map(|(answer, &id)| match (answer, id == image) {
-            (1, _) => Kind::Answer,
-            (_, true) => Kind::Vision,
-            _ => Kind::Other,
-        });
-        assert_eq!(got.kinds, kinds.collect::<Vec<_>>());
-        let rows: Vec<Vec<f32>> = got.embeds.to_vec2().unwrap();
-        for (i, (row, want)) in rows.iter().zip(want["embeds"].as_array().unwrap()).enumerate() {
-            for (got, want) in [row[0], row[1], row.iter().sum()].iter().zip(want.as_array().unwrap()) {
-                let want = want.as_f64().unwrap();
-                let off = (f64::from(*got) - want).abs() / want.abs().max(1.0);
-                // Sums of 256 values in f32 through the tower: 3e-5 is what was seen at most.
-                assert!(off < 1e-4, "row {i}: {got}, transformers {want}");
-            }
+    with_embedder(dir.path(), |embedder| {
+        golden.as_array().unwrap().iter().for_each(|want| conversation(embedder, want));
+    });
+}
+
+/// The demo's token for pictures.
+fn image_token() -> u32 {
+    let config = std::fs::read(demo("demo/model/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["image_token_index"].as_u64().or(config["image_token_id"].as_u64()).unwrap() as u32
+}
+
+fn conversation(embedder: &Embedder, want: &serde_json::Value) {
+    let paths = want["pictures"].as_array().unwrap().iter().map(|p| demo(p.as_str().unwrap()));
+    let pictures: Vec<_> = paths.map(|p| crate::image::load_rgb(&p).unwrap()).collect();
+    let got = embedder.sample("it", &messages(&want["messages"]), &pictures, 4096).unwrap();
+    let numbers = |key: &str| want[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32);
+    let of_text = |ids: &mut dyn Iterator<Item = u32>| -> Vec<u32> {
+        ids.zip(&got.kinds).filter(|(_, k)| **k != Kind::Vision).map(|(id, _)| id).collect()
+    };
+    assert_eq!(got.ids.len(), numbers("ids").count());
+    assert_eq!(of_text(&mut got.ids.iter().copied()), of_text(&mut numbers("ids")));
+    let kinds = numbers("answers").zip(numbers("ids")).map(|(answer, id)| match (answer, id == image_token()) {
+        (1, _) => Kind::Answer,
+        (_, true) => Kind::Vision,
+        _ => Kind::Other,
+    });
+    assert_eq!(got.kinds, kinds.collect::<Vec<_>>());
+    let rows: Vec<Vec<f32>> = got.embeds.to_vec2().unwrap();
+    for (i, (row, want)) in rows.iter().zip(want["embeds"].as_array().unwrap()).enumerate() {
+        for (got, want) in [row[0], row[1], row.iter().sum()].iter().zip(want.as_array().unwrap()) {
+            let want = want.as_f64().unwrap();
+            let off = (f64::from(*got) - want).abs() / want.abs().max(1.0);
+            // Sums of 256 values in f32 through the tower: 3e-5 is what was seen at most.
+            assert!(off < 1e-4, "row {i}: {got}, transformers {want}");
         }
     }
 }
@@ -383,14 +413,18 @@ fn conversations_are_the_processors() {
 /// told from it all the same. A template that rewrites or drops what was answered is refused.
 #[test]
 fn answers_are_found_in_any_template() {
-    use crate::model::llava_onevision::{Embedder, LlavaOnevision};
+    if crate::runtime::directory(None).is_err() {
+        return eprintln!("skipped: no runtime");
+    }
     let sample = |template: &str| {
-        let (_dir, checkpoint) = demo_worded_by(template);
-        let config = LlavaOnevision::read(&checkpoint).unwrap();
-        let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
         let golden: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/golden/conversations.json")).unwrap();
-        embedder.sample("it", &messages(&golden[3]["messages"]), &[], 4096).map_err(|e| e.to_string())
+        let mut made = Err("nothing was made".to_string());
+        with_embedder(demo_worded_by(template).path(), |embedder| {
+            let messages = messages(&golden[3]["messages"]);
+            made = embedder.sample("it", &messages, &[], 4096).map_err(|e| e.to_string());
+        });
+        made
     };
     let answers = |s: &Sample| -> Vec<u32> {
         s.ids.iter().zip(&s.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(id, _)| *id).collect()
@@ -424,22 +458,21 @@ fn answers_are_found_in_any_template() {
 #[test]
 fn testbed_points() {
     use super::pairs;
-    use crate::model::llava_onevision::{Embedder, LlavaOnevision};
     let Some(oracle) = oracle().filter(|_| std::env::var_os("MBQ_TESTBED").is_some()) else {
         return eprintln!("skipped: MBQ_TESTBED is not set");
     };
     let testbed = oracle.parent().unwrap().join("testbed");
     let checkpoint = Checkpoint::open(&testbed.join("model")).unwrap();
-    let config = LlavaOnevision::read(&checkpoint).unwrap();
     let start = std::time::Instant::now();
-    let embedder = Embedder::load(&config, &checkpoint, &Device::Cpu).unwrap();
     let list = pairs::List::read(&testbed.join("calib.json"), None).unwrap();
-    let sample = |index: usize| {
-        let conversation = list.conversation(index).unwrap();
-        let pictures: Vec<_> = conversation.pictures.iter().map(|p| p.load().unwrap()).collect();
-        embedder.sample("sample", &conversation.messages, &pictures, 4096).unwrap()
-    };
-    let mut samples: Vec<Sample> = (0..32).map(sample).collect();
+    let mut samples: Vec<Sample> = Vec::new();
+    with_embedder(&testbed.join("model"), |embedder| {
+        for index in 0..32 {
+            let conversation = list.conversation(index).unwrap();
+            let pictures: Vec<_> = conversation.pictures.iter().map(|p| p.load().unwrap()).collect();
+            samples.push(embedder.sample("sample", &conversation.messages, &pictures, 4096).unwrap());
+        }
+    });
     // The authors' code pads, and its x_max counts the padding: other scales, losses that differ by 1 %.
     let longest = samples.iter().map(|s| s.real).max().unwrap();
     for s in &mut samples {
@@ -450,11 +483,12 @@ fn testbed_points() {
         s.ids.resize(longest, 0);
     }
     println!("{} tokens, vision {:.1} s", samples.iter().map(|s| s.real).sum::<usize>(), start.elapsed().as_secs_f64());
-    let model = Model::new(&checkpoint, &config.text, 4096, Device::Cpu).unwrap();
+    let source = decoder(&checkpoint);
+    let model = Model::new(&source, 4096, Device::Cpu).unwrap();
     let weights = Asymmetric { bits: 3, group: 128 };
-    for (name, method, loss) in [("mbq-w3g128", Method::Mbq, Loss::Mae), ("awq-w3g128", Method::Awq, Loss::Mse)] {
+    for (name, method, loss) in [("mbq-w3g128", Method::MbqScales, Loss::Mae), ("awq-w3g128", Method::Awq, Loss::Mse)] {
         let start = std::time::Instant::now();
-        let options = Options {
+        let options = CalibrateOptions {
             method,
             weights: &weights,
             activations: Activations::Float,
@@ -478,7 +512,7 @@ fn testbed_points() {
         let report: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let (mut same, mut wrong, mut close) = (0, Vec::new(), 0);
         for (layer, (theirs, ours)) in report["blocks"].as_array().unwrap().iter().zip(&found.blocks).enumerate() {
-            if method == Method::Mbq {
+            if method == Method::MbqScales {
                 for (part, ratio) in [("attn", found.ratios[layer].attn), ("mlp", found.ratios[layer].mlp)] {
                     let want = theirs["ratio"][part].as_f64().unwrap();
                     assert!(relative(ratio, want) <= 1e-2, "layer {layer} {part}: ratio {ratio}, theirs {want}");
@@ -510,9 +544,8 @@ fn testbed_points() {
 fn folding_keeps_the_function() {
     use super::mbq::apply;
     use super::run::fold;
-    use crate::model::weights::tensor_name;
     use crate::text::tests::{golden, tensor};
-    use crate::text::{Block, Name};
+    use crate::text::{Block, Name, in_block};
     let (golden, block, spans) = golden();
     let x = tensor(&golden["x"], &[8, 12]);
     let before = block.forward(&x, &spans).unwrap();
@@ -538,13 +571,13 @@ fn folding_keeps_the_function() {
         fold.apply(&mut data, 0, cols);
         *t = Tensor::from_vec(data, shape, &Device::Cpu).unwrap();
     };
-    change(&mut written.norm1, tensor_name(0, "input_layernorm.weight"));
-    change(&mut written.norm2, tensor_name(0, "post_attention_layernorm.weight"));
+    change(&mut written.norm1, in_block(0, "attn_norm.weight"));
+    change(&mut written.norm2, in_block(0, "ffn_norm.weight"));
     for name in Name::ALL {
         let linear = written.linear_mut(name);
-        change(&mut linear.weight, tensor_name(0, &format!("{}.weight", name.path())));
+        change(&mut linear.weight, name.weight(0));
         if let Some(bias) = &mut linear.bias {
-            change(bias, tensor_name(0, &format!("{}.bias", name.path())));
+            change(bias, name.bias(0));
         }
     }
     let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();

@@ -1,14 +1,7 @@
 //! Whether a checkpoint is still the one it was.
 use super::Checkpoint;
-use crate::digest::hex;
+use crate::digest::{self, WHOLE, hex};
 use sha2::{Digest, Sha256};
-use std::time::UNIX_EPOCH;
-
-/// Checkpoints of up to so many bytes are hashed whole: a fraction of a second.
-const WHOLE: usize = 256 << 20;
-/// Of each file of a larger one: its beginning (where the tensors are listed), and pieces of the rest.
-const PIECES: usize = 64;
-const PIECE: usize = 4096;
 
 impl Checkpoint {
     /// A digest of `config.json` and the weights: of all bytes where they are few (256 MiB), else of each file's size, time
@@ -19,25 +12,9 @@ impl Checkpoint {
     }
 
     fn digest(&self, whole: bool) -> String {
-        let mut hash = Sha256::new().chain_update(self.config.to_string());
-        for shard in &self.shards {
-            let bytes = &shard.map[..];
-            hash.update(shard.path.file_name().unwrap_or_default().as_encoded_bytes());
-            hash.update((bytes.len() as u64).to_le_bytes());
-            if whole {
-                hash.update(bytes);
-                continue;
-            }
-            let changed = std::fs::metadata(&shard.path).and_then(|m| m.modified()).ok();
-            let changed = changed.and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
-            hash.update(changed.to_le_bytes());
-            hash.update(&bytes[..bytes.len().min(1 << 16)]);
-            for i in 0..PIECES {
-                let at = bytes.len().saturating_sub(PIECE) * (i + 1) / PIECES;
-                hash.update(&bytes[at..bytes.len().min(at + PIECE)]);
-            }
-        }
-        hex(&hash.finalize())
+        let hash = Sha256::new().chain_update(self.config.to_string());
+        let files: Vec<_> = self.shards.iter().map(|s| (s.path.as_path(), &s.map[..])).collect();
+        hex(&digest::files(hash, &files, whole).finalize())
     }
 }
 

@@ -23,9 +23,6 @@ pub struct Args {
     /// The vision file [default: the mmproj*.gguf beside the model]
     #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
-    /// Use the llama.cpp runtime in this folder instead of the embedded one
-    #[arg(long, value_name = "DIR")]
-    runtime: Option<PathBuf>,
     /// Show what llama.cpp logs
     #[arg(short, long)]
     verbose: bool,
@@ -34,7 +31,7 @@ pub struct Args {
     more: Vec<OsString>,
 }
 
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: Args, common: &super::Common) -> Result<()> {
     for path in std::iter::once(&args.model).chain(&args.mmproj) {
         if !path.is_file() {
             bail!("{}: no such file", path.display());
@@ -43,7 +40,7 @@ pub fn run(args: Args) -> Result<()> {
     let pictures = args.image.iter().map(|path| Picture::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
     check_pair((&args.model, pair_of(&args.model).as_deref()), (&mmproj, pair_of(&mmproj).as_deref()))?;
-    let tool = runtime::tool(&runtime::directory(args.runtime.as_deref())?, "llama-mtmd-cli")?;
+    let tool = runtime::tool(&runtime::directory(common.runtime.as_deref())?, "llama-mtmd-cli")?;
 
     let mut command = Command::new(&tool);
     command.arg("-m").arg(&args.model).arg("--mmproj").arg(mmproj);

@@ -1,30 +1,28 @@
 //! `mbq-convert MODEL -o model.gguf`
-use super::progress::Bars;
+use super::Common;
 use anyhow::{Context, Result, bail};
-use mbq_convert::calibrate;
-use mbq_convert::checkpoint::Checkpoint;
-use mbq_convert::convert::{Options, Summary, Written, check, convert};
-use mbq_convert::events::Observer;
+use mbq_convert::calibrate::{self, job};
+use mbq_convert::convert::{Conversion, ConvertOptions, Summary, Written};
+use mbq_convert::events::{Event, Observer};
+use mbq_convert::front::{Found, Pair, rotated};
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
-use mbq_convert::hub::{Hub, HubId, repository_of};
-use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory of a Hugging Face checkpoint, or a hub id org/name[@revision]
+    /// Directory of a Hugging Face checkpoint, a hub id org/name[@revision], or a GGUF file (F32, F16, BF16, Q8_0)
     model: Option<String>,
     /// The language model's file; mmproj-… is written beside it [default: named after the model, here]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The vision file of a GGUF model [default: the mmproj*.gguf beside it]
+    #[arg(long, value_name = "FILE")]
+    mmproj: Option<PathBuf>,
     /// How the weights are rounded
     #[arg(long, value_enum, default_value_t = Method::Mbq)]
     method: Method,
-    /// Shorthand for --type: w3 is mbq3, w4 is q4_k, w4a8 is q4_0 calibrated for int8 activations
-    #[arg(long, value_enum, conflicts_with = "file_type")]
-    bits: Option<Bits>,
     /// Type of the decoder's linears: mbq3, f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q4_0, q3_k, q2_k, iq4_xs, iq3_s,
     /// iq3_xxs, or llama-quantize's mixes q4_k_m, q3_k_m, q3_k_s
     #[arg(long = "type", value_name = "TYPE", default_value = "mbq3", hide_possible_values = true)]
@@ -35,17 +33,15 @@ pub struct Args {
     /// Type of the output head, where it is not the embedding [default: as the embedding's]
     #[arg(long, value_name = "TYPE", value_parser = tensor_type)]
     output_type: Option<GgmlType>,
-    /// Type of vision tower and projector: f16, f32, q8_0
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = mmproj_type)]
-    mmproj_type: GgmlType,
+    /// Type of vision tower and projector: f16, f32, q8_0 [default: f16, and a GGUF's as they are]
+    #[arg(long, value_name = "TYPE", value_parser = mmproj_type)]
+    mmproj_type: Option<GgmlType>,
+    /// Rotate the residual stream, which is then easier to round: the same model in another basis, whose mmproj is
+    /// rotated too. `auto` does it for the method mbq where the head is a tensor of its own
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", num_args = 0..=1, default_missing_value = "on")]
+    rotate: Rotate,
     #[command(flatten)]
     calibration: super::calibrate::Args,
-    /// Use only what the hub's cache holds
-    #[arg(long)]
-    offline: bool,
-    /// No progress, no summary
-    #[arg(short, long)]
-    quiet: bool,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -53,23 +49,38 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Method {
-    /// Balanced search: errors at vision and answer tokens weigh as the model's loss minds them
+    /// Rounding errors are compensated (scales are searched, of types that cannot be), vision and text tokens balanced
     Mbq,
+    /// The paper's search of scales alone
+    MbqScales,
     /// AWQ's search, unweighted
     Awq,
     /// SmoothQuant's scales, without a search
     Smoothquant,
-    /// Error compensation only: no scales, no balance (GPTQ)
+    /// Error compensation as GPTQ's paper has it
     Gptq,
     /// Round to nearest: no calibration
     Rtn,
 }
 
+impl From<Method> for calibrate::Method {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Mbq => calibrate::Method::Mbq,
+            Method::MbqScales => calibrate::Method::MbqScales,
+            Method::Awq => calibrate::Method::Awq,
+            Method::Smoothquant => calibrate::Method::SmoothQuant,
+            Method::Gptq => calibrate::Method::Gptq,
+            Method::Rtn => calibrate::Method::Rtn,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Bits {
-    W3,
-    W4,
-    W4a8,
+enum Rotate {
+    Auto,
+    On,
+    Off,
 }
 
 fn tensor_type(name: &str) -> Result<GgmlType, String> {
@@ -86,71 +97,75 @@ fn mmproj_type(name: &str) -> Result<GgmlType, String> {
     }
 }
 
-pub fn run(args: Args) -> Result<()> {
+pub fn run(args: Args, common: &Common) -> Result<()> {
     let Some(model) = &args.model else { bail!("no MODEL given; see --help") };
-    let bars = Bars::new(args.quiet);
-    let source = locate(model, args.offline, &bars)?;
-    let checkpoint = Checkpoint::open(&source.dir)?;
-    let file_type = match args.bits {
-        None => args.file_type,
-        Some(Bits::W3) => FileType::Plain(GgmlType::MBQ3),
-        Some(Bits::W4) => FileType::Plain(GgmlType::Q4_K),
-        Some(Bits::W4a8) => FileType::Plain(GgmlType::Q4_0),
-    };
-    let mut options = Options {
+    let bars = common.bars();
+    let found = Found::find(model, args.mmproj.as_deref(), &common.hub(), &bars)?;
+    let options = ConvertOptions {
         output: args.output.clone(),
-        types: TypeChoice { embedding: args.embedding_type, output: args.output_type, ..TypeChoice::of(file_type) },
+        types: TypeChoice {
+            embedding: args.embedding_type,
+            output: args.output_type,
+            ..TypeChoice::of(args.file_type)
+        },
         mmproj_type: args.mmproj_type,
-        repository: source.repository,
+        origin: found.origin(),
     };
-    let method = match args.method {
-        Method::Mbq => calibrate::Method::Mbq,
-        Method::Awq => calibrate::Method::Awq,
-        Method::Smoothquant => calibrate::Method::SmoothQuant,
-        Method::Gptq => calibrate::Method::Gptq,
-        Method::Rtn => calibrate::Method::Rtn,
-    };
-    let w4a8 = args.bits == Some(Bits::W4a8);
-    let beside = check(&checkpoint, &options).with_context(|| format!("converting {model}"))?;
-    let found =
-        super::calibrate::run(&args.calibration, method, options.types.clone(), w4a8, &checkpoint, &beside, &bars)
-            .with_context(|| format!("calibrating {model}"))?;
-    options.types.linears.clone_from(&found.linears);
-    let summary =
-        convert(&checkpoint, &options, &found.calibration, &bars).with_context(|| format!("converting {model}"))?;
-    if let Some(importance) = &found.importance {
+    let job = args.calibration.job(args.method.into(), common.runtime.as_deref())?;
+    let pair = found.pair().with_context(|| format!("converting {model}"))?;
+    let pair = rotated_if(&args, pair, &bars)?;
+    let mut conversion = Conversion::begin(&pair, &options, &bars).with_context(|| format!("converting {model}"))?;
+    let mmproj = conversion.mmproj()?;
+    let output = conversion.model().to_path_buf();
+    let done = job
+        .run(&pair, &options.types, mmproj.as_deref(), (&options.origin, &output), &bars)
+        .with_context(|| format!("calibrating {model}"))?;
+    let summary = conversion.finish(&done.calibration, &bars).with_context(|| format!("converting {model}"))?;
+    if let Some(importance) = &done.importance {
         let path = summary.model.path.with_extension("imatrix.gguf");
-        importance.write(&LlavaOnevision::read(&checkpoint)?.text, &args.calibration.source(), &path)?;
+        importance.write(&job::linears(&pair, &options.types), &args.calibration.source(), &path)?;
     }
-    found.leftovers.remove();
+    if let Some(files) = done.files {
+        // The model is written: nothing is left to resume.
+        let _ = files.clear();
+    }
     bars.clear();
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
-    } else if !args.quiet {
+    } else if !common.quiet {
         print_summary(&summary);
     }
     Ok(())
 }
 
-/// A checkpoint on disk, and the hub's name of it.
-pub(super) struct Source {
-    pub dir: PathBuf,
-    repository: Option<String>,
-}
-
-/// Finds the directory that MODEL names, downloading it if it is a hub id.
-pub(super) fn locate(model: &str, offline: bool, observer: &dyn Observer) -> Result<Source> {
-    let dir = Path::new(model);
-    if dir.is_dir() {
-        return Ok(Source { dir: dir.into(), repository: repository_of(dir) });
+/// The pair, in another basis where `--rotate` says so.
+fn rotated_if<'a>(args: &Args, pair: Pair<'a>, observer: &dyn Observer) -> Result<Pair<'a>> {
+    let float = matches!(args.file_type, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16));
+    let wanted = match args.rotate {
+        Rotate::On => true,
+        Rotate::Off => false,
+        Rotate::Auto => args.method == Method::Mbq && !float && rotated::has_own_head(&pair),
+    };
+    if !wanted {
+        return Ok(pair);
     }
-    let id: HubId = model.parse()?;
-    let dir = Hub::from_env(offline).fetch(&id, observer)?;
-    Ok(Source { dir, repository: Some(id.name) })
+    // What cannot be calibrated cannot be rotated either, and calibration says it better.
+    let obstacle = match rotated::obstacle(&pair) {
+        Err(_) if args.rotate == Rotate::Auto => return Ok(pair),
+        obstacle => obstacle?,
+    };
+    match obstacle {
+        None => Ok(rotated::rotate(pair)?),
+        Some(why) if args.rotate == Rotate::On => bail!("--rotate: the model is not rotated: {why}"),
+        Some(why) => {
+            observer.event(Event::Note(format!("the model is not rotated: {why}")));
+            Ok(pair)
+        }
+    }
 }
 
 fn print_summary(s: &Summary) {
-    for file in [&s.model, &s.mmproj] {
+    for file in [Some(&s.model), s.mmproj.as_ref()].into_iter().flatten() {
         print_file(file);
     }
     println!("decoder linears: {:.2} bits per weight; {:.1} s", s.decoder_bits_per_weight, s.seconds);

@@ -3,10 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use mbq_convert::eval::engine::Compute;
 use mbq_convert::eval::{html, run};
-
-use super::progress::Bars;
+use mbq_convert::runtime::engine::Compute;
 
 /// Every candidate runs teacher-forced on the reference's own greedy answers and on the given ones; reported are
 /// the KL divergence from the reference, top-1 agreement, perplexity ratio and exact-match accuracy with 95 %
@@ -45,9 +43,6 @@ pub struct Args {
     /// Where embeddings and the reference's log-probabilities are kept [default: the user's cache folder].
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// Folder of an installed runtime [default: the built-in one].
-    #[arg(long, value_name = "DIR")]
-    pub runtime: Option<PathBuf>,
     /// CPU threads [default: all].
     #[arg(long, value_name = "N")]
     pub threads: Option<i32>,
@@ -60,13 +55,10 @@ pub struct Args {
     /// Seed of the resampling.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// No progress bars.
-    #[arg(short, long)]
-    pub quiet: bool,
 }
 
 /// Runs the command.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args, common: &super::Common) -> anyhow::Result<()> {
     for output in [&args.json, &args.html].into_iter().flatten() {
         writable(output)?;
     }
@@ -82,14 +74,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         mmproj: args.mmproj,
         data: args.data,
         limit: args.limit,
-        runtime: mbq_convert::runtime::directory(args.runtime.as_deref())?,
-        cache: args.cache.map_or_else(default_cache, Ok)?,
+        runtime: mbq_convert::runtime::directory(common.runtime.as_deref())?,
+        cache: args.cache.map_or_else(|| Ok(mbq_convert::runtime::cache_dir()?.join("eval")), anyhow::Ok)?,
         compute: Compute { threads, gpu_layers: args.gpu_layers, batch: 512, exact: false },
         max_tokens: args.max_tokens.max(1),
         resamples: args.resamples,
         seed: args.seed,
     };
-    let bars = Bars::new(args.quiet);
+    let bars = common.bars();
     let report = run::run(&setup, &bars)?;
     bars.clear();
     let to_screen = args.json.as_deref() == Some(Path::new("-"));
@@ -105,15 +97,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         write(&path, html::page(&report).as_bytes())?;
     }
     Ok(())
-}
-
-/// Beside the runtime's own cache: `$XDG_CACHE_HOME` or `~/.cache`.
-fn default_cache() -> anyhow::Result<PathBuf> {
-    let base = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => std::env::home_dir().context("no home folder; give a folder with --cache")?.join(".cache"),
-    };
-    Ok(base.join("mbq-convert").join("eval"))
 }
 
 /// Finds out before hours of work whether the result can be written.

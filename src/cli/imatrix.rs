@@ -1,45 +1,58 @@
 //! `mbq-convert imatrix MODEL -o imatrix.gguf`
-use super::convert::locate;
-use super::progress::Bars;
+use super::Common;
 use anyhow::{Context, Result, bail};
-use mbq_convert::calibrate::Method;
-use mbq_convert::checkpoint::Checkpoint;
+use mbq_convert::calibrate::importance::Weighting;
+use mbq_convert::calibrate::{Imatrix, Method, job};
+use mbq_convert::convert::{Conversion, ConvertOptions};
+use mbq_convert::front::Found;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
-use mbq_convert::model::llava_onevision::LlavaOnevision;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint: a directory, or org/name[@revision] on the Hugging Face hub
+    /// Checkpoint (a directory, or org/name[@revision] on the Hugging Face hub), or a GGUF file
     model: String,
+    /// The vision file of a GGUF model [default: the mmproj*.gguf beside it]
+    #[arg(long, value_name = "FILE")]
+    mmproj: Option<PathBuf>,
     /// Where to write it
     #[arg(short, long, value_name = "FILE", default_value = "imatrix.gguf")]
     output: PathBuf,
     #[command(flatten)]
     calibration: super::calibrate::Args,
-    /// Use only what the hub's cache holds
-    #[arg(long)]
-    offline: bool,
-    /// No progress
-    #[arg(short, long)]
-    quiet: bool,
 }
 
-pub fn run(args: Args) -> Result<()> {
-    let bars = Bars::new(args.quiet);
-    let checkpoint = Checkpoint::open(&locate(&args.model, args.offline, &bars)?.dir)?;
-    let config = LlavaOnevision::read(&checkpoint)?.text;
-    let calibration = args.calibration.with_importance();
-    let types = TypeChoice::of(FileType::Plain(GgmlType::F16));
-    let found = super::calibrate::run(&calibration, Method::Rtn, types, false, &checkpoint, &args.output, &bars)
-        .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
-    // `none` gathers the default; only a file is read in place of gathering.
-    let Some(importance) = found.importance else {
-        bail!("--imatrix FILE is for a conversion; here it says what to gather: balanced or image")
+pub fn run(args: Args, common: &Common) -> Result<()> {
+    let bars = common.bars();
+    let found = Found::find(&args.model, args.mmproj.as_deref(), &common.hub(), &bars)?;
+    let pair = found.pair()?;
+    let mut job = args.calibration.job(Method::Rtn, common.runtime.as_deref())?;
+    job.imatrix = match job.imatrix {
+        // `none` gathers the default.
+        None => Some(Imatrix::Gathered(Weighting::Balanced)),
+        Some(Imatrix::File(_)) => {
+            bail!("--imatrix FILE is for a conversion; here it says what to gather: balanced or image")
+        }
+        gathered => gathered,
     };
-    importance.write(&config, &calibration.source(), &args.output)?;
-    found.leftovers.remove();
+    let types = TypeChoice::of(FileType::Plain(GgmlType::F16));
+    let options = ConvertOptions {
+        output: Some(args.output.clone()),
+        types: types.clone(),
+        mmproj_type: None,
+        origin: found.origin(),
+    };
+    let mut conversion = Conversion::begin(&pair, &options, &bars)?;
+    let mmproj = conversion.mmproj()?;
+    let done = job
+        .run(&pair, &types, mmproj.as_deref(), (&options.origin, &args.output), &bars)
+        .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
+    let Some(importance) = done.importance else { bail!("nothing was gathered") };
+    importance.write(&job::linears(&pair, &types), &args.calibration.source(), &args.output)?;
+    if let Some(files) = done.files {
+        let _ = files.clear();
+    }
     bars.clear();
     println!("{}", args.output.display());
     Ok(())

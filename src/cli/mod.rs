@@ -2,17 +2,17 @@
 //! subcommands beside it are one file each.
 mod calibrate;
 mod chat;
-mod clock;
-mod compensate;
 mod convert;
 mod eval;
 mod imatrix;
 mod inspect;
 mod progress;
-mod rotate;
 mod runtime;
 
 use clap::{Parser, Subcommand};
+use mbq_convert::hub::Hub;
+use progress::Bars;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Turns Hugging Face vision-language models into GGUF files for llama.cpp, quantised.
@@ -21,8 +21,35 @@ use std::process::ExitCode;
 struct Cli {
     #[command(flatten)]
     convert: convert::Args,
+    #[command(flatten)]
+    common: Common,
     #[command(subcommand)]
     command: Option<Command>,
+}
+
+/// What every command takes.
+#[derive(clap::Args)]
+#[command(next_help_heading = "All commands")]
+struct Common {
+    /// Folder of the llama.cpp to use [default: the one that this program carries]
+    #[arg(long, value_name = "DIR", global = true)]
+    runtime: Option<PathBuf>,
+    /// Use only what the hub's cache holds
+    #[arg(long, global = true)]
+    offline: bool,
+    /// No progress, no summary
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+impl Common {
+    fn bars(&self) -> Bars {
+        Bars::new(self.quiet)
+    }
+
+    fn hub(&self) -> Hub {
+        Hub::from_env(self.offline)
+    }
 }
 
 #[derive(Subcommand)]
@@ -35,8 +62,6 @@ enum Command {
     Inspect(inspect::Args),
     /// Asks a converted model about a picture
     Chat(chat::Args),
-    /// Writes the checkpoint with its residual stream rotated: the same model, easier to round to few bits
-    Rotate(rotate::Args),
     /// Writes the llama.cpp that this program carries, built or as source
     Runtime(runtime::Args),
 }
@@ -45,12 +70,11 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        None => convert::run(cli.convert),
-        Some(Command::Eval(args)) => eval::run(args),
-        Some(Command::Imatrix(args)) => imatrix::run(args),
+        None => convert::run(cli.convert, &cli.common),
+        Some(Command::Eval(args)) => eval::run(args, &cli.common),
+        Some(Command::Imatrix(args)) => imatrix::run(args, &cli.common),
         Some(Command::Inspect(args)) => inspect::run(args),
-        Some(Command::Chat(args)) => chat::run(args),
-        Some(Command::Rotate(args)) => rotate::run(args),
+        Some(Command::Chat(args)) => chat::run(args, &cli.common),
         Some(Command::Runtime(args)) => runtime::run(args),
     };
     match result {

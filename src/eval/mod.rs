@@ -6,7 +6,6 @@
 
 pub mod cache;
 pub mod data;
-pub mod engine;
 pub mod html;
 mod models;
 pub mod plot;

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::data::{Form, Question};
-use super::engine::{Media, Piece, Token};
 use super::store::Key;
 use super::{cache, stats};
 use crate::image;
+use crate::runtime::engine::{Media, Piece, Token};
 
 /// A prompt without the embeddings of its pictures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use super::cache;
 use super::data::{Question, Questions};
-use super::engine::{Runtime, Times};
 use super::record::{self, Measures, Outcome};
 use super::run::Setup;
 use super::stats::{self, Cluster, Interval};
 use crate::digest::hex;
 use crate::gguf::GgufFile;
+use crate::runtime::engine::{Runtime, Times};
 
 /// A finished evaluation.
 #[derive(Debug, Clone, Serialize)]

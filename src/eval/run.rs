@@ -7,7 +7,6 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::data::{DataError, Form, Question, Questions};
-use super::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 use super::models::{Models, name};
 use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
@@ -17,6 +16,7 @@ use crate::events::{Event, Observer};
 use crate::gguf::{GgufError, GgufFile, ReadError};
 use crate::image::{self, ImageError};
 use crate::prompt::{ChatTemplate, Message, PromptError};
+use crate::runtime::engine::{Compute, Decoder, EngineError, Model, Piece, Runtime, Times, Token, Vision};
 
 /// What to evaluate, and how.
 #[derive(Debug, Clone)]
@@ -308,7 +308,7 @@ fn tokenize<'t>(
             let embed = !prompts.has(&record::picture_key(bytes));
             let picture = image::decode_rgb(path, bytes)?;
             // As llama-mtmd-cli does it: the picture directly before the text.
-            vision.pieces(&turn(1)?, path, std::slice::from_ref(&picture), embed)?
+            vision.tokenize(&turn(1)?, path, std::slice::from_ref(&picture))?.pieces(embed)?
         }
         (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(0)?, true, true)?)],
     })

@@ -157,6 +157,11 @@ impl GgufFile {
         self.shards.iter().map(|s| s.map.len() as u64).sum()
     }
 
+    /// Path and bytes of each shard.
+    pub(crate) fn contents(&self) -> Vec<(&Path, &[u8])> {
+        self.shards.iter().map(|s| (s.path.as_path(), &s.map[..])).collect()
+    }
+
     /// Weights in all tensors.
     pub fn weights(&self) -> u64 {
         self.tensors.iter().map(|t| t.elements() as u64).sum()

@@ -41,6 +41,12 @@ impl Metadata {
         self.set(key, Value::Array(values.into()))
     }
 
+    /// Inserts new keys before the first for which `at` holds, or behind all.
+    pub fn insert_before<'k>(&mut self, at: impl Fn(&str) -> bool, pairs: impl IntoIterator<Item = (&'k str, Value)>) {
+        let place = self.0.iter().position(|(key, _)| at(key)).unwrap_or(self.0.len());
+        self.0.splice(place..place, pairs.into_iter().map(|(key, value)| (key.to_string(), value)));
+    }
+
     /// Removes the keys for which `out` holds.
     pub fn remove(&mut self, out: impl Fn(&str) -> bool) {
         self.0.retain(|(key, _)| !out(key));

@@ -71,6 +71,28 @@ impl Output {
         self.writer.write_all(bytes).map_err(|source| GgufError::Write { path: self.path.clone(), source })
     }
 
+    /// Makes the file so long; what was not written reads as zeros and takes no place on disk, where the file system can.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn extend_to(&mut self, bytes: u64) -> Result<(), GgufError> {
+        let fail = |source| GgufError::Write { path: self.path.clone(), source };
+        self.writer.flush().and_then(|()| self.writer.get_mut().file().set_len(bytes)).map_err(fail)
+    }
+
+    /// A path under which the file can be read while it has no name. It holds as long as the output.
+    ///
+    /// # Errors
+    /// What was written last does not reach the disk.
+    pub fn readable(&mut self) -> Result<PathBuf, GgufError> {
+        self.writer.flush().map_err(|source| GgufError::Write { path: self.path.clone(), source })?;
+        Ok(match self.writer.get_ref() {
+            #[cfg(target_os = "linux")]
+            Inner::Unnamed(file) => format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file)).into(),
+            Inner::Named(file) => file.path().into(),
+        })
+    }
+
     /// Gives all `outputs` their names, once every one of them is on disk. Files that had these names are kept aside
     /// until all names are given. One publication at a time changes a directory.
     ///

@@ -1,17 +1,14 @@
-//! Which tensors a GGUF file gets, from where, and of which type.
+//! Of which type each tensor of a GGUF file is written.
 use super::types::{FileType, Linear, Role, fitting};
+use crate::front::TensorSpec;
 use crate::ggml::GgmlType;
-use crate::model::{TextConfig, VisionArch, VisionConfig};
 use std::collections::BTreeMap;
 
 /// One tensor of the file to be written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {
-    /// Name in the GGUF.
     pub name: String,
-    /// Canonical name in the checkpoint.
-    pub source: String,
-    /// The checkpoint's shape, outermost dimension first; GGUF lists it the other way round.
+    /// Outermost dimension first; GGUF lists it the other way round.
     pub shape: Vec<usize>,
     pub ty: GgmlType,
     /// What was asked for, where its blocks do not fit the rows.
@@ -21,19 +18,19 @@ pub struct Planned {
 }
 
 impl Planned {
-    fn f32(name: impl Into<String>, source: impl Into<String>, shape: &[usize]) -> Self {
+    /// As it is stored.
+    fn kept(t: &TensorSpec) -> Self {
         Planned {
-            name: name.into(),
-            source: source.into(),
-            shape: shape.to_vec(),
-            ty: GgmlType::F32,
+            name: t.name.clone(),
+            shape: t.shape.clone(),
+            ty: t.stored,
             fallback_from: None,
             is_decoder_linear: false,
         }
     }
 
-    fn weight(name: impl Into<String>, source: impl Into<String>, shape: &[usize], wanted: GgmlType) -> Self {
-        let mut this = Self::f32(name, source, shape);
+    fn of(t: &TensorSpec, wanted: GgmlType) -> Self {
+        let mut this = Self::kept(t);
         this.ty = fitting(wanted, this.row());
         this.fallback_from = (this.ty != wanted).then_some(wanted);
         this
@@ -62,7 +59,7 @@ pub struct TypeChoice {
     /// Of the embedding, which is also the output head of a tied model.
     pub embedding: Option<GgmlType>,
     pub output: Option<GgmlType>,
-    /// Decoder linears of another type than `file` says, by canonical name.
+    /// Decoder linears of another type than `file` says, by tensor name.
     pub linears: BTreeMap<String, GgmlType>,
 }
 
@@ -73,113 +70,77 @@ impl TypeChoice {
     }
 }
 
-/// The tensors of a language model, in file order: embedding, output, blocks.
-pub fn text(c: &TextConfig, types: &TypeChoice) -> Vec<Planned> {
-    let hidden = c.hidden_size;
-    let choose = |role| types.file.tensor_type(role, c.num_layers, hidden, c.tie_word_embeddings, false);
-    let embedding = types.embedding.unwrap_or_else(|| choose(Role::Embedding));
-    let vocab = [c.vocab_size, hidden];
-    let mut plan = vec![
-        Planned::weight("token_embd.weight", "language_model.model.embed_tokens.weight", &vocab, embedding),
-        Planned::f32("output_norm.weight", "language_model.model.norm.weight", &[hidden]),
-    ];
-    if !c.tie_word_embeddings {
-        let output = types.output.unwrap_or_else(|| choose(Role::Output));
-        plan.push(Planned::weight("output.weight", "language_model.lm_head.weight", &vocab, output));
+/// What a decoder's tensor is for, by its name: `None` for what is kept as it is stored.
+///
+/// The linears are those of llama.cpp's architectures without experts; of others (fused, state-space, experts) every
+/// matrix of a block is one, but for the small ones that llama-quantize keeps too.
+fn role(t: &TensorSpec) -> Option<Role> {
+    match t.name.as_str() {
+        "token_embd.weight" => return Some(Role::Embedding),
+        "output.weight" => return Some(Role::Output),
+        _ => (),
     }
-    let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-    // llama.cpp takes 80 layers for a 70B model.
-    let large = c.num_layers == 80;
-    for layer in 0..c.num_layers {
-        let (to, from) = (format!("blk.{layer}"), format!("language_model.model.layers.{layer}"));
-        let mut norm = |to_part: &str, from_part: &str| {
-            plan.push(Planned::f32(format!("{to}.{to_part}.weight"), format!("{from}.{from_part}.weight"), &[hidden]));
-        };
-        norm("attn_norm", "input_layernorm");
-        norm("ffn_norm", "post_attention_layernorm");
-        let inner = c.intermediate_size;
-        let linears = [
-            ("attn_q", "self_attn.q_proj", q, hidden, Linear::Other, c.qkv_bias),
-            ("attn_k", "self_attn.k_proj", kv, hidden, Linear::Other, c.qkv_bias),
-            ("attn_v", "self_attn.v_proj", kv, hidden, Linear::AttentionV, c.qkv_bias),
-            ("attn_output", "self_attn.o_proj", hidden, q, Linear::AttentionOutput, false),
-            ("ffn_gate", "mlp.gate_proj", inner, hidden, Linear::Other, false),
-            ("ffn_up", "mlp.up_proj", inner, hidden, Linear::Other, false),
-            ("ffn_down", "mlp.down_proj", hidden, inner, Linear::FfnDown, false),
-        ];
-        for (to_part, from_part, rows, cols, linear, bias) in linears {
-            let role = Role::Linear(linear, layer);
-            let wanted = types.file.tensor_type(role, c.num_layers, cols, c.tie_word_embeddings, large);
-            let (name, source) = (format!("{to}.{to_part}"), format!("{from}.{from_part}"));
-            let tensor = format!("{source}.weight");
-            let wanted = types.linears.get(&tensor).copied().unwrap_or(wanted);
-            let mut weight = Planned::weight(format!("{name}.weight"), tensor, &[rows, cols], wanted);
-            weight.is_decoder_linear = true;
-            plan.push(weight);
-            if bias {
-                plan.push(Planned::f32(format!("{name}.bias"), format!("{source}.bias"), &[rows]));
-            }
-        }
-    }
-    plan
+    let (layer, part) = t.name.strip_prefix("blk.")?.split_once('.')?;
+    let layer = layer.parse().ok()?;
+    let part = part.strip_suffix(".weight")?;
+    let linear = match part {
+        "attn_v" => Linear::AttentionV,
+        "attn_output" => Linear::AttentionOutput,
+        "ffn_down" => Linear::FfnDown,
+        "attn_q" | "attn_k" | "ffn_gate" | "ffn_up" => Linear::Other,
+        _ if t.shape.len() < 2 || SMALL.iter().any(|small| part.contains(small)) => return None,
+        _ => Linear::Other,
+    };
+    Some(Role::Linear(linear, layer))
 }
 
-/// The tensors of tower, projector and `image_newline`, of the blocks that run only.
-///
-/// `width` is the language model's. The patch embedding is a convolution, which the runtime wants in f16 or f32.
-pub fn vision(c: &VisionConfig, width: usize, ty: GgmlType, projector_bias: bool) -> Vec<Planned> {
-    let (hidden, patch) = (c.hidden_size, c.patch_size);
-    let conv = if ty.is_quantized() { GgmlType::F16 } else { ty };
-    let clip = c.arch == VisionArch::Clip;
-    let tower = |part: &str| format!("vision_tower.vision_model.{part}");
-    let mut plan = vec![Planned::weight(
-        "v.patch_embd.weight",
-        tower("embeddings.patch_embedding.weight"),
-        &[hidden, 3, patch, patch],
-        conv,
-    )];
-    let positions = c.grid() * c.grid() + usize::from(clip);
-    let mut vector = |name: &str, source: String, shape: &[usize]| plan.push(Planned::f32(name, source, shape));
-    vector("v.position_embd.weight", tower("embeddings.position_embedding.weight"), &[positions, hidden]);
-    if clip {
-        vector("v.class_embd", tower("embeddings.class_embedding"), &[hidden]);
-        vector("v.pre_ln.weight", tower("pre_layrnorm.weight"), &[hidden]);
-        vector("v.pre_ln.bias", tower("pre_layrnorm.bias"), &[hidden]);
-    } else {
-        vector("v.patch_embd.bias", tower("embeddings.patch_embedding.bias"), &[hidden]);
-    }
-    for layer in 0..c.used_layers {
-        let (to, from) = (format!("v.blk.{layer}"), tower(&format!("encoder.layers.{layer}")));
-        for (to_part, from_part) in [("ln1", "layer_norm1"), ("ln2", "layer_norm2")] {
-            for kind in ["weight", "bias"] {
-                plan.push(Planned::f32(
-                    format!("{to}.{to_part}.{kind}"),
-                    format!("{from}.{from_part}.{kind}"),
-                    &[hidden],
-                ));
-            }
+/// Parts of the names of matrices that are small or sensitive (llama.cpp's `tensor_allows_quantization`).
+const SMALL: [&str; 10] =
+    ["norm", "ffn_gate_inp", "conv1d", "shortconv", "time_mix", "rel_b", "altup", "laurel", "per_layer", "pos_embd"];
+
+/// The tensors of a file that quantises nothing.
+pub fn stored(tensors: &[TensorSpec]) -> Vec<Planned> {
+    tensors.iter().map(Planned::kept).collect()
+}
+
+/// The tensors of a language model in the source's order.
+pub fn text(tensors: &[TensorSpec], types: &TypeChoice) -> Vec<Planned> {
+    let layer = |t: &TensorSpec| match role(t) {
+        Some(Role::Linear(_, layer)) => layer + 1,
+        _ => 0,
+    };
+    let layers = tensors.iter().map(layer).max().unwrap_or(0);
+    let tied = !tensors.iter().any(|t| t.name == "output.weight");
+    // llama.cpp takes 80 layers for a 70B model.
+    let large = layers == 80;
+    let plan = |t: &TensorSpec| {
+        let Some(role) = role(t) else { return Planned::kept(t) };
+        let row = t.shape.last().copied().unwrap_or(1);
+        let wanted = types.file.tensor_type(role, layers, row, tied, large);
+        let given = match role {
+            Role::Embedding => types.embedding,
+            Role::Output => types.output,
+            Role::Linear(..) => types.linears.get(&t.name).copied(),
+        };
+        let mut planned = Planned::of(t, given.unwrap_or(wanted));
+        planned.is_decoder_linear = matches!(role, Role::Linear(..));
+        planned
+    };
+    tensors.iter().map(plan).collect()
+}
+
+/// The tensors of a tower and its projector: the linears as `ty`, all else as stored. Convolutions follow where `ty` is a
+/// float: the runtime wants them in f16 or f32. Without `ty` everything is kept.
+pub fn vision(tensors: &[TensorSpec], ty: Option<GgmlType>) -> Vec<Planned> {
+    let Some(ty) = ty else { return stored(tensors) };
+    let plan = |t: &TensorSpec| {
+        let of_linear = ["v.blk.", "a.blk.", "mm."].iter().any(|start| t.name.starts_with(start));
+        let weight = t.name.ends_with(".weight");
+        match t.shape.len() {
+            2 if of_linear && weight => Planned::of(t, ty),
+            4.. if weight && !ty.is_quantized() => Planned::of(t, ty),
+            _ => Planned::kept(t),
         }
-        let linears = [
-            ("attn_q", "self_attn.q_proj", hidden, hidden),
-            ("attn_k", "self_attn.k_proj", hidden, hidden),
-            ("attn_v", "self_attn.v_proj", hidden, hidden),
-            ("attn_out", "self_attn.out_proj", hidden, hidden),
-            ("ffn_up", "mlp.fc1", c.intermediate_size, hidden),
-            ("ffn_down", "mlp.fc2", hidden, c.intermediate_size),
-        ];
-        for (to_part, from_part, rows, cols) in linears {
-            let (name, source) = (format!("{to}.{to_part}"), format!("{from}.{from_part}"));
-            plan.push(Planned::weight(format!("{name}.weight"), format!("{source}.weight"), &[rows, cols], ty));
-            plan.push(Planned::f32(format!("{name}.bias"), format!("{source}.bias"), &[rows]));
-        }
-    }
-    for (to, from, cols) in [("mm.0", "linear_1", hidden), ("mm.2", "linear_2", width)] {
-        let source = format!("multi_modal_projector.{from}");
-        plan.push(Planned::weight(format!("{to}.weight"), format!("{source}.weight"), &[width, cols], ty));
-        if projector_bias {
-            plan.push(Planned::f32(format!("{to}.bias"), format!("{source}.bias"), &[width]));
-        }
-    }
-    plan.push(Planned::f32("v.image_newline", "image_newline", &[width]));
-    plan
+    };
+    tensors.iter().map(plan).collect()
 }

@@ -2,8 +2,8 @@
 //! slab at a time, so that memory depends neither on the model nor on its largest tensor.
 use super::plan::Planned;
 use super::{GgufError, Header, Output};
-use crate::checkpoint::Checkpoint;
 use crate::events::{Event, Observer};
+use crate::front::Source;
 use crate::ggml::{GgmlType, quantize_rows, validate};
 use crate::quant::fold::Folds;
 use rayon::prelude::*;
@@ -13,20 +13,25 @@ use std::ops::Range;
 /// Makes the blocks of a tensor in another way than by rounding each row: for codes that compensate errors.
 pub trait Encoder: Sync {
     /// The tensor's bytes in type `ty` (folds included: the encoder has applied them), or `None` to have it rounded.
-    /// `source` is the canonical name; `shape` the checkpoint's.
+    /// `shape`'s outermost dimension comes first.
     ///
     /// # Errors
     /// The encoder's own.
-    fn encode(&self, source: &str, shape: &[usize], ty: GgmlType) -> Result<Option<Vec<u8>>, crate::Error>;
+    fn encode(&self, name: &str, shape: &[usize], ty: GgmlType) -> Result<Option<Vec<u8>>, crate::Error>;
 }
 
-/// How the checkpoint's values change on the way.
+/// How the source's values change on the way.
 #[derive(Clone, Copy)]
 pub struct Changes<'a> {
     pub folds: &'a Folds,
     pub encoder: Option<&'a dyn Encoder>,
-    /// Importance of a tensor's columns, by canonical name.
+    /// Importance of a tensor's columns, by name.
     pub importance: &'a BTreeMap<String, Vec<f32>>,
+}
+
+impl Changes<'static> {
+    /// None at all.
+    pub const NONE: Changes<'static> = Changes { folds: &Folds::new(), encoder: None, importance: &BTreeMap::new() };
 }
 
 /// Values that one task turns into blocks: small beside a core's cache of megabytes, large beside a task's cost.
@@ -51,7 +56,7 @@ pub fn list(header: &mut Header, plan: &[Planned]) -> Result<(), GgufError> {
 /// # Errors
 /// A tensor is missing, misshapen, not finite or beyond its type; the disk is full.
 pub fn write(
-    checkpoint: &Checkpoint,
+    source: &Source,
     header: &Header,
     plan: &[Planned],
     changes: Changes,
@@ -62,50 +67,26 @@ pub fn write(
     output.write(&meta)?;
     let mut written = meta.len() as u64;
     let name = output.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let total =
-        plan.iter().map(|t| Ok(checkpoint.tensor(&t.source)?.bytes.len() as u64)).sum::<Result<_, crate::Error>>()?;
-    observer.event(Event::PhaseStart { name, total, unit: "B" });
+    let total = plan.iter().map(|t| t.elements() as u64).sum();
+    observer.event(Event::PhaseStart { name, total, unit: "weights" });
     for tensor in plan {
         let mut size = 0u64;
-        let bytes_per_value = checkpoint.tensor(&tensor.source)?.bytes.len() / tensor.elements().max(1);
         let mut append = |bytes: &[u8], values: usize| -> Result<(), GgufError> {
             output.write(bytes)?;
             size += bytes.len() as u64;
-            let n = (values * bytes_per_value) as u64;
-            observer.event(Event::Advance { n, detail: tensor.name.clone() });
+            observer.event(Event::Advance { n: values as u64, detail: tensor.name.clone() });
             Ok(())
         };
         let encoded = match changes.encoder {
-            Some(encoder) => encoder.encode(&tensor.source, &tensor.shape, tensor.ty)?,
+            Some(encoder) => encoder.encode(&tensor.name, &tensor.shape, tensor.ty)?,
             None => None,
         };
-        match encoded {
-            Some(bytes) => {
-                let want = tensor.rows() * tensor.ty.row_size(tensor.row()).map_err(GgufError::Ggml)?;
-                if bytes.len() != want {
-                    let (file, given) = (checkpoint.dir().into(), bytes.len());
-                    return Err(GgufError::EncoderSize { file, tensor: tensor.source.clone(), given, want }.into());
-                }
-                append(&bytes, tensor.elements())?;
-            }
-            None => {
-                let rows_per_chunk = (CHUNK / tensor.row().max(1)).max(1);
-                let chunks: Vec<Range<usize>> = (0..tensor.rows())
-                    .step_by(rows_per_chunk)
-                    .map(|r| r..(r + rows_per_chunk).min(tensor.rows()))
-                    .collect();
-                for slab in chunks.chunks(CHUNKS) {
-                    let blocks: Vec<Vec<u8>> = slab
-                        .par_iter()
-                        .map(|rows| chunk(checkpoint, tensor, &changes, rows.clone()))
-                        .collect::<Result<_, _>>()?;
-                    for (rows, bytes) in slab.iter().zip(&blocks) {
-                        append(bytes, rows.len() * tensor.row())?;
-                    }
-                }
-            }
+        match (encoded, as_stored(source, tensor, &changes)?) {
+            (Some(bytes), _) => append(whole(source, tensor, &bytes)?, tensor.elements())?,
+            (None, Some(bytes)) => append(bytes, tensor.elements())?,
+            (None, None) => rounded(source, tensor, &changes, &mut append)?,
         }
-        checkpoint.release(&tensor.source);
+        source.values.release(&tensor.name);
         let padding = size.next_multiple_of(header.alignment()) - size;
         output.write(&vec![0; padding as usize])?;
         written += size + padding;
@@ -114,11 +95,57 @@ pub fn write(
     Ok(written)
 }
 
+/// The encoder's bytes, if they are as many as the tensor's blocks take.
+fn whole<'b>(source: &Source, t: &Planned, bytes: &'b [u8]) -> Result<&'b [u8], GgufError> {
+    let (given, want) = (bytes.len(), t.rows() * t.ty.row_size(t.row())?);
+    if given == want {
+        return Ok(bytes);
+    }
+    Err(GgufError::EncoderSize { file: source.values.path(&t.name).into(), tensor: t.name.clone(), given, want })
+}
+
+/// The source's own bytes, where nothing about the tensor changes.
+fn as_stored<'s>(source: &'s Source, t: &Planned, changes: &Changes) -> Result<Option<&'s [u8]>, GgufError> {
+    let Some((ty, bytes)) = source.values.bytes(&t.name).filter(|(ty, _)| *ty == t.ty) else { return Ok(None) };
+    if changes.folds.contains_key(&t.name) {
+        return Ok(None);
+    }
+    let fail = |source_| GgufError::Quantise {
+        file: source.values.path(&t.name).into(),
+        tensor: t.name.clone(),
+        source: source_,
+    };
+    if ty.is_quantized() || matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
+        validate(ty, bytes).map_err(fail)?;
+    }
+    Ok(Some(bytes))
+}
+
+/// Rounds a tensor, slab by slab.
+fn rounded(
+    source: &Source,
+    t: &Planned,
+    changes: &Changes,
+    append: &mut dyn FnMut(&[u8], usize) -> Result<(), GgufError>,
+) -> Result<(), crate::Error> {
+    let rows_per_chunk = (CHUNK / t.row().max(1)).max(1);
+    let chunks: Vec<Range<usize>> =
+        (0..t.rows()).step_by(rows_per_chunk).map(|r| r..(r + rows_per_chunk).min(t.rows())).collect();
+    for slab in chunks.chunks(CHUNKS) {
+        let blocks: Vec<Vec<u8>> =
+            slab.par_iter().map(|rows| chunk(source, t, changes, rows.clone())).collect::<Result<_, _>>()?;
+        for (rows, bytes) in slab.iter().zip(&blocks) {
+            append(bytes, rows.len() * t.row())?;
+        }
+    }
+    Ok(())
+}
+
 /// Blocks of the rows `rows` of a tensor.
-fn chunk(checkpoint: &Checkpoint, t: &Planned, changes: &Changes, rows: Range<usize>) -> Result<Vec<u8>, crate::Error> {
+fn chunk(source: &Source, t: &Planned, changes: &Changes, rows: Range<usize>) -> Result<Vec<u8>, crate::Error> {
     let cols = t.row();
-    let mut values = checkpoint.f32_range(&t.source, &t.shape, rows.start * cols..rows.end * cols)?;
-    if let Some(fold) = changes.folds.get(&t.source) {
+    let mut values = source.values.values(&t.name, rows.start * cols..rows.end * cols)?;
+    if let Some(fold) = changes.folds.get(&t.name) {
         // A fold sees a tensor as rows of its first dimension; vectors have rows of one value.
         let inner = t.elements() / t.shape.first().copied().unwrap_or(1).max(1);
         if inner == cols {
@@ -127,14 +154,14 @@ fn chunk(checkpoint: &Checkpoint, t: &Planned, changes: &Changes, rows: Range<us
             fold.apply(&mut values, rows.start * cols, 1);
         }
     }
-    let file = || checkpoint.dir().to_path_buf();
+    let file = || source.values.path(&t.name).to_path_buf();
     if t.ty == GgmlType::F16
         && let Some(&value) = values.iter().find(|v| v.abs() > half::f16::MAX.to_f32())
     {
-        return Err(GgufError::BeyondF16 { file: file(), tensor: t.source.clone(), value }.into());
+        return Err(GgufError::BeyondF16 { file: file(), tensor: t.name.clone(), value }.into());
     }
-    let fail = |source| GgufError::Quantise { file: file(), tensor: t.source.clone(), source };
-    let importance = changes.importance.get(&t.source).map(Vec::as_slice);
+    let fail = |source| GgufError::Quantise { file: file(), tensor: t.name.clone(), source };
+    let importance = changes.importance.get(&t.name).map(Vec::as_slice);
     let blocks = quantize_rows(t.ty, &values, cols, importance).map_err(fail)?;
     if t.ty.is_quantized() {
         // Scales are halfs, which large weights overflow.

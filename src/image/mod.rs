@@ -1,10 +1,8 @@
 //! Pictures as the Hugging Face processors see them: decoding to RGB, Pillow-exact resampling, any-resolution tiles.
-pub mod anyres;
 mod gif;
 mod jpeg;
 pub mod load;
 pub mod locate;
-pub mod resize;
 
 pub use load::{ImageError, decode_rgb, load_rgb};
 pub use locate::{LocateError, inside};

@@ -6,6 +6,7 @@
 //! taken from a folder that the user names (a CUDA runtime for a CPU build of this program, say).
 
 mod archive;
+pub mod engine;
 mod mmproj;
 #[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, non_upper_case_globals, missing_docs)]
 pub(crate) mod sys;
@@ -39,7 +40,7 @@ pub enum RuntimeError {
     NotEmbedded,
     #[error("{path}: not a runtime: {missing} is not in it (`mbq-convert runtime install DIR` makes one)")]
     NotARuntime { path: PathBuf, missing: String },
-    #[error("no cache folder: {0}; name a runtime with --runtime DIR")]
+    #[error("no cache folder: {0}; name a runtime with --runtime DIR, a cache with --cache DIR")]
     NoCache(&'static str),
     #[error("{path}: {action}: {source}")]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
@@ -86,7 +87,10 @@ fn cached(archive: Option<&'static [u8]>, cache: &Path) -> Result<PathBuf, Runti
 }
 
 /// Where this program keeps what it can make again.
-fn cache_dir() -> Result<PathBuf, RuntimeError> {
+///
+/// # Errors
+/// No variable says where the user's cache folder is.
+pub fn cache_dir() -> Result<PathBuf, RuntimeError> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let base = if cfg!(windows) {
         variable("LOCALAPPDATA").ok_or(RuntimeError::NoCache("LOCALAPPDATA is not set"))?

@@ -46,7 +46,9 @@ pub const GGML_TYPE_NVFP4: ggml_type = 40;
 pub const GGML_TYPE_Q1_0: ggml_type = 41;
 pub const GGML_TYPE_Q2_0: ggml_type = 42;
 pub const GGML_TYPE_F8_E4M3: ggml_type = 43;
-pub const GGML_TYPE_COUNT: ggml_type = 44;
+pub const GGML_TYPE_MBQ3: ggml_type = 192;
+pub const GGML_TYPE_MBQ8: ggml_type = 193;
+pub const GGML_TYPE_COUNT: ggml_type = 194;
 pub type ggml_type = ::std::os::raw::c_uint;
 pub const GGML_OP_NONE: ggml_op = 0;
 pub const GGML_OP_DUP: ggml_op = 1;
@@ -457,6 +459,11 @@ pub struct mtmd_bitmap {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct mtmd_image_tokens {
+    _unused: [u8; 0],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct mtmd_input_chunk {
     _unused: [u8; 0],
 }
@@ -493,6 +500,14 @@ pub struct mtmd_context_params {
     pub batch_max_tokens: i32,
     pub progress_callback: mtmd_progress_callback,
     pub progress_callback_user_data: *mut ::std::os::raw::c_void,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct mtmd_decoder_pos {
+    pub t: u32,
+    pub x: u32,
+    pub y: u32,
+    pub z: u32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -578,6 +593,9 @@ pub struct Mtmd {
         ctx_params: mtmd_context_params,
     ) -> *mut mtmd_context,
     pub mtmd_free: unsafe extern "C" fn(ctx: *mut mtmd_context),
+    pub mtmd_decode_use_non_causal:
+        unsafe extern "C" fn(ctx: *const mtmd_context, chunk: *const mtmd_input_chunk) -> bool,
+    pub mtmd_decode_use_mrope: unsafe extern "C" fn(ctx: *const mtmd_context) -> bool,
     pub mtmd_support_vision: unsafe extern "C" fn(ctx: *const mtmd_context) -> bool,
     pub mtmd_bitmap_init:
         unsafe extern "C" fn(nx: u32, ny: u32, data: *const ::std::os::raw::c_uchar) -> *mut mtmd_bitmap,
@@ -590,7 +608,10 @@ pub struct Mtmd {
     pub mtmd_input_chunk_get_type: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> mtmd_input_chunk_type,
     pub mtmd_input_chunk_get_tokens_text:
         unsafe extern "C" fn(chunk: *const mtmd_input_chunk, n_tokens_output: *mut usize) -> *const llama_token,
+    pub mtmd_input_chunk_get_tokens_image:
+        unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> *const mtmd_image_tokens,
     pub mtmd_input_chunk_get_n_tokens: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> usize,
+    pub mtmd_input_chunk_get_n_pos: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> llama_pos,
     pub mtmd_input_chunk_free: unsafe extern "C" fn(chunk: *mut mtmd_input_chunk),
     pub mtmd_input_chunk_save: unsafe extern "C" fn(
         chunk: *const mtmd_input_chunk,
@@ -611,6 +632,8 @@ pub struct Mtmd {
     pub mtmd_get_output_embd: unsafe extern "C" fn(ctx: *mut mtmd_context) -> *mut f32,
     pub mtmd_helper_log_set:
         unsafe extern "C" fn(log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void),
+    pub mtmd_helper_image_get_decoder_pos:
+        unsafe extern "C" fn(image: *const mtmd_image_tokens, pos_0: llama_pos, out_pos: *mut mtmd_decoder_pos),
     pub mtmd_helper_decode_image_chunk: unsafe extern "C" fn(
         ctx: *mut mtmd_context,
         lctx: *mut llama_context,
@@ -672,6 +695,8 @@ impl Mtmd {
         let mtmd_context_params_default = unsafe { __library.get(b"mtmd_context_params_default\0") }.map(|sym| *sym)?;
         let mtmd_init_from_file = unsafe { __library.get(b"mtmd_init_from_file\0") }.map(|sym| *sym)?;
         let mtmd_free = unsafe { __library.get(b"mtmd_free\0") }.map(|sym| *sym)?;
+        let mtmd_decode_use_non_causal = unsafe { __library.get(b"mtmd_decode_use_non_causal\0") }.map(|sym| *sym)?;
+        let mtmd_decode_use_mrope = unsafe { __library.get(b"mtmd_decode_use_mrope\0") }.map(|sym| *sym)?;
         let mtmd_support_vision = unsafe { __library.get(b"mtmd_support_vision\0") }.map(|sym| *sym)?;
         let mtmd_bitmap_init = unsafe { __library.get(b"mtmd_bitmap_init\0") }.map(|sym| *sym)?;
         let mtmd_bitmap_free = unsafe { __library.get(b"mtmd_bitmap_free\0") }.map(|sym| *sym)?;
@@ -682,8 +707,11 @@ impl Mtmd {
         let mtmd_input_chunk_get_type = unsafe { __library.get(b"mtmd_input_chunk_get_type\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_get_tokens_text =
             unsafe { __library.get(b"mtmd_input_chunk_get_tokens_text\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_get_tokens_image =
+            unsafe { __library.get(b"mtmd_input_chunk_get_tokens_image\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_get_n_tokens =
             unsafe { __library.get(b"mtmd_input_chunk_get_n_tokens\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_get_n_pos = unsafe { __library.get(b"mtmd_input_chunk_get_n_pos\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_free = unsafe { __library.get(b"mtmd_input_chunk_free\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_save = unsafe { __library.get(b"mtmd_input_chunk_save\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_load = unsafe { __library.get(b"mtmd_input_chunk_load\0") }.map(|sym| *sym)?;
@@ -691,6 +719,8 @@ impl Mtmd {
         let mtmd_encode_chunk = unsafe { __library.get(b"mtmd_encode_chunk\0") }.map(|sym| *sym)?;
         let mtmd_get_output_embd = unsafe { __library.get(b"mtmd_get_output_embd\0") }.map(|sym| *sym)?;
         let mtmd_helper_log_set = unsafe { __library.get(b"mtmd_helper_log_set\0") }.map(|sym| *sym)?;
+        let mtmd_helper_image_get_decoder_pos =
+            unsafe { __library.get(b"mtmd_helper_image_get_decoder_pos\0") }.map(|sym| *sym)?;
         let mtmd_helper_decode_image_chunk =
             unsafe { __library.get(b"mtmd_helper_decode_image_chunk\0") }.map(|sym| *sym)?;
         Ok(Mtmd {
@@ -728,6 +758,8 @@ impl Mtmd {
             mtmd_context_params_default,
             mtmd_init_from_file,
             mtmd_free,
+            mtmd_decode_use_non_causal,
+            mtmd_decode_use_mrope,
             mtmd_support_vision,
             mtmd_bitmap_init,
             mtmd_bitmap_free,
@@ -737,7 +769,9 @@ impl Mtmd {
             mtmd_input_chunks_free,
             mtmd_input_chunk_get_type,
             mtmd_input_chunk_get_tokens_text,
+            mtmd_input_chunk_get_tokens_image,
             mtmd_input_chunk_get_n_tokens,
+            mtmd_input_chunk_get_n_pos,
             mtmd_input_chunk_free,
             mtmd_input_chunk_save,
             mtmd_input_chunk_load,
@@ -745,6 +779,7 @@ impl Mtmd {
             mtmd_encode_chunk,
             mtmd_get_output_embd,
             mtmd_helper_log_set,
+            mtmd_helper_image_get_decoder_pos,
             mtmd_helper_decode_image_chunk,
         })
     }
@@ -894,6 +929,12 @@ impl Mtmd {
     pub unsafe fn mtmd_free(&self, ctx: *mut mtmd_context) {
         unsafe { (self.mtmd_free)(ctx) }
     }
+    pub unsafe fn mtmd_decode_use_non_causal(&self, ctx: *const mtmd_context, chunk: *const mtmd_input_chunk) -> bool {
+        unsafe { (self.mtmd_decode_use_non_causal)(ctx, chunk) }
+    }
+    pub unsafe fn mtmd_decode_use_mrope(&self, ctx: *const mtmd_context) -> bool {
+        unsafe { (self.mtmd_decode_use_mrope)(ctx) }
+    }
     pub unsafe fn mtmd_support_vision(&self, ctx: *const mtmd_context) -> bool {
         unsafe { (self.mtmd_support_vision)(ctx) }
     }
@@ -929,8 +970,14 @@ impl Mtmd {
     ) -> *const llama_token {
         unsafe { (self.mtmd_input_chunk_get_tokens_text)(chunk, n_tokens_output) }
     }
+    pub unsafe fn mtmd_input_chunk_get_tokens_image(&self, chunk: *const mtmd_input_chunk) -> *const mtmd_image_tokens {
+        unsafe { (self.mtmd_input_chunk_get_tokens_image)(chunk) }
+    }
     pub unsafe fn mtmd_input_chunk_get_n_tokens(&self, chunk: *const mtmd_input_chunk) -> usize {
         unsafe { (self.mtmd_input_chunk_get_n_tokens)(chunk) }
+    }
+    pub unsafe fn mtmd_input_chunk_get_n_pos(&self, chunk: *const mtmd_input_chunk) -> llama_pos {
+        unsafe { (self.mtmd_input_chunk_get_n_pos)(chunk) }
     }
     pub unsafe fn mtmd_input_chunk_free(&self, chunk: *mut mtmd_input_chunk) {
         unsafe { (self.mtmd_input_chunk_free)(chunk) }
@@ -969,6 +1016,14 @@ impl Mtmd {
     }
     pub unsafe fn mtmd_helper_log_set(&self, log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void) {
         unsafe { (self.mtmd_helper_log_set)(log_callback, user_data) }
+    }
+    pub unsafe fn mtmd_helper_image_get_decoder_pos(
+        &self,
+        image: *const mtmd_image_tokens,
+        pos_0: llama_pos,
+        out_pos: *mut mtmd_decoder_pos,
+    ) {
+        unsafe { (self.mtmd_helper_image_get_decoder_pos)(image, pos_0, out_pos) }
     }
     pub unsafe fn mtmd_helper_decode_image_chunk(
         &self,

@@ -1,9 +1,7 @@
 //! What differs between text models, as data: a row for each value of GGUF's `general.architecture`. The facts are those
 //! of llama.cpp's `src/models/*.cpp` and of its converter, which decides how the tensors lie.
 //!
-//! Two things are not here because they are done before the decoder: the norms' gains are the stored ones (Gemma's
-//! `1 + w` is added by the converter), and whoever makes the embeddings scales them (Gemma: the rows of tokens by
-//! sqrt(hidden), a picture's not).
+//! The norms' gains are the stored ones (Gemma's `1 + w` is added by the converter).
 use super::Name;
 
 /// Which two values of a head turn together.
@@ -65,6 +63,8 @@ pub struct TextArch {
     pub sliding: Sliding,
     /// Features are added to a picture's tokens behind the first `n_deepstack_layers` blocks.
     pub deepstack: bool,
+    /// Whoever makes the embeddings multiplies tokens' rows by sqrt(hidden), a picture's not.
+    pub scaled_embedding: bool,
 }
 
 const QKV: &[Name] = &[Name::Q, Name::K, Name::V];
@@ -81,6 +81,7 @@ const QWEN2: TextArch = TextArch {
     sections: Sections::None,
     sliding: Sliding::Refused,
     deepstack: false,
+    scaled_embedding: false,
 };
 
 /// Every supported architecture.
@@ -116,6 +117,7 @@ pub static ARCHITECTURES: [TextArch; 7] = [
         post_norms: true,
         activation: Activation::GeluTanh,
         sliding: Sliding::ButSixth,
+        scaled_embedding: true,
         ..QWEN2
     },
 ];

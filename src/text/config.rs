@@ -3,28 +3,8 @@
 //! change what the model computes.
 use super::Name;
 use super::arch::{ARCHITECTURES, Sections, Sliding, TextArch};
+use crate::gguf::{Array, Metadata, Value};
 use std::path::{Path, PathBuf};
-
-/// A metadata value, as far as hyperparameters go.
-#[derive(Debug, Clone, PartialEq)]
-pub enum MetaValue {
-    Integer(i64),
-    Float(f64),
-    Bool(bool),
-    Text(String),
-    List(Vec<MetaValue>),
-    /// So many texts: of a vocabulary only the number matters here.
-    Texts(usize),
-}
-
-/// Metadata under GGUF's keys.
-pub trait Metadata {
-    /// What messages name.
-    fn file(&self) -> &Path;
-    /// The keys that begin with `prefix`.
-    fn keys(&self, prefix: &str) -> Vec<String>;
-    fn get(&self, key: &str) -> Option<MetaValue>;
-}
 
 /// Why a text model cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -149,39 +129,35 @@ const READ: &[&str] = &[
 
 /// The keys of one architecture.
 struct Keys<'a> {
-    metadata: &'a dyn Metadata,
+    file: &'a Path,
+    metadata: &'a Metadata,
     arch: &'static TextArch,
 }
 
-fn show(value: Option<&MetaValue>) -> String {
-    match value {
-        None => "absent".into(),
-        Some(MetaValue::Texts(n)) => format!("{n} texts"),
-        Some(value) => format!("{value:?}").chars().take(80).collect(),
-    }
+fn show(value: Option<&Value>) -> String {
+    let Some(value) = value else { return "absent".into() };
+    let text = match (value.as_str(), value.as_f64(), value.as_bool(), value.as_array()) {
+        (Some(text), ..) => text.into(),
+        (_, Some(number), ..) => number.to_string(),
+        (.., Some(flag), _) => flag.to_string(),
+        (.., Some(array)) if array.len() <= 8 => array.iter().map(|v| show(Some(&v))).collect::<Vec<_>>().join(", "),
+        (.., array) => format!("a list of {}", array.map_or(0, Array::len)),
+    };
+    text.chars().take(80).collect()
 }
 
-impl MetaValue {
-    fn number(&self) -> Option<f64> {
-        match *self {
-            MetaValue::Integer(v) => Some(v as f64),
-            MetaValue::Float(v) => Some(v),
-            MetaValue::Bool(v) => Some(f64::from(u8::from(v))),
-            _ => None,
-        }
-    }
+/// A number, true being 1.
+fn number(value: &Value) -> Option<f64> {
+    value.as_f64().or(value.as_bool().map(|flag| f64::from(u8::from(flag))))
+}
 
-    /// A number from 0 to 2^31, or a list of equal ones: GGUF may list what differs from block to block.
-    fn count(&self) -> Option<usize> {
-        match self {
-            MetaValue::Integer(v) => usize::try_from(*v).ok().filter(|&v| v < 1 << 31),
-            MetaValue::List(all) => {
-                let first = all.first()?;
-                all.iter().all(|v| v == first).then(|| first.count()).flatten()
-            }
-            _ => None,
-        }
+/// A number from 0 to 2^31, or a list of equal ones: GGUF may list what differs from block to block.
+fn count(value: &Value) -> Option<usize> {
+    if let Some(all) = value.as_array() {
+        let first = all.iter().next()?;
+        return all.iter().all(|v| v == first).then(|| count(&first)).flatten();
     }
+    value.as_u64().filter(|&v| v < 1 << 31).map(|v| v as usize)
 }
 
 impl Keys<'_> {
@@ -189,22 +165,22 @@ impl Keys<'_> {
         format!("{}.{key}", self.arch.name)
     }
 
-    fn get(&self, key: &str) -> Option<MetaValue> {
+    fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(&self.name(key))
     }
 
     fn invalid(&self, key: &str, want: impl Into<String>) -> TextError {
-        let found = show(self.get(key).as_ref());
-        TextError::Invalid { file: self.metadata.file().into(), key: self.name(key), found, want: want.into() }
+        let found = show(self.get(key));
+        TextError::Invalid { file: self.file.into(), key: self.name(key), found, want: want.into() }
     }
 
     fn missing(&self, key: &str) -> TextError {
-        TextError::Missing { file: self.metadata.file().into(), key: self.name(key) }
+        TextError::Missing { file: self.file.into(), key: self.name(key) }
     }
 
     fn count_opt(&self, key: &str) -> Result<Option<usize>, TextError> {
         let want = "a whole number, the same for every block";
-        self.get(key).map(|v| v.count().ok_or_else(|| self.invalid(key, want))).transpose()
+        self.get(key).map(|v| count(v).ok_or_else(|| self.invalid(key, want))).transpose()
     }
 
     /// A positive count.
@@ -221,24 +197,23 @@ impl Keys<'_> {
 
     /// A positive number.
     fn float_opt(&self, key: &str) -> Result<Option<f64>, TextError> {
-        let positive = |v: &MetaValue| v.number().filter(|v| v.is_finite() && *v > 0.0);
-        self.get(key).map(|v| positive(&v).ok_or_else(|| self.invalid(key, "a positive number"))).transpose()
+        let positive = |v: &Value| number(v).filter(|v| v.is_finite() && *v > 0.0);
+        self.get(key).map(|v| positive(v).ok_or_else(|| self.invalid(key, "a positive number"))).transpose()
     }
 
     /// Refuses keys that are not understood.
     fn check(&self) -> Result<(), TextError> {
         let prefix = format!("{}.", self.arch.name);
-        for name in self.metadata.keys(&prefix) {
+        for (name, value) in self.metadata.iter() {
             let Some(key) = name.strip_prefix(&prefix) else { continue };
-            let value = self.metadata.get(&name);
             let neutral = NEUTRAL.iter().find(|(n, _)| *n == key).map(|(_, neutral)| *neutral);
-            let is_neutral = neutral.is_some() && value.as_ref().and_then(MetaValue::number) == neutral;
+            let is_neutral = neutral.is_some() && number(value) == neutral;
             // llama.cpp takes a scale of 0 for none.
-            let none = key.ends_with("_scale") && value.as_ref().and_then(MetaValue::number) == Some(0.0);
-            let order = key == "rope.section_order" && value == Some(MetaValue::Text("tyxz".into()));
+            let none = key.ends_with("_scale") && number(value) == Some(0.0);
+            let order = key == "rope.section_order" && value.as_str() == Some("tyxz");
             if !(READ.contains(&key) || HARMLESS.contains(&key) || is_neutral || none || order) {
-                let found = show(value.as_ref());
-                return Err(TextError::NotUnderstood { file: self.metadata.file().into(), key: name, found });
+                let found = show(Some(value));
+                return Err(TextError::NotUnderstood { file: self.file.into(), key: name.into(), found });
             }
         }
         Ok(())
@@ -258,12 +233,11 @@ impl Keys<'_> {
         let factor = self.float_opt("rope.scaling.factor")?;
         let factor = if factor.is_some() { factor } else { self.float_opt("rope.scale_linear")? }.unwrap_or(1.0);
         let kind = match self.get("rope.scaling.type") {
-            None => "linear".into(),
-            Some(MetaValue::Text(kind)) => kind,
-            Some(_) => return Err(self.invalid("rope.scaling.type", "a text")),
+            None => "linear",
+            Some(kind) => kind.as_str().ok_or_else(|| self.invalid("rope.scaling.type", "a text"))?,
         };
         let original_context = self.size_opt("rope.scaling.original_context_length")?.unwrap_or(context);
-        match kind.as_str() {
+        match kind {
             "none" => Ok(RopeScaling::None),
             "linear" if factor == 1.0 => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear(factor)),
@@ -282,9 +256,9 @@ impl Keys<'_> {
             (Sliding::All, None) => 0,
             (Sliding::All, Some(_)) => return Err(self.invalid(PATTERN, "no pattern in this architecture")),
             (Sliding::ButSixth, None) => 6,
-            (Sliding::ButSixth, Some(MetaValue::List(all))) => {
+            (Sliding::ButSixth, Some(Value::Array(all))) => {
                 // One flag per block: whether it has a window.
-                let flags: Option<Vec<f64>> = all.iter().map(MetaValue::number).collect();
+                let flags: Option<Vec<f64>> = all.iter().map(|v| number(&v)).collect();
                 let flags = flags.filter(|flags| flags.len() == layers);
                 let flags = flags.ok_or_else(|| self.invalid(PATTERN, "one flag per block"))?;
                 return Ok(flags.into_iter().map(|flag| (flag != 0.0).then_some(window)).collect());
@@ -303,8 +277,7 @@ impl Keys<'_> {
             };
         }
         let Some(value) = self.get(KEY) else { return Err(self.missing(KEY)) };
-        let list = if let MetaValue::List(all) = &value { all.iter().map(MetaValue::count).collect() } else { None };
-        let list: Option<Vec<usize>> = list;
+        let list: Option<Vec<usize>> = value.as_array().and_then(|all| all.iter().map(|v| count(&v)).collect());
         match list.as_deref() {
             Some(&[t, h, w] | &[t, h, w, 0]) if t + h + w == head_dim / 2 => Ok([t, h, w]),
             _ => Err(self.invalid(KEY, format!("time, height, width and 0, together {}", head_dim / 2))),
@@ -313,10 +286,7 @@ impl Keys<'_> {
 
     /// The vocabulary's size, from the architecture's key or the number of tokens.
     fn vocab_size(&self) -> Result<usize, TextError> {
-        let tokens = match self.metadata.get("tokenizer.ggml.tokens") {
-            Some(MetaValue::Texts(n)) => Some(n),
-            _ => None,
-        };
+        let tokens = self.metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array).map(Array::len);
         match tokens {
             Some(tokens) if tokens > 0 => Ok(tokens),
             _ => self.size("vocab_size"),
@@ -325,21 +295,21 @@ impl Keys<'_> {
 }
 
 impl TextConfig {
-    /// Reads the keys of `general.architecture`.
+    /// Reads the keys of `general.architecture`. `file` is what messages name.
     ///
     /// # Errors
     /// An architecture, key or value that is missing or not understood; the message names it.
-    pub fn read(metadata: &dyn Metadata) -> Result<Self, TextError> {
-        let name = match metadata.get("general.architecture") {
-            Some(MetaValue::Text(name)) => name,
-            _ => return Err(TextError::Missing { file: metadata.file().into(), key: "general.architecture".into() }),
+    pub fn read(file: &Path, metadata: &Metadata) -> Result<Self, TextError> {
+        let name = match metadata.architecture() {
+            "" => return Err(TextError::Missing { file: file.into(), key: "general.architecture".into() }),
+            name => name,
         };
-        let arch = TextArch::named(&name).ok_or_else(|| TextError::Architecture {
-            file: metadata.file().into(),
-            found: name,
+        let arch = TextArch::named(name).ok_or_else(|| TextError::Architecture {
+            file: file.into(),
+            found: name.into(),
             supported: ARCHITECTURES.each_ref().map(|a| a.name).join(", "),
         })?;
-        let keys = Keys { metadata, arch };
+        let keys = Keys { file, metadata, arch };
         keys.check()?;
         let (hidden_size, num_heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
         let num_kv_heads = keys.size_opt("attention.head_count_kv")?.unwrap_or(num_heads);

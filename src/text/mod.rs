@@ -19,8 +19,8 @@ pub use attention::{Attention, SCORES};
 #[cfg(test)]
 pub(crate) use block::tests;
 pub use block::{Block, Gradients, Linear, Made, Name, Trace};
-pub use config::{MetaValue, Metadata, RopeScaling, Rotary, TextConfig, TextError};
+pub use config::{RopeScaling, Rotary, TextConfig, TextError};
 pub use groups::{Group, Producer};
 pub use rope::Rope;
 pub use sample::{Positions, SampleLayout, Span};
-pub use tensors::{StreamSide, TensorInfo, TensorRole, Weights, tensors};
+pub use tensors::{DecoderTensor, StreamSide, TensorRole, Weights, in_block, tensors};

@@ -391,58 +391,6 @@ impl Drop for Fast {
     }
 }
 
-/// Applies `f` to every row of a contiguous CPU tensor, in place.
-pub(crate) fn update_rows(x: &Tensor, f: impl Fn(&mut [f32]) + Sync) -> Result<()> {
-    let cols = x.dim(D::Minus1)?;
-    x.inplace_op1(&Update(|data: &mut [f32]| data.par_chunks_mut(cols).with_min_len(16).for_each(&f)))
-}
-
-/// Layer norm over the last dimension.
-pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        let (w, b): (Vec<f32>, Vec<f32>) = (weight.to_vec1()?, bias.to_vec1()?);
-        let out = x.copy()?.contiguous()?;
-        update_rows(&out, |row| {
-            let n = row.len() as f32;
-            let mean = row.iter().sum::<f32>() / n;
-            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n;
-            let scale = 1.0 / (variance + eps as f32).sqrt();
-            row.iter_mut().zip(w.iter().zip(&b)).for_each(|(v, (w, b))| *v = (*v - mean) * scale * w + b);
-        })?;
-        return Ok(out);
-    }
-    candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, eps as f32)
-}
-
-/// Softmax over the last dimension. `x` may be overwritten.
-pub(crate) fn softmax(x: Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        let x = x.contiguous()?;
-        update_rows(&x, |row| {
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            row.iter_mut().for_each(|v| *v = (*v - max).exp());
-            let inverse = 1.0 / row.iter().sum::<f32>();
-            row.iter_mut().for_each(|v| *v *= inverse);
-        })?;
-        return Ok(x);
-    }
-    candle_nn::ops::softmax_last_dim(&x.contiguous()?)
-}
-
-/// GELU by its tanh form (SigLIP).
-pub(crate) fn gelu_tanh(x: Tensor) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        return x.gelu();
-    }
-    update_rows(&x, |row| {
-        for v in row {
-            let inner = (2.0f32 / std::f32::consts::PI).sqrt() * (*v + 0.044715 * *v * *v * *v);
-            *v = 0.5 * *v * (1.0 + inner.tanh());
-        }
-    })?;
-    Ok(x)
-}
-
 /// Gradients of `f(gate) * up` at gate and up.
 pub(crate) fn activate_backward(
     gate: &Tensor,

@@ -56,7 +56,7 @@ pub enum StreamSide {
 
 /// A row of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorInfo {
+pub struct DecoderTensor {
     pub name: String,
     /// Outermost dimension first; GGUF lists it the other way round.
     pub shape: Vec<usize>,
@@ -67,7 +67,7 @@ pub struct TensorInfo {
     pub optional: bool,
 }
 
-impl TensorInfo {
+impl DecoderTensor {
     /// Whether it is what quantisation types are about.
     pub fn is_decoder_linear(&self) -> bool {
         matches!(self.role, TensorRole::Weight(_))
@@ -107,8 +107,20 @@ impl Name {
     }
 }
 
+impl Name {
+    /// The tensor `blk.<layer>.<part>.weight`.
+    pub fn weight(self, layer: usize) -> String {
+        in_block(layer, &format!("{}.weight", self.part()))
+    }
+
+    /// Its bias.
+    pub fn bias(self, layer: usize) -> String {
+        in_block(layer, &format!("{}.bias", self.part()))
+    }
+}
+
 /// `blk.<layer>.<rest>`.
-pub(super) fn in_block(layer: usize, rest: &str) -> String {
+pub fn in_block(layer: usize, rest: &str) -> String {
     format!("blk.{layer}.{rest}")
 }
 
@@ -118,11 +130,11 @@ pub(super) const OUTPUT: &str = "output.weight";
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Every tensor that a model may have, in the order in which they are written.
-pub fn tensors(c: &TextConfig) -> Vec<TensorInfo> {
+pub fn tensors(c: &TextConfig) -> Vec<DecoderTensor> {
     let (arch, hidden, vocab) = (c.arch, c.hidden_size, c.vocab_size);
     let mut all = Vec::new();
     let mut push = |name: String, shape: &[usize], role, layer, optional| {
-        all.push(TensorInfo { name, shape: shape.to_vec(), role, layer, optional });
+        all.push(DecoderTensor { name, shape: shape.to_vec(), role, layer, optional });
     };
     push(EMBEDDING.into(), &[vocab, hidden], TensorRole::Embedding, None, false);
     push(OUTPUT_NORM.into(), &[hidden], TensorRole::OutputNorm, None, false);

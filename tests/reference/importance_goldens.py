@@ -16,6 +16,8 @@ model = LlavaOnevisionForConditionalGeneration.from_pretrained(
     root / "model", torch_dtype=torch.float32, attn_implementation="eager"
 ).eval()
 decoder = model.language_model
+PARTS = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+         "up_proj": "ffn_up", "down_proj": "ffn_down"}
 batch = load_file(root / "runs/batch.safetensors")
 vision, answer = batch["vision_mask"].bool(), batch["caption_mask"].bool()
 inputs = {}
@@ -27,7 +29,7 @@ def keep(name):
 
 for name, module in decoder.model.named_modules():
     if isinstance(module, torch.nn.Linear):
-        module.register_forward_pre_hook(keep(f"language_model.model.{name}.weight"))
+        module.register_forward_pre_hook(keep(f"blk.{name.split('.')[1]}.{PARTS[name.split('.')[-1]]}.weight"))
 with torch.no_grad():
     decoder(inputs_embeds=batch["inputs_embeds"].float(), attention_mask=batch["attention_mask"])
 golden = {}

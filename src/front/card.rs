@@ -1,6 +1,5 @@
 //! What `general.*` says about a model: its name taken apart as Hugging Face spells it, and its card's front matter.
-use super::Metadata;
-use super::value::Array;
+use crate::gguf::{Array, Metadata};
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use std::path::Path;
 

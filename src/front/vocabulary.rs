@@ -1,8 +1,7 @@
 //! A byte-level BPE vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours.
-use super::Metadata;
-use super::value::Array;
-use super::{GgufError, pretokenizer};
+use super::pretokenizer;
 use crate::checkpoint::Checkpoint;
+use crate::gguf::{Array, GgufError, Metadata};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -17,7 +17,7 @@ mod vision;
 
 pub use decoder::{Decoder, Times};
 pub use model::Model;
-pub use vision::{Media, Piece, Vision};
+pub use vision::{Chunks, Media, Piece, Place, Vision};
 
 /// A token id.
 pub type Token = i32;
@@ -87,14 +87,8 @@ impl Runtime {
     /// # Errors
     /// No library there, or one that lacks a function this version calls.
     pub fn open(dir: &Path) -> Result<Arc<Self>, EngineError> {
-        let name = if cfg!(target_os = "macos") {
-            "libmtmd.dylib"
-        } else if cfg!(windows) {
-            "mtmd.dll"
-        } else {
-            "libmtmd.so"
-        };
-        let path = [dir.join(name), dir.join("bin").join(name), dir.join("lib").join(name)]
+        let name = crate::runtime::library_file("mtmd");
+        let path = [dir.join(&name), dir.join("bin").join(&name), dir.join("lib").join(&name)]
             .into_iter()
             .find(|p| p.is_file())
             .ok_or_else(|| EngineError::Runtime { path: dir.into(), what: format!("there is no {name}") })?;

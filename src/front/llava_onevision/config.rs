@@ -1,9 +1,16 @@
 //! `config.json` and `preprocessor_config.json` of LLaVA-OneVision.
-use super::tensors::{self, EMBEDDING, HEAD};
 use crate::checkpoint::Checkpoint;
-use crate::image::{anyres::Size, resize::Filter};
-use crate::model::config::{ConfigError, Section, TextConfig, VisionConfig};
-use crate::model::config_keys;
+use crate::front::config::{ConfigError, Section};
+use crate::front::decoder::{BLOCKS, DecoderConfig, EMBEDDING, HEAD};
+use crate::front::tower::{self, TowerConfig};
+use crate::front::{claims, config_keys};
+
+/// A canvas' sides, pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    pub height: usize,
+    pub width: usize,
+}
 
 /// How pictures become pixel values.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,15 +19,15 @@ pub struct Preprocessing {
     pub pinpoints: Vec<Size>,
     pub mean: [f32; 3],
     pub std: [f32; 3],
-    pub filter: Filter,
 }
 
 /// A LLaVA-OneVision checkpoint's shape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlavaOnevision {
-    pub text: TextConfig,
-    pub vision: VisionConfig,
+    pub text: DecoderConfig,
+    pub vision: TowerConfig,
     pub preprocessing: Preprocessing,
+    pub projector_bias: bool,
     /// The token that stands for a picture in the prompt.
     pub image_token_id: usize,
     /// N of `anyres_max_N`: larger feature grids are shrunk to about N tiles' worth of tokens.
@@ -30,14 +37,13 @@ pub struct LlavaOnevision {
 }
 
 /// Families that [`LlavaOnevision::read`] and its siblings know.
-pub(crate) const SUPPORTED: &str = "llava_onevision";
+pub const SUPPORTED: &str = "llava_onevision";
 
 impl LlavaOnevision {
-    /// Reads and checks the configuration of `checkpoint`, and that its tensors are those of that configuration.
+    /// Reads and checks the configuration of `checkpoint`, and that it holds as many blocks.
     ///
     /// # Errors
-    /// A missing file or key, an unsupported architecture or value, a tensor that is missing, has another shape or has no
-    /// place in the model; the message names file and key or tensor.
+    /// A missing file or key, an unsupported architecture or value; the message names file and key.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self, crate::Error> {
         let file = checkpoint.dir().join("config.json");
         let c = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
@@ -71,7 +77,7 @@ impl LlavaOnevision {
         let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
         // Published 0.5B files tie in the text model only.
         let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
-        let mut text = TextConfig::read(&section, Some(tied))?;
+        let mut text = DecoderConfig::read(&section, Some(tied))?;
         let mut notes = Vec::new();
         // transformers 5 ties only what is equal: a head that was trained on is kept.
         if tied && checkpoint.contains(HEAD) && !checkpoint.same(HEAD, EMBEDDING) {
@@ -79,11 +85,14 @@ impl LlavaOnevision {
             let head = checkpoint.stored_name(HEAD);
             notes.push(format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept"));
         }
-        let vision = VisionConfig::read(&c.section("vision_config")?, feature_layer)?;
+        let vision = TowerConfig::read(&c.section("vision_config")?, feature_layer)?;
         let preprocessing = Preprocessing::read(checkpoint, &c, vision.image_size)?;
-        let model = LlavaOnevision { text, vision, preprocessing, image_token_id, anyres_max, notes };
-        tensors::check(checkpoint, &model, c.bool_opt("multimodal_projector_bias")?.unwrap_or(true))?;
-        Ok(model)
+        let layers = [text.num_layers, text.num_layers];
+        claims::blocks(checkpoint, "text_config.num_hidden_layers", text.num_layers, BLOCKS, layers)?;
+        let layers = [vision.used_layers, vision.num_layers];
+        claims::blocks(checkpoint, "vision_config.num_hidden_layers", vision.num_layers, tower::BLOCKS, layers)?;
+        let projector_bias = c.bool_opt("multimodal_projector_bias")?.unwrap_or(true);
+        Ok(LlavaOnevision { text, vision, preprocessing, projector_bias, image_token_id, anyres_max, notes })
     }
 }
 
@@ -121,15 +130,11 @@ impl Preprocessing {
         if (rescale * 255.0 - 1.0).abs() > 1e-6 {
             return Err(p.invalid("rescale_factor", "1/255").into());
         }
-        let filter = match p.get("resample") {
-            None => Filter::Bicubic,
-            Some(v) => v
-                .as_u64()
-                .and_then(Filter::from_pil)
-                .filter(|f| *f == Filter::Bicubic)
-                .ok_or_else(|| p.invalid("resample", "3 (bicubic)"))?,
-        };
-        Ok(Preprocessing { pinpoints, mean: triple(&p, "image_mean")?, std: triple(&p, "image_std")?, filter })
+        // Pillow's number of the filter.
+        if p.get("resample").is_some_and(|v| v.as_u64() != Some(3)) {
+            return Err(p.invalid("resample", "3 (bicubic)").into());
+        }
+        Ok(Preprocessing { pinpoints, mean: triple(&p, "image_mean")?, std: triple(&p, "image_std")? })
     }
 }
 

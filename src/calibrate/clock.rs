@@ -1,12 +1,16 @@
 //! Times of a calibration's phases, for the record.
-use mbq_convert::events::{Event, Observer};
+use crate::events::{Event, Observer};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+/// The phases so far.
+#[derive(Default)]
+pub(super) struct Clock(Mutex<Vec<Phase>>);
+
 /// Hands events on and notes when they came.
-pub struct Clock<'a> {
+struct Watched<'a> {
+    clock: &'a Clock,
     inner: &'a dyn Observer,
-    phases: Mutex<Vec<Phase>>,
 }
 
 struct Phase {
@@ -17,14 +21,15 @@ struct Phase {
     seconds: f64,
 }
 
-impl<'a> Clock<'a> {
-    pub fn new(inner: &'a dyn Observer) -> Self {
-        Clock { inner, phases: Mutex::new(Vec::new()) }
+impl Clock {
+    /// An observer that hands on to `inner`.
+    pub fn watching<'a>(&'a self, inner: &'a dyn Observer) -> impl Observer + 'a {
+        Watched { clock: self, inner }
     }
 
     /// Per phase its seconds; of the blocks each one's.
     pub fn record(&self) -> serde_json::Value {
-        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        let phases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut out = serde_json::Map::new();
         let short = |s: f64| (s * 1000.0).round() / 1000.0;
         for p in phases.iter() {
@@ -39,9 +44,9 @@ impl<'a> Clock<'a> {
     }
 }
 
-impl Observer for Clock<'_> {
+impl Observer for Watched<'_> {
     fn event(&self, event: Event) {
-        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut phases = self.clock.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &event {
             Event::PhaseStart { name, .. } => {
                 phases.push(Phase { name: name.clone(), start: Instant::now(), steps: Vec::new(), seconds: 0.0 });

@@ -143,6 +143,13 @@ impl Model {
         }
     }
 
+    /// What a token spells, a special one its name.
+    pub fn bytes(&self, token: Token) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.piece_bytes(token, &mut bytes);
+        bytes
+    }
+
     fn piece(&self, token: Token) -> String {
         self.text(&[token])
     }

@@ -1,0 +1,52 @@
+//! How long a calibration will take, and how much memory it may.
+use super::Model;
+use crate::Error;
+use crate::events::{Event, Observer};
+use candle_core::{DType, Tensor};
+use std::time::Instant;
+
+/// Half of the memory that no one uses, or 4 GiB where the system does not say.
+pub(super) fn half_of_free() -> usize {
+    let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+        line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()
+    });
+    free.map_or(4 << 30, |kib| kib * 512)
+}
+
+/// Says how long the calibration will take, from the model's shape, its `passes` and a short product.
+pub(super) fn estimate(model: &Model, tokens: usize, passes: f64, observer: &dyn Observer) -> Result<(), Error> {
+    let c = &model.text;
+    let cpu = model.device.is_cpu();
+    // Enough work for all of an accelerator.
+    let (rows, columns) = if cpu { (512, 1024) } else { (4096, 4096) };
+    let a = Tensor::ones((rows, c.hidden_size), DType::F32, &model.device)?;
+    let b = Tensor::ones((c.hidden_size, columns), DType::F32, &model.device)?;
+    // A number of its own is waited for: of a part of the product all would be fetched.
+    let product = || a.matmul(&b)?.narrow(0, 0, 1)?.sum_all()?.to_scalar::<f32>();
+    product()?;
+    let start = Instant::now();
+    let mut n = 0;
+    while start.elapsed().as_secs_f64() < 0.2 {
+        product()?;
+        n += 1;
+    }
+    let rate = (n * 2 * rows * c.hidden_size * columns) as f64 / start.elapsed().as_secs_f64();
+    let attention = 2 * c.hidden_size * (c.num_heads + c.num_kv_heads) * c.head_dim;
+    let weights = (c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)) as f64;
+    let seconds = passes * 2.0 * weights * tokens as f64 / rate;
+    let mut note = format!("{tokens} tokens; about {} for the calibration at {:.0} GFLOP/s", span(seconds), rate / 1e9);
+    if seconds > 3600.0 && cpu {
+        note += "; fewer --samples or a GPU (--device cuda) would shorten it";
+    }
+    observer.event(Event::Note(note));
+    Ok(())
+}
+
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.1} h", s / 3600.0),
+    }
+}

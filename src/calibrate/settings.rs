@@ -1,0 +1,215 @@
+//! What a calibration can be told: the methods, and the switches of research (`--set KEY=VALUE`, docs/calibration.md).
+//! A switch that would change nothing under a method is refused.
+use super::CalibrateError;
+use super::compensate::VisionWeight;
+use super::mbq::Loss;
+use serde::{Deserialize, Serialize};
+
+/// How a model is quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Modalities are balanced while rounding errors are compensated; of types that cannot be compensated, while scales
+    /// are searched.
+    Mbq,
+    /// The paper's search of scales alone.
+    MbqScales,
+    /// The search without balance, loss mse unless stated.
+    Awq,
+    SmoothQuant,
+    /// Error compensation without scales or balance.
+    Gptq,
+    /// Round to nearest: no scales.
+    Rtn,
+}
+
+impl Method {
+    /// As `--method` and `mbq.method` spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Mbq => "mbq",
+            Method::MbqScales => "mbq-scales",
+            Method::Awq => "awq",
+            Method::SmoothQuant => "smoothquant",
+            Method::Gptq => "gptq",
+            Method::Rtn => "rtn",
+        }
+    }
+
+    /// What is done for linears of which `compensated` says whether their rounding errors can be compensated.
+    pub fn of_types(self, compensated: bool) -> Self {
+        match self {
+            Method::Mbq if !compensated => Method::MbqScales,
+            Method::Gptq if !compensated => Method::Rtn,
+            method => method,
+        }
+    }
+
+    /// Whether rounding errors are compensated.
+    pub fn compensates(self) -> bool {
+        matches!(self, Method::Mbq | Method::Gptq)
+    }
+}
+
+/// What linears' inputs are rounded to while they are calibrated for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationBits {
+    #[default]
+    Float,
+    /// Blocks of 32 in int8, as ggml's integer kernels have them (W4A8).
+    Int8,
+    /// The paper's grids: weights of 4 bits per channel, activations of 8 per token.
+    Paper,
+}
+
+/// Switches of research; `None` is the default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Switches {
+    /// Which pairs are drawn when there are more [default: 0].
+    pub seed: Option<u64>,
+    /// Samples of more tokens are skipped [default: the model's context].
+    pub max_tokens: Option<usize>,
+    pub activations: Option<ActivationBits>,
+    /// Look for scales before errors are compensated, too [default: false].
+    pub scales: Option<bool>,
+    /// How errors are added up in the search [default: mae for mbq, mse for awq].
+    pub loss: Option<Loss>,
+    /// Search with activations as the quantised blocks before give them [default: false].
+    pub distort: Option<bool>,
+    /// The balance of modalities in the search [default: true].
+    pub balance: Option<bool>,
+    /// Score every candidate on every token [default: false].
+    pub exhaustive: Option<bool>,
+    /// Scale v -> o under grouped queries too, with one scale per value channel [default: false].
+    pub share_heads: Option<bool>,
+    /// Compensate in the order of the activations' sizes [default: false].
+    pub order: Option<bool>,
+    /// How far compensation aims at the full-precision stream, 0 to 1 [default: 0.5].
+    pub target: Option<f64>,
+    /// Aim o and down at what the residual stream has lost, too [default: false].
+    pub residual: Option<bool>,
+}
+
+/// Every key, for messages and the help.
+pub const SWITCHES: &str = "seed, max-tokens, activations, scales, loss, distort, balance, exhaustive, share-heads, order, \
+                            target, residual";
+
+impl Switches {
+    /// Sets one, `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// In words: an unknown key, a value that it does not take, or a key that is set already.
+    pub fn set(&mut self, pair: &str) -> Result<(), String> {
+        fn put<T>(slot: &mut Option<T>, value: Option<T>, want: &str) -> Result<(), String> {
+            match (value, slot.is_some()) {
+                (_, true) => Err("is set twice".into()),
+                (None, _) => Err(format!("takes {want}")),
+                (value, _) => {
+                    *slot = value;
+                    Ok(())
+                }
+            }
+        }
+        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair}: expected KEY=VALUE"))?;
+        let flag = || value.parse::<bool>().ok();
+        const FLAG: &str = "true or false";
+        let done = match key {
+            "seed" => put(&mut self.seed, value.parse().ok(), "a whole number"),
+            "max-tokens" => put(&mut self.max_tokens, value.parse().ok().filter(|&n| n > 0), "a positive number"),
+            "activations" => {
+                let of = |name: &str| match name {
+                    "float" => Some(ActivationBits::Float),
+                    "int8" => Some(ActivationBits::Int8),
+                    "paper" => Some(ActivationBits::Paper),
+                    _ => None,
+                };
+                put(&mut self.activations, of(value), "float, int8 or paper")
+            }
+            "scales" => put(&mut self.scales, flag(), FLAG),
+            "loss" => {
+                let of = |name: &str| match name {
+                    "mae" => Some(Loss::Mae),
+                    "mse" => Some(Loss::Mse),
+                    _ => None,
+                };
+                put(&mut self.loss, of(value), "mae or mse")
+            }
+            "distort" => put(&mut self.distort, flag(), FLAG),
+            "balance" => put(&mut self.balance, flag(), FLAG),
+            "exhaustive" => put(&mut self.exhaustive, flag(), FLAG),
+            "share-heads" => put(&mut self.share_heads, flag(), FLAG),
+            "order" => put(&mut self.order, flag(), FLAG),
+            "target" => put(&mut self.target, value.parse().ok().filter(|t| (0.0..=1.0).contains(t)), "0 to 1"),
+            "residual" => put(&mut self.residual, flag(), FLAG),
+            _ => return Err(format!("{key}: no such key; there are {SWITCHES}")),
+        };
+        done.map_err(|problem| format!("{key} {problem}"))
+    }
+
+    /// Refuses what `method` (as it is done for the file's types) has no use for.
+    ///
+    /// # Errors
+    /// Names the switch.
+    pub fn check(&self, method: Method, vision_weight: Option<VisionWeight>) -> Result<(), CalibrateError> {
+        let own = method == Method::Mbq;
+        let searches = matches!(method, Method::MbqScales | Method::Awq) || own && self.scales == Some(true);
+        let balances = method == Method::MbqScales || own && self.scales == Some(true);
+        let used = [
+            ("--set scales", self.scales.is_some(), own),
+            ("--set loss", self.loss.is_some(), searches),
+            ("--set distort", self.distort.is_some(), searches),
+            ("--set balance", self.balance.is_some(), balances),
+            ("--set exhaustive", self.exhaustive.is_some(), searches),
+            ("--set share-heads", self.share_heads.is_some(), searches),
+            ("--set order", self.order.is_some(), own),
+            ("--set target", self.target.is_some(), own),
+            ("--set residual", self.residual.is_some(), own),
+            ("--vision-weight", vision_weight.is_some(), own),
+        ];
+        match used.into_iter().find(|(_, given, useful)| *given && !useful) {
+            Some((flag, ..)) => Err(CalibrateError::NoEffect { flag, method: method.name() }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn switches(pairs: &[&str]) -> Result<Switches, String> {
+        let mut all = Switches::default();
+        pairs.iter().try_for_each(|pair| all.set(pair)).map(|()| all)
+    }
+
+    #[test]
+    fn every_key_is_taken_once() {
+        for key in SWITCHES.split(", ") {
+            let value = match key {
+                "seed" | "max-tokens" => "3",
+                "activations" => "int8",
+                "loss" => "mse",
+                "target" => "1",
+                _ => "true",
+            };
+            let pair = format!("{key}={value}");
+            assert_ne!(switches(&[&pair]).unwrap(), Switches::default(), "{key}");
+            assert!(switches(&[&pair, &pair]).unwrap_err().contains("twice"));
+            assert!(switches(&[&format!("{key}=?")]).unwrap_err().starts_with(key));
+        }
+        assert!(switches(&["speed=1"]).unwrap_err().contains("share-heads"));
+    }
+
+    #[test]
+    fn what_changes_nothing_is_refused() {
+        let weight = Some(VisionWeight::Fixed(0.3));
+        let refused = |pairs: &[&str], method, weight| switches(pairs).unwrap().check(method, weight).is_err();
+        assert!(!refused(&["scales=true", "loss=mse", "target=1"], Method::Mbq, weight));
+        assert!(refused(&["loss=mse"], Method::Mbq, None), "no scales are searched");
+        assert!(refused(&["target=1"], Method::Gptq, None) && refused(&[], Method::Awq, weight));
+        assert!(
+            !refused(&["balance=false"], Method::MbqScales, None) && refused(&["balance=false"], Method::Awq, None)
+        );
+    }
+}

@@ -1,0 +1,47 @@
+//! The door: a model on disk, of whatever make, becomes a [`Pair`] of [`Source`]s, metadata and tensors as GGUF names
+//! them. Behind it nothing knows where a model came from. A family of checkpoints is one folder here.
+mod card;
+mod claims;
+pub(crate) mod config;
+mod config_keys;
+mod decoder;
+mod find;
+mod general;
+pub mod gguf;
+pub mod llava_onevision;
+mod pair_id;
+mod pretokenizer;
+mod renamed;
+pub mod rotated;
+mod source;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tower;
+pub mod vocabulary;
+
+pub use card::{Card, Name};
+pub use config::ConfigError;
+pub use find::Found;
+pub use general::General;
+pub(crate) use renamed::{Renamed, Row};
+pub use source::{Source, TensorSpec, Tensors};
+
+/// The two files of a model.
+pub struct Pair<'a> {
+    pub text: Source<'a>,
+    /// Tower and projector; none: a text model.
+    pub mmproj: Option<Source<'a>>,
+    pub name: Name,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// Why a model is not let in.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrontError {
+    #[error("{file}: tensor `{name}` {problem}")]
+    Tensor { file: std::path::PathBuf, name: String, problem: String },
+    #[error("{file}: {problem}")]
+    File { file: std::path::PathBuf, problem: String },
+}

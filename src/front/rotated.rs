@@ -1,0 +1,254 @@
+//! A pair whose residual stream is rotated ([`crate::quant::rotate`]): tensors are rotated when they are read, and
+//! nothing is written in between. The basis follows from the width alone, so that every file made of one model shares
+//! one projector and one reference.
+use super::pair_id::pair_id;
+use super::{FrontError, Pair, Source, TensorSpec, Tensors};
+use crate::Error;
+use crate::digest::hex;
+use crate::ggml::GgmlType;
+use crate::gguf::PAIR_KEY;
+use crate::quant::rotate::Rotation;
+use crate::text::{self, Group, Name, Producer, TensorRole, TextConfig, Weights};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Draws the signs of every model's rotation.
+const SEED: u64 = 0;
+
+/// The metadata key of files that were rotated.
+pub const ROTATION_KEY: &str = "mbq.rotation";
+const ROTATION: &str = "hadamard-0";
+
+const EMBEDDING: &str = "token_embd.weight";
+const HEAD: &str = "output.weight";
+const HEAD_NORM: &str = "output_norm.weight";
+
+/// What happens to a tensor.
+#[derive(Clone)]
+enum Change {
+    /// A norm's gain, moved into the linears behind it.
+    Ones,
+    /// Of `from`: rows are multiplied by the gain before them, and by Q.
+    Reads { from: String, gain: Option<Arc<[f32]>> },
+    /// Columns are multiplied by Q.
+    Writes,
+}
+
+/// The tensors of an mmproj whose rows or values enter the stream, by `clip.projector_type` (llama.cpp, clip.cpp). Gemma
+/// 3's is not among them: its text model cannot be rotated.
+fn projector_writers(kind: &str) -> Option<&'static [&'static str]> {
+    Some(match kind {
+        "llava_onevision" | "mlp" => &["mm.2.weight", "mm.2.bias", "v.image_newline", "model.image_newline"],
+        "qwen2vl_merger" | "qwen2.5vl_merger" => &["mm.2.weight", "mm.2.bias"],
+        "qwen3vl_merger" => &["mm.2.weight", "mm.2.bias", "v.deepstack.*.fc2.weight", "v.deepstack.*.fc2.bias"],
+        "internvl" => &["mm.model.mlp.3.weight", "mm.model.mlp.3.bias"],
+        "idefics3" => &["mm.model.fc.weight"],
+        _ => return None,
+    })
+}
+
+/// Whether `name` is `pattern`, whose `*` stands for a number.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, end)) => {
+            let number = name.strip_prefix(start).and_then(|rest| rest.strip_suffix(end));
+            number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        }
+    }
+}
+
+/// Whether the head of `pair` is a tensor of its own: a rotation gives a model whose head is the embedding a second one.
+pub fn has_own_head(pair: &Pair) -> bool {
+    pair.text.tensor(HEAD).is_some()
+}
+
+/// Why `pair` cannot be rotated, in words.
+///
+/// # Errors
+/// The text model's metadata is not understood.
+pub fn obstacle(pair: &Pair) -> Result<Option<String>, Error> {
+    let config = pair.text.text_config()?;
+    let kind = pair.mmproj.as_ref().and_then(|m| m.metadata.str("clip.projector_type"));
+    Ok(if pair.text.metadata.get(ROTATION_KEY).is_some() {
+        Some("it is rotated already".into())
+    } else if !config.arch.rotates() {
+        Some(format!("norms stand between {}'s linears and its residual stream", config.arch.name))
+    } else if pair.mmproj.is_some() && kind.and_then(projector_writers).is_none() {
+        let kind = kind.unwrap_or("none");
+        Some(format!("which layer of projector type `{kind}` writes to the residual stream is not known"))
+    } else {
+        None
+    })
+}
+
+/// Rotates a pair for which there is no [`obstacle`].
+///
+/// # Errors
+/// A norm's gain cannot be read; a tensor has another width than the stream.
+pub fn rotate(pair: Pair) -> Result<Pair, Error> {
+    let config = pair.text.text_config()?;
+    let rotation = Arc::new(Rotation::new(config.hidden_size, SEED));
+    let id = match (pair.text.metadata.str(PAIR_KEY), &pair.mmproj) {
+        (Some(id), _) => Some(id.to_string()),
+        (None, Some(mmproj)) => Some(pair_id(mmproj)?),
+        (None, None) => None,
+    };
+    // Another stream: another projector belongs to it.
+    let id = id.map(|id| hex(&Sha256::digest(format!("{ROTATION} {id}"))[..16]));
+    let mark = |source: &mut Source| {
+        source.metadata.set(ROTATION_KEY, ROTATION);
+        if let Some(id) = &id {
+            source.metadata.set(PAIR_KEY, id);
+        }
+    };
+    let mut text = decoder(pair.text, &config, &rotation)?;
+    mark(&mut text);
+    let mmproj = match pair.mmproj {
+        None => None,
+        Some(source) => {
+            let mut mmproj = projector(source, &rotation)?;
+            mark(&mut mmproj);
+            Some(mmproj)
+        }
+    };
+    Ok(Pair { text, mmproj, ..pair })
+}
+
+fn decoder<'a>(mut source: Source<'a>, config: &TextConfig, rotation: &Arc<Rotation>) -> Result<Source<'a>, Error> {
+    let mut changes = HashMap::new();
+    let gain =
+        |name: &str| -> Result<Option<Arc<[f32]>>, Error> { Ok(Some(source.f32(name, &[config.hidden_size])?.into())) };
+    for t in text::tensors(config).into_iter().filter(|t| source.tensor(&t.name).is_some() || t.name == HEAD) {
+        let before = |name: Name| match (Group::of(name).producer(), t.layer) {
+            (Producer::AttnNorm, Some(layer)) => gain(&text::in_block(layer, "attn_norm.weight")),
+            (Producer::MlpNorm, Some(layer)) => gain(&text::in_block(layer, "ffn_norm.weight")),
+            _ => Ok(None),
+        };
+        let change = match t.role {
+            TensorRole::OutputNorm | TensorRole::Norm(_) => Change::Ones,
+            TensorRole::Embedding => Change::Reads { from: t.name.clone(), gain: None },
+            TensorRole::Output => {
+                let from = if source.tensor(HEAD).is_some() { HEAD } else { EMBEDDING };
+                Change::Reads { from: from.into(), gain: gain(HEAD_NORM)? }
+            }
+            TensorRole::Weight(Name::O | Name::Down) | TensorRole::Bias(Name::O | Name::Down) => Change::Writes,
+            TensorRole::Weight(name) => Change::Reads { from: t.name.clone(), gain: before(name)? },
+            TensorRole::Bias(_) | TensorRole::RopeFactors | TensorRole::FixedNorm => continue,
+        };
+        changes.insert(t.name, change);
+    }
+    if source.tensor(HEAD).is_none() {
+        // The head of a tied model sees a gain that the embedding does not.
+        let Some(at) = source.tensors.iter().position(|t| t.name == EMBEDDING) else {
+            return wrap(source, changes, rotation);
+        };
+        let head = TensorSpec { name: HEAD.into(), ..source.tensors[at].clone() };
+        source.tensors.insert(source.tensors.iter().position(|t| t.name == HEAD_NORM).unwrap_or(at) + 1, head);
+    }
+    wrap(source, changes, rotation)
+}
+
+fn projector<'a>(source: Source<'a>, rotation: &Arc<Rotation>) -> Result<Source<'a>, Error> {
+    let kind = source.metadata.str("clip.projector_type").unwrap_or_default();
+    let writers = projector_writers(kind).unwrap_or_default();
+    let writes = |t: &&TensorSpec| writers.iter().any(|pattern| fits(pattern, &t.name));
+    let changes = source.tensors.iter().filter(writes).map(|t| (t.name.clone(), Change::Writes)).collect();
+    wrap(source, changes, rotation)
+}
+
+/// Checks the widths.
+fn wrap<'a>(
+    source: Source<'a>,
+    changes: HashMap<String, Change>,
+    rotation: &Arc<Rotation>,
+) -> Result<Source<'a>, Error> {
+    for t in &source.tensors {
+        let side = match changes.get(&t.name) {
+            Some(Change::Writes | Change::Ones) => t.shape.first(),
+            Some(Change::Reads { .. }) => t.shape.last(),
+            None => continue,
+        };
+        if side != Some(&rotation.len()) {
+            let problem = format!("has shape {:?}, but the residual stream has {} channels", t.shape, rotation.len());
+            let (file, name) = (source.values.path(&t.name).into(), t.name.clone());
+            return Err(FrontError::Tensor { file, name, problem }.into());
+        }
+    }
+    let shapes = source.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    let values = Rotated { inner: source.values, shapes, changes, rotation: rotation.clone(), last: Mutex::default() };
+    Ok(Source { metadata: source.metadata, tensors: source.tensors, values: Box::new(values) })
+}
+
+struct Rotated<'a> {
+    inner: Box<dyn Tensors + 'a>,
+    shapes: HashMap<String, Vec<usize>>,
+    changes: HashMap<String, Change>,
+    rotation: Arc<Rotation>,
+    /// The writer that was read last: every row of it depends on the whole tensor.
+    last: Mutex<Option<(String, Arc<Vec<f32>>)>>,
+}
+
+impl Rotated<'_> {
+    fn writer(&self, name: &str, shape: &[usize]) -> Result<Arc<Vec<f32>>, Error> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, values)) = last.as_ref().filter(|(n, _)| n == name) {
+            return Ok(values.clone());
+        }
+        *last = None;
+        let (n, cols) = (shape.iter().product(), shape[1..].iter().product());
+        let values = Arc::new(self.rotation.writers(&self.inner.values(name, 0..n)?, cols));
+        *last = Some((name.into(), values.clone()));
+        Ok(values)
+    }
+}
+
+impl Tensors for Rotated<'_> {
+    fn values(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, Error> {
+        let shape = self.shapes.get(name).map(Vec::as_slice).unwrap_or_default();
+        match self.changes.get(name) {
+            None => self.inner.values(name, range),
+            Some(Change::Ones) => Ok(vec![1.0; range.len()]),
+            Some(Change::Writes) => Ok(self.writer(name, shape)?[range].to_vec()),
+            Some(Change::Reads { from, gain }) => {
+                let cols = self.rotation.len();
+                let rows = range.start / cols * cols..range.end.next_multiple_of(cols);
+                let mut values = self.inner.values(from, rows.clone())?;
+                self.rotation.readers(&mut values, gain.as_deref());
+                values.truncate(range.end - rows.start);
+                values.drain(..range.start - rows.start);
+                Ok(values)
+            }
+        }
+    }
+
+    fn bytes(&self, name: &str) -> Option<(GgmlType, &[u8])> {
+        if self.changes.contains_key(name) { None } else { self.inner.bytes(name) }
+    }
+
+    fn release(&self, name: &str) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.as_ref().is_some_and(|(n, _)| n == name) {
+            *last = None;
+        }
+        match self.changes.get(name) {
+            Some(Change::Reads { from, .. }) => self.inner.release(from),
+            _ => self.inner.release(name),
+        }
+    }
+
+    fn path(&self, name: &str) -> &Path {
+        self.inner.path(name)
+    }
+
+    fn origin<'n>(&'n self, name: &'n str) -> &'n str {
+        self.inner.origin(name)
+    }
+
+    fn fingerprint(&self) -> String {
+        hex(&Sha256::digest(format!("{ROTATION} {}", self.inner.fingerprint())))
+    }
+}

@@ -1,0 +1,140 @@
+//! `vision_config` of Hugging Face's configurations, and the tower's tensors.
+use super::config::{ConfigError, Section};
+use super::{Row, config_keys};
+
+/// Vision towers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TowerArch {
+    /// No class token, biased patch embedding, tanh-GELU.
+    Siglip,
+    /// Class token, `pre_layrnorm`, quick-GELU.
+    Clip,
+}
+
+/// A ViT tower of square pictures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TowerConfig {
+    pub arch: TowerArch,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    /// Blocks that the checkpoint has.
+    pub num_layers: usize,
+    /// Blocks whose output the projector reads: all up to `vision_feature_layer`.
+    pub used_layers: usize,
+    pub num_heads: usize,
+    /// Side of the input, pixels.
+    pub image_size: usize,
+    /// Side of a patch, pixels.
+    pub patch_size: usize,
+    pub layer_norm_eps: f64,
+}
+
+impl TowerConfig {
+    /// Patches on one side of the picture.
+    pub fn grid(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
+    /// Reads `vision_config`; `feature_layer` is the outer `vision_feature_layer`: -1 is the last block's output,
+    /// -2 the one before it, k >= 0 the output of k blocks.
+    pub(crate) fn read(s: &Section, feature_layer: i64) -> Result<Self, ConfigError> {
+        let arch = match s.str("model_type")? {
+            "siglip_vision_model" => TowerArch::Siglip,
+            "clip_vision_model" => TowerArch::Clip,
+            other => {
+                return Err(ConfigError::Unsupported {
+                    file: s.file.clone(),
+                    found: format!("{}: {other}", s.key("model_type")),
+                    supported: "siglip_vision_model, clip_vision_model",
+                });
+            }
+        };
+        let (act, want) = match arch {
+            TowerArch::Siglip => ("gelu_pytorch_tanh", "gelu_pytorch_tanh (SigLIP)"),
+            TowerArch::Clip => ("quick_gelu", "quick_gelu (CLIP)"),
+        };
+        if s.str_opt("hidden_act")?.is_some_and(|a| a != act) {
+            return Err(s.invalid("hidden_act", want));
+        }
+        config_keys::check(s, config_keys::VISION)?;
+        let num_layers = s.size("num_hidden_layers")?;
+        let used = if feature_layer < 0 { num_layers as i64 + 1 + feature_layer } else { feature_layer };
+        if !(1..=num_layers as i64).contains(&used) {
+            return Err(ConfigError::Invalid {
+                file: s.file.clone(),
+                key: "vision_feature_layer".into(),
+                found: feature_layer.to_string(),
+                want: "the output of one of the tower's blocks",
+            });
+        }
+        let this = TowerConfig {
+            arch,
+            hidden_size: s.size("hidden_size")?,
+            intermediate_size: s.size("intermediate_size")?,
+            num_layers,
+            used_layers: used as usize,
+            num_heads: s.size("num_attention_heads")?,
+            image_size: s.size("image_size")?,
+            patch_size: s.size("patch_size")?,
+            layer_norm_eps: s.float_opt("layer_norm_eps")?.unwrap_or(match arch {
+                TowerArch::Siglip => 1e-6,
+                TowerArch::Clip => 1e-5,
+            }),
+        };
+        if !this.hidden_size.is_multiple_of(this.num_heads) {
+            return Err(s.invalid("num_attention_heads", "a divisor of hidden_size"));
+        }
+        // 384 / 14 leaves a rest: SigLIP's convolution drops it.
+        if this.grid() == 0 {
+            return Err(s.invalid("patch_size", "at most image_size"));
+        }
+        Ok(this)
+    }
+}
+
+impl TowerConfig {
+    /// The tensors of the blocks that run.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let (hidden, inner, patch) = (self.hidden_size, self.intermediate_size, self.patch_size);
+        let clip = self.arch == TowerArch::Clip;
+        let tower = |part: &str| format!("vision_tower.vision_model.{part}");
+        let positions = self.grid() * self.grid() + usize::from(clip);
+        let patches = [hidden, 3, patch, patch];
+        let position = tower("embeddings.position_embedding.weight");
+        let mut rows = vec![
+            Row::matrix("v.patch_embd.weight", tower("embeddings.patch_embedding.weight"), &patches),
+            Row::vector("v.position_embd.weight", position, &[positions, hidden]),
+        ];
+        if clip {
+            rows.push(Row::vector("v.class_embd", tower("embeddings.class_embedding"), &[hidden]));
+            rows.push(Row::vector("v.pre_ln.weight", tower("pre_layrnorm.weight"), &[hidden]));
+            rows.push(Row::vector("v.pre_ln.bias", tower("pre_layrnorm.bias"), &[hidden]));
+        } else {
+            rows.push(Row::vector("v.patch_embd.bias", tower("embeddings.patch_embedding.bias"), &[hidden]));
+        }
+        let linears = [
+            ("attn_q", "self_attn.q_proj", [hidden, hidden]),
+            ("attn_k", "self_attn.k_proj", [hidden, hidden]),
+            ("attn_v", "self_attn.v_proj", [hidden, hidden]),
+            ("attn_out", "self_attn.out_proj", [hidden, hidden]),
+            ("ffn_up", "mlp.fc1", [inner, hidden]),
+            ("ffn_down", "mlp.fc2", [hidden, inner]),
+        ];
+        for layer in 0..self.used_layers {
+            let (to, from) = (format!("v.blk.{layer}"), tower(&format!("encoder.layers.{layer}")));
+            for (name, stored) in [("ln1", "layer_norm1"), ("ln2", "layer_norm2")] {
+                for kind in ["weight", "bias"] {
+                    rows.push(Row::vector(format!("{to}.{name}.{kind}"), format!("{from}.{stored}.{kind}"), &[hidden]));
+                }
+            }
+            for (name, stored, shape) in linears {
+                rows.push(Row::matrix(format!("{to}.{name}.weight"), format!("{from}.{stored}.weight"), &shape));
+                rows.push(Row::vector(format!("{to}.{name}.bias"), format!("{from}.{stored}.bias"), &shape[..1]));
+            }
+        }
+        rows
+    }
+}
+
+/// The tower's blocks, under canonical names.
+pub(crate) const BLOCKS: &str = "vision_tower.vision_model.encoder.layers.";
