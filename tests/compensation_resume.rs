@@ -148,7 +148,7 @@ fn a_resumed_run_gives_the_same_bytes() {
         }
 
         // What the progress file says is there has to be there, and whole.
-        let name = "language_model.model.layers.0.self_attn.q_proj.weight.mbq3";
+        let name = "blk.0.attn_q.weight.mbq3";
         std::fs::write(cut.join("store").join(name), [0; 52]).unwrap();
         let error = calibrate(&model, &cut, method, None).unwrap_err();
         assert!(error.contains(name) && error.contains("another size"), "{error}");
@@ -200,11 +200,11 @@ fn a_missing_tensor_is_named_when_the_model_is_written() {
         let has = compensation.encode(name, &[], ty).unwrap().is_some();
         assert_eq!(has, ty != GgmlType::Q3_K, "{name}");
     }
-    let name = "language_model.model.layers.1.self_attn.q_proj.weight";
+    let name = "blk.1.attn_q.weight";
     std::fs::remove_file(parent.path().join("store").join(format!("{name}.mbq3"))).unwrap();
     let error = compensation.encode(name, &[], GgmlType::MBQ3).unwrap_err().to_string();
     assert!(error.contains(name) && error.contains("is missing"), "{error}");
-    assert!(compensation.encode("language_model.model.norm.weight", &[], GgmlType::F32).unwrap().is_none());
+    assert!(compensation.encode("output_norm.weight", &[], GgmlType::F32).unwrap().is_none());
 }
 
 /// One byte of memory, so that every stream waits in the file, and more than enough: the same to the last bit.

@@ -11,6 +11,9 @@ pub struct General {
     pub repository: Option<String>,
 }
 
+/// llama.cpp's file type of weights in f16: what a front stores, where nothing else is asked for.
+const MOSTLY_F16: u32 = 1;
+
 impl General {
     pub(crate) fn write(&self, keys: &mut Metadata, kind: &str, architecture: &str) {
         keys.set("general.architecture", architecture).set("general.type", kind);
@@ -30,7 +33,6 @@ impl General {
             keys.set("general.source.url", format!("https://huggingface.co/{repository}"));
         }
         self.card.write(keys);
-        // The file type is filled in when it is known.
-        stored_metadata(keys, 0);
+        stored_metadata(keys, MOSTLY_F16);
     }
 }

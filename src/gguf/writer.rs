@@ -101,7 +101,12 @@ fn whole<'b>(source: &Source, t: &Planned, bytes: &'b [u8]) -> Result<&'b [u8], 
     if given == want {
         return Ok(bytes);
     }
-    Err(GgufError::EncoderSize { file: source.values.path(&t.name).into(), tensor: t.name.clone(), given, want })
+    Err(GgufError::EncoderSize {
+        file: source.values.path(&t.name).into(),
+        tensor: source.values.origin(&t.name).into(),
+        given,
+        want,
+    })
 }
 
 /// The source's own bytes, where nothing about the tensor changes.
@@ -112,7 +117,7 @@ fn as_stored<'s>(source: &'s Source, t: &Planned, changes: &Changes) -> Result<O
     }
     let fail = |source_| GgufError::Quantise {
         file: source.values.path(&t.name).into(),
-        tensor: t.name.clone(),
+        tensor: source.values.origin(&t.name).into(),
         source: source_,
     };
     if ty.is_quantized() || matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
@@ -155,12 +160,13 @@ fn chunk(source: &Source, t: &Planned, changes: &Changes, rows: Range<usize>) ->
         }
     }
     let file = || source.values.path(&t.name).to_path_buf();
+    let origin = || source.values.origin(&t.name).to_string();
     if t.ty == GgmlType::F16
         && let Some(&value) = values.iter().find(|v| v.abs() > half::f16::MAX.to_f32())
     {
-        return Err(GgufError::BeyondF16 { file: file(), tensor: t.name.clone(), value }.into());
+        return Err(GgufError::BeyondF16 { file: file(), tensor: origin(), value }.into());
     }
-    let fail = |source| GgufError::Quantise { file: file(), tensor: t.name.clone(), source };
+    let fail = |source| GgufError::Quantise { file: file(), tensor: origin(), source };
     let importance = changes.importance.get(&t.name).map(Vec::as_slice);
     let blocks = quantize_rows(t.ty, &values, cols, importance).map_err(fail)?;
     if t.ty.is_quantized() {
