@@ -592,3 +592,64 @@ fn folding_keeps_the_function() {
         assert!(difference < 1e-5, "{how}: {difference}");
     }
 }
+
+/// The decoder in candle against the runtime's, both in f32, on a sample with a picture: mean divergence at the answer's
+/// tokens. `text` and `mmproj` are GGUF files.
+fn divergence_from_runtime(text: &Path, mmproj: &Path) -> f64 {
+    use super::batch::pack;
+    use super::pairs::Conversation;
+    use super::stream::Room;
+    use crate::runtime::engine::{Decoder, Piece, Vision};
+    let runtime = Runtime::open(&crate::runtime::directory(None).unwrap()).unwrap();
+    let compute = Compute { threads: 2, gpu_layers: 0, batch: 512, exact: true };
+    let pair = crate::front::gguf::pair(text, Some(mmproj)).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let embedder = Embedder::load(&pair.text, Some(mmproj), &runtime, compute, work.path()).unwrap();
+    let picture = crate::image::load_rgb(&demo("demo/pictures/red-star.png")).unwrap();
+    let messages = Conversation::single("What is in the picture?", "A red star, it seems.", true);
+    let sample = embedder.sample("it", &messages, std::slice::from_ref(&picture), 4096).unwrap();
+    let answer: Vec<i32> =
+        sample.ids.iter().zip(&sample.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(&id, _)| id as i32).collect();
+
+    let model = Model::new(&pair.text, sample.kinds.len(), Device::Cpu).unwrap();
+    let (batch, x) = pack(&[sample], 4096, &Room::new(&Device::Cpu, usize::MAX, work.path())).unwrap();
+    let chunk = &batch.chunks[0];
+    let mut x = x.get(0).unwrap();
+    for layer in 0..model.text.num_layers {
+        let block = model.block(layer).unwrap();
+        x = chunk.inject(layer, block.forward(&x, &chunk.spans).unwrap()).unwrap();
+    }
+    let first = chunk.tokens() - answer.len() - 1;
+    let ours = model.head().unwrap().log_probabilities(&x.narrow(0, first, answer.len()).unwrap()).unwrap();
+    let ours: Vec<Vec<f32>> = ours.to_vec2().unwrap();
+
+    let eyes = crate::runtime::engine::Model::load(&runtime, text, compute, false).unwrap();
+    let template = eyes.template().unwrap().unwrap();
+    let prompt = template.prompt(&messages[..1]).unwrap();
+    let vision = Vision::load(eyes, mmproj, compute).unwrap();
+    let pieces: Vec<Piece> = vision.tokenize(&prompt, Path::new("it"), &[picture]).unwrap().pieces(true).unwrap();
+    let mut decoder = Decoder::load(&runtime, text, compute, 4096, Some(&vision)).unwrap();
+    decoder.prefill(&pieces).unwrap();
+    let mut kl = 0.0;
+    decoder
+        .score(&[&answer], |_, i, logits| {
+            let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = logits.iter().map(|&l| f64::from(l - most).exp()).sum();
+            let theirs = logits.iter().map(|&l| f64::from(l - most) - sum.ln());
+            kl += theirs.zip(&ours[i]).map(|(p, &q)| p.exp() * (p - f64::from(q))).sum::<f64>();
+        })
+        .unwrap();
+    kl / answer.len() as f64
+}
+
+/// Every pair in the folder `MBQ_PAIRS`, a folder each.
+#[test]
+fn decoders_are_the_runtimes() {
+    let Some(folder) = std::env::var_os("MBQ_PAIRS") else { return };
+    for dir in std::fs::read_dir(folder).unwrap().map(|d| d.unwrap().path()) {
+        let (text, mmproj) = (dir.join("model-f16.gguf"), dir.join("mmproj-f16.gguf"));
+        if mmproj.exists() && text.exists() {
+            println!("{}: {:.2e}", dir.display(), divergence_from_runtime(&text, &mmproj));
+        }
+    }
+}

@@ -2,7 +2,7 @@
 use anyhow::{Context, Result, bail};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
-use mbq_convert::gguf::{check_pair, pair_of};
+use mbq_convert::gguf::check_pair;
 use mbq_convert::image::load_rgb;
 use mbq_convert::runtime;
 use std::ffi::{OsStr, OsString};
@@ -39,7 +39,7 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     }
     let pictures = args.image.iter().map(|path| Picture::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
-    check_pair((&args.model, pair_of(&args.model).as_deref()), (&mmproj, pair_of(&mmproj).as_deref()))?;
+    check_pair(&args.model, &mmproj)?;
     let tool = runtime::tool(&runtime::directory(common.runtime.as_deref())?, "llama-mtmd-cli")?;
 
     let mut command = Command::new(&tool);

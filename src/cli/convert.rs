@@ -144,7 +144,11 @@ fn rotated_if<'a>(args: &Args, pair: Pair<'a>, observer: &dyn Observer) -> Resul
     let wanted = match args.rotate {
         Rotate::On => true,
         Rotate::Off => false,
-        Rotate::Auto => args.method == Method::Mbq && !float && rotated::has_own_head(&pair),
+        Rotate::Auto => {
+            // Without a projector it would be a model that no projector fits.
+            let seen = pair.mmproj.is_some() && rotated::has_own_head(&pair);
+            args.method == Method::Mbq && !float && seen
+        }
     };
     if !wanted {
         return Ok(pair);

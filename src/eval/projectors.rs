@@ -1,12 +1,12 @@
 //! Which projector (mmproj) makes the pictures of which model.
 //!
 //! Quantisations of one model share a projector. A rotated model has one of its own; the id that mbq-convert writes into
-//! both files tells ([`crate::gguf::pair_of`]). Files without an id go with any.
+//! both files tells ([`crate::gguf::pair_of`]). Files without an id go with any that is not rotated.
 
 use std::path::{Path, PathBuf};
 
 use super::run::EvalError;
-use crate::gguf::{GgufError, GgufFile, PAIR_KEY};
+use crate::gguf::{GgufError, GgufFile, PAIR_KEY, belongs};
 
 /// The projectors in use.
 #[derive(Debug)]
@@ -41,13 +41,15 @@ impl Projectors {
     }
 
     fn find(&mut self, model: &GgufFile) -> Result<usize, EvalError> {
-        let Some(id) = model.metadata.str(PAIR_KEY) else { return Ok(0) };
-        let ids = || self.files.iter().map(|f| f.metadata.str(PAIR_KEY));
-        if let Some(at) = ids().position(|other| other == Some(id)).or_else(|| ids().position(|other| other.is_none()))
+        let id = model.metadata.str(PAIR_KEY);
+        let own = |f: &GgufFile| id.is_some() && f.metadata.str(PAIR_KEY) == id;
+        let mut files = self.files.iter();
+        if let Some(at) =
+            files.position(own).or_else(|| self.files.iter().position(|f| belongs(&model.metadata, &f.metadata)))
         {
             return Ok(at);
         }
-        match beside(&model.path, id) {
+        match id.and_then(|id| beside(&model.path, id)) {
             Some(found) => {
                 self.files.push(found);
                 Ok(self.files.len() - 1)

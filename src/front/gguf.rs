@@ -3,7 +3,7 @@ use super::{FrontError, Name, Pair, Source, TensorSpec, Tensors};
 use crate::Error;
 use crate::digest::{self, WHOLE, hex};
 use crate::ggml::{GgmlType, dequantize};
-use crate::gguf::{GgufError, GgufFile, TensorInfo};
+use crate::gguf::{GgufError, GgufFile, TensorInfo, belongs};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -47,6 +47,11 @@ pub fn pair(text: &Path, mmproj: Option<&Path>) -> Result<Pair<'static>, Error> 
         && vision.metadata.architecture() != "clip"
     {
         return Err(fail(path, "is no projector (its architecture is not `clip`); give an mmproj file").into());
+    }
+    if let (Some(path), Some(vision)) = (mmproj, &vision)
+        && !belongs(&source.metadata, &vision.metadata)
+    {
+        return Err(GgufError::Pair { model: text.into(), mmproj: path.into() }.into());
     }
     let stem = || text.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
     let name = source.metadata.str("general.name").map_or_else(stem, String::from);

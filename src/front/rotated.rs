@@ -6,7 +6,7 @@ use super::{FrontError, Pair, Source, TensorSpec, Tensors};
 use crate::Error;
 use crate::digest::hex;
 use crate::ggml::GgmlType;
-use crate::gguf::PAIR_KEY;
+use crate::gguf::{PAIR_KEY, ROTATION_KEY};
 use crate::quant::rotate::Rotation;
 use crate::text::{self, Group, Name, Producer, TensorRole, TextConfig, Weights};
 use sha2::{Digest, Sha256};
@@ -18,8 +18,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Draws the signs of every model's rotation.
 const SEED: u64 = 0;
 
-/// The metadata key of files that were rotated.
-pub const ROTATION_KEY: &str = "mbq.rotation";
 const ROTATION: &str = "hadamard-0";
 
 const EMBEDDING: &str = "token_embd.weight";
