@@ -5,7 +5,9 @@
 //! model's own is measured. Parts are widened in the order of divergence saved per bit, as far as the bits go.
 use super::batch::{Chunk, Kind};
 use super::compensate::nearest;
+use super::grid::Activations;
 use super::mbq::Group;
+use super::run::advance;
 use super::stream::Stream;
 use super::{CalibrateError, Model};
 use crate::Error;
@@ -77,10 +79,7 @@ pub fn measure(
     let mut streams: Vec<[Stream; 2]> = Vec::new();
     for layer in 0..layers {
         let block = model.block(layer)?;
-        let step = |block: &Block, x: &mut Stream| -> Result<()> {
-            let step = |(i, c): (usize, &Chunk)| x.set(i, c.inject(layer, block.forward(&x.get(i)?, &c.spans)?)?);
-            chunks.iter().enumerate().try_for_each(step)
-        };
+        let step = |block: &Block, x: &mut Stream| advance(block, layer, chunks, x, Activations::Float);
         streams.iter_mut().flatten().try_for_each(|x| step(&block, x))?;
         for group in Group::ALL {
             let run = |ty| {

@@ -2,7 +2,8 @@
 //! the activations that wait between passes.
 use super::batch::Batch;
 use super::compensate::GATHER;
-use super::run::{CalibrateOptions, Model};
+use super::model::Model;
+use super::run::CalibrateOptions;
 use super::stream::Room;
 use crate::events::{Event, Observer};
 use crate::text::SCORES;

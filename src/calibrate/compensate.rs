@@ -8,7 +8,7 @@ use super::batch::{Batch, Chunk, Kind};
 use super::feedback::{Factor, factor, largest_first, round};
 use super::grid::{Activations, Mbq3, WeightGrid};
 use super::mbq::Group;
-use super::sensitivity::Ratios;
+use super::mbq::Ratios;
 use super::store::Store;
 use super::stream::{Room, Stream};
 use crate::Error;

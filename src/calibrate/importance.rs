@@ -3,7 +3,7 @@
 //! [`super::mbq`].
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
-use super::sensitivity::Ratios;
+use super::mbq::Ratios;
 use crate::Error;
 use crate::ggml::GgmlType;
 use crate::gguf::plan::Planned;

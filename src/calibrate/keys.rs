@@ -1,6 +1,6 @@
 //! Keys and values of a search's candidates for q, k, v: a round asks for other queries of samples that rounds before
 //! have seen, whose keys stay the same.
-use super::mbq::Attention;
+use super::gather::Attention;
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

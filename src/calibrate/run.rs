@@ -4,60 +4,23 @@ use super::budget::{Budget, Phase, trim};
 use super::compensate::{Compensated, Compensation, VisionWeight};
 use super::grid::{Activations, WeightGrid};
 use super::importance::{Importance, Weighting};
-use super::mbq::{Found, Group, Loss, Search, apply, unshare};
-use super::pass::{Keep, Pass};
-use super::sensitivity::{BlockSensitivity, Ratios, ratios, sensitivities};
+use super::mbq::{Found, Group, Loss, Ratios, ratios};
+use super::model::Model;
+use super::pass::{Keep, Kept, Pass};
+use super::progress::Progress;
+use super::scaling::{apply, fold};
+use super::search::Search;
+use super::sensitivity::{BlockSensitivity, sensitivities};
 use super::settings::Method;
+use super::smoothquant;
 use super::store::JobId;
 use super::stream::{Room, Stream};
-use super::{CalibrateError, smoothquant};
 use crate::Error;
 use crate::events::{Event, Observer};
-use crate::front::Source;
 use crate::quant::fold::Folds;
-use crate::text::head::Head;
-use crate::text::{Block, Name, Producer, Rope, TextConfig, Trace, in_block};
+use crate::text::{Block, Trace};
 use candle_core::Device;
-use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
-
-/// A text model whose blocks are loaded when needed.
-pub struct Model<'a> {
-    pub source: &'a Source<'a>,
-    pub text: TextConfig,
-    pub device: Device,
-    /// Of blocks that see everything, and of those with a window.
-    ropes: [Rope; 2],
-}
-
-impl<'a> Model<'a> {
-    /// `positions`: one more than the largest that a token has.
-    ///
-    /// # Errors
-    /// What the metadata says of the text model is not understood; the rotary tables do not fit the device.
-    pub fn new(source: &'a Source<'a>, positions: usize, device: Device) -> Result<Self, Error> {
-        let text = source.text_config()?;
-        let ropes = Rope::of_model(source, &text, positions, &device)?;
-        Ok(Model { source, text, device, ropes })
-    }
-
-    /// Loads one block.
-    ///
-    /// # Errors
-    /// As [`Block::load`].
-    pub fn block(&self, layer: usize) -> Result<Block, Error> {
-        let rope = &self.ropes[usize::from(self.text.windows[layer].is_some())];
-        Block::load(self.source, &self.text, layer, rope, &self.device)
-    }
-
-    /// Loads the final norm and the output head.
-    ///
-    /// # Errors
-    /// As [`Head::load`].
-    pub fn head(&self) -> Result<Head, Error> {
-        Head::load(self.source, &self.text, &self.device)
-    }
-}
+use std::path::PathBuf;
 
 /// Settings of a calibration.
 pub struct CalibrateOptions<'a> {
@@ -103,52 +66,6 @@ pub struct Outcome {
     pub importance: Option<Importance>,
 }
 
-/// The part of a calibration that is done, as `--resume` reads it.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Progress {
-    job: JobId,
-    loss: Option<f64>,
-    sensitivities: Vec<BlockSensitivity>,
-    blocks: Vec<Vec<Found>>,
-    /// Blocks whose bytes are in the store.
-    #[serde(default)]
-    compensated: Vec<Compensated>,
-}
-
-impl Progress {
-    /// What `path` says is done of `job`. Nothing, if the checkpoint at the job's place is another by now.
-    fn read(path: &Path, job: &JobId, observer: &dyn Observer) -> Result<Self, Error> {
-        let fail = |problem: String| CalibrateError::File { path: path.into(), problem };
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Progress::default()),
-            Err(e) => return Err(fail(e.to_string()).into()),
-        };
-        let progress: Progress = serde_json::from_slice(&bytes)
-            .map_err(|e| fail(format!("not a progress file of this version ({e}): start without --resume")))?;
-        if progress.job.model == job.model && progress.job.weights != job.weights {
-            let note = "the checkpoint has changed since the run that --resume would continue: starting over";
-            observer.event(Event::Note(format!("{}: {note}", job.model)));
-            return Ok(Progress::default());
-        }
-        if progress.job != *job {
-            let problem = "belongs to another calibration (model, data or settings differ): leave out --resume, or name another --work-dir";
-            return Err(fail(problem.into()).into());
-        }
-        Ok(progress)
-    }
-
-    /// Written beside, then renamed: an interruption leaves the last whole state.
-    fn write(&self, path: &Path) -> Result<(), Error> {
-        let fail = |e: std::io::Error| CalibrateError::File { path: path.into(), problem: e.to_string() };
-        let beside = path.with_extension("part");
-        // invariant: numbers, strings and lists only.
-        let bytes = serde_json::to_vec(self).unwrap_or_default();
-        std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path)).map_err(fail)?;
-        Ok(())
-    }
-}
-
 impl CalibrateOptions<'_> {
     /// Room for what waits between passes. What a block takes beside it is known once the batch is packed.
     pub fn room(&self, device: &Device) -> Room {
@@ -188,107 +105,160 @@ pub fn run_packed(
     if options.method == Method::Rtn && options.importance.is_none() {
         return Ok(Outcome::default());
     }
-    let budget = Budget::new(model, batch, options, observer)?;
-    let mut progress = match &options.progress {
-        Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job, observer)? },
-        None => Progress::default(),
-    };
-    let save = |progress: &Progress| match &options.progress {
-        Some((path, _)) => progress.write(path),
-        None => Ok(()),
-    };
-    let scales = options.scales && !matches!(options.method, Method::Gptq | Method::Rtn);
-    let balance = matches!(options.method, Method::Mbq | Method::MbqScales) && options.balance && scales;
-    let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == VisionWeight::Ratio);
-    let weighted = options.importance == Some(Weighting::Balanced);
-    let search = Search {
-        weights: options.weights,
-        activations: options.activations,
-        loss: options.loss,
-        distort: options.distort,
-        exhaustive: options.exhaustive,
-        memory: budget.kept,
-        keys: budget.keys,
-        gather: budget.gather,
-        at_once: budget.at_once,
-        share_heads: options.share_heads,
-    };
-    // What the gradients' forward pass makes of the blocks is what the search begins with.
-    let mut ahead = Vec::new();
-    if (balance || by_ratio || weighted) && progress.sensitivities.is_empty() {
-        budget.share(Phase::Search, x.room());
-        let most = x.room().left();
-        let reuse = scales && options.compensation.is_none() && options.importance.is_none() && model.device.is_cpu();
-        budget.share(Phase::Gradients, x.room());
-        x.settle()?;
-        let reuse = reuse.then_some((&search, most));
-        let (sums, loss, kept) = sensitivities(model, batch, &x, budget.at_once, reuse, observer)?;
-        (progress.sensitivities, progress.loss, ahead) = (sums, Some(loss), kept);
-        save(&progress)?;
-    }
-    let ratios = ratios(&progress.sensitivities);
-    budget.share(if options.compensation.is_some() { Phase::Compensation } else { Phase::Search }, x.room());
+    let mut run = Run::new(model, batch, options, observer)?;
+    let ahead = run.gradients(&mut x, observer)?;
+    run.budget.share(if options.compensation.is_some() { Phase::Compensation } else { Phase::Search }, x.room());
     x.settle()?;
     trim(&model.device)?;
-    let mut folds = Folds::new();
-    let mut importance = options.importance.map(|_| Importance::new(batch));
     let second = options.distort || options.compensation.is_some();
     let mut x_q = second.then(|| x.copy()).transpose()?;
     let mut ahead = ahead.into_iter();
     let layers = model.text.num_layers;
     observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
     for layer in 0..layers {
-        let block = model.block(layer)?;
-        let ratios = ratios.get(layer).copied();
-        let searched = scales && options.method != Method::SmoothQuant && progress.blocks.len() == layer;
-        let smooth = scales && options.method == Method::SmoothQuant;
-        let mut keep = Keep { outputs: options.compensation.is_none(), maxima: smooth, ..Keep::default() };
-        if searched {
-            keep = search.keep(&block)?;
-        }
-        let mut pass = None;
-        if searched || smooth || importance.is_some() || options.compensation.is_none() {
-            let seen = |chunk: &Chunk, trace: &Trace| match &mut importance {
-                Some(importance) => importance.add(layer, chunk, trace, ratios.filter(|_| weighted)),
-                None => Ok(()),
-            };
-            pass = Some(match ahead.next() {
-                Some(kept) => Pass::of(&block, &x, kept),
-                None => Pass::run(&block, batch, &x, Activations::Float, keep, budget.at_once, seen)?,
-            });
-        }
-        let scales: Vec<(Group, Vec<f32>)> = match &pass {
-            _ if !scales => Vec::new(),
-            Some(pass) if smooth => smoothquant::block(&block, pass, options.alpha)?,
-            _ => {
-                if let (true, Some(pass)) = (searched, &pass) {
-                    let x_q = x_q.as_ref().filter(|_| options.distort);
-                    let found = search.block(&block, batch, pass, x_q, ratios.filter(|_| balance))?;
-                    progress.blocks.push(found);
-                    save(&progress)?;
-                }
-                progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect()
-            }
+        run.block(layer, &mut x, &mut x_q, ahead.next())?;
+        observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
+    }
+    observer.event(Event::PhaseEnd);
+    run.importance.iter().try_for_each(Importance::check)?;
+    let Run { folds, ratios, progress, importance, .. } = run;
+    let Progress { sensitivities, blocks, compensated, loss, .. } = progress;
+    Ok(Outcome { folds, sensitivities, ratios, blocks, compensated, loss, importance })
+}
+
+/// Moves `x`, an entry for each of `chunks`, on through `block`, `activations` applied to what enters a linear.
+pub(super) fn advance(
+    block: &Block,
+    layer: usize,
+    chunks: &[Chunk],
+    x: &mut Stream,
+    activations: Activations,
+) -> candle_core::Result<()> {
+    for (c, chunk) in chunks.iter().enumerate() {
+        let trace = block.trace(&x.take(c)?, &chunk.spans, &|x| activations.apply(x))?;
+        x.set(c, chunk.inject(layer, block.output(&trace)?)?)?;
+    }
+    Ok(())
+}
+
+/// A calibration under way.
+struct Run<'r, 'm> {
+    model: &'r Model<'m>,
+    batch: &'r Batch,
+    options: &'r CalibrateOptions<'r>,
+    budget: Budget,
+    search: Search<'r>,
+    /// Whether scales are looked for, and vision errors weighed in that.
+    scales: bool,
+    balance: bool,
+    ratios: Vec<Ratios>,
+    progress: Progress,
+    importance: Option<Importance>,
+    folds: Folds,
+}
+
+impl<'r, 'm> Run<'r, 'm> {
+    fn new(
+        model: &'r Model<'m>,
+        batch: &'r Batch,
+        options: &'r CalibrateOptions,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let budget = Budget::new(model, batch, options, observer)?;
+        let progress = match &options.progress {
+            Some((path, job)) => Progress { job: job.clone(), ..Progress::read(path, job, observer)? },
+            None => Progress::default(),
         };
+        let scales = options.scales && !matches!(options.method, Method::Gptq | Method::Rtn);
+        let search = Search {
+            weights: options.weights,
+            activations: options.activations,
+            loss: options.loss,
+            distort: options.distort,
+            exhaustive: options.exhaustive,
+            memory: budget.kept,
+            keys: budget.keys,
+            gather: budget.gather,
+            at_once: budget.at_once,
+            share_heads: options.share_heads,
+        };
+        Ok(Run {
+            model,
+            batch,
+            options,
+            budget,
+            search,
+            scales,
+            balance: matches!(options.method, Method::Mbq | Method::MbqScales) && options.balance && scales,
+            ratios: Vec::new(),
+            progress,
+            importance: options.importance.map(|_| Importance::new(batch)),
+            folds: Folds::new(),
+        })
+    }
+
+    fn save(&self) -> Result<(), Error> {
+        match &self.options.progress {
+            Some((path, _)) => self.progress.write(path),
+            None => Ok(()),
+        }
+    }
+
+    /// Finds the ratios, where something asks for them. What the gradients' forward pass makes of the blocks is what the
+    /// search begins with.
+    fn gradients(&mut self, x: &mut Stream, observer: &dyn Observer) -> Result<Vec<Kept>, Error> {
+        let (options, budget) = (self.options, &self.budget);
+        let by_ratio = options.compensation.is_some_and(|c| c.settings.vision == VisionWeight::Ratio);
+        let wanted = self.balance || by_ratio || options.importance == Some(Weighting::Balanced);
+        let mut ahead = Vec::new();
+        if wanted && self.progress.sensitivities.is_empty() {
+            budget.share(Phase::Search, x.room());
+            let most = x.room().left();
+            let alone = options.compensation.is_none() && options.importance.is_none();
+            let reuse = self.scales && alone && self.model.device.is_cpu();
+            budget.share(Phase::Gradients, x.room());
+            x.settle()?;
+            let reuse = reuse.then_some((&self.search, most));
+            let found = sensitivities(self.model, self.batch, x, budget.at_once, reuse, observer)?;
+            (self.progress.sensitivities, self.progress.loss, ahead) = (found.0, Some(found.1), found.2);
+            self.save()?;
+        }
+        self.ratios = ratios(&self.progress.sensitivities);
+        Ok(ahead)
+    }
+
+    /// One block: its pass, its scales, its compensation; both streams move on.
+    fn block(
+        &mut self,
+        layer: usize,
+        x: &mut Stream,
+        x_q: &mut Option<Stream>,
+        ahead: Option<Kept>,
+    ) -> Result<(), Error> {
+        let block = self.model.block(layer)?;
+        let (options, batch) = (self.options, self.batch);
+        let pass = self.pass(layer, &block, x, ahead)?;
+        let scales = self.block_scales(layer, &block, pass.as_ref(), x_q.as_ref())?;
         let outputs = pass.map(Pass::outputs);
-        match (options.compensation, &mut x_q) {
+        let mut scaled = block.clone();
+        scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
+        match (options.compensation, x_q) {
             (Some(compensation), Some(x_q)) => {
                 drop(outputs);
-                let mut scaled = block.clone();
-                scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
-                let done = progress.compensated.len() > layer;
-                let streams = (&mut x, &mut *x_q);
-                let found = compensation.block(layer, &scaled, batch, options.activations, ratios, streams, done)?;
+                let done = self.progress.compensated.len() > layer;
+                let ratios = self.ratios.get(layer).copied();
+                let found = compensation.block(layer, &scaled, batch, options.activations, ratios, (x, x_q), done)?;
                 if !done {
-                    progress.compensated.push(found);
-                    save(&progress)?;
+                    self.progress.compensated.push(found);
+                    self.save()?;
                 }
             }
             (_, x_q) => {
                 if let Some(x_q) = x_q {
-                    quantised_stream(&search, layer, &block, &scales, batch, x_q)?;
+                    advance(&self.search.quantise(&scaled)?, layer, &batch.chunks, x_q, options.activations)?;
                 }
                 if let Some((mut attn_out, mut mlp_out)) = outputs {
+                    // What the pass has made is not made again.
                     for c in 0..x.len() {
                         let h = block.after_attention(&x.take(c)?, &attn_out.take(c)?)?;
                         let y = block.after_mlp(&h, &mlp_out.take(c)?)?;
@@ -298,132 +268,69 @@ pub fn run_packed(
             }
         }
         for (group, scales) in scales {
-            fold(&mut folds, layer, &block, group, scales);
+            fold(&mut self.folds, layer, &block, group, scales);
         }
-        observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
-    }
-    observer.event(Event::PhaseEnd);
-    importance.iter().try_for_each(Importance::check)?;
-    Ok(Outcome {
-        folds,
-        sensitivities: progress.sensitivities,
-        ratios,
-        blocks: progress.blocks,
-        compensated: progress.compensated,
-        loss: progress.loss,
-        importance,
-    })
-}
-
-/// Moves the second stream on through the finished quantised block.
-fn quantised_stream(
-    search: &Search,
-    layer: usize,
-    block: &Block,
-    scales: &[(Group, Vec<f32>)],
-    batch: &Batch,
-    x_q: &mut Stream,
-) -> Result<(), Error> {
-    let mut scaled = block.clone();
-    scales.iter().try_for_each(|(group, s)| apply(&mut scaled, *group, s))?;
-    let q = search.quantise(&scaled)?;
-    for (c, chunk) in batch.chunks.iter().enumerate() {
-        let x = x_q.take(c)?;
-        let trace = q.trace(&x, &chunk.spans, &|x| search.activations.apply(x))?;
-        x_q.set(c, chunk.inject(layer, q.output(&trace)?)?)?;
-    }
-    Ok(())
-}
-
-/// Writes a group's scales down as folds of the tensors they change.
-pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group, scales: Vec<f32>) {
-    let mut divide = |tensor: String, s: &[f32]| {
-        folds.entry(tensor).or_default().divide_rows = Some(s.to_vec());
-    };
-    match group.producer() {
-        Producer::AttnNorm => divide(in_block(layer, "attn_norm.weight"), &scales),
-        Producer::MlpNorm => divide(in_block(layer, "ffn_norm.weight"), &scales),
-        Producer::Linear(producer) => {
-            let s = if producer == Name::V {
-                let (repeats, dim) = block.head_shape();
-                unshare(&scales, repeats, dim)
-            } else {
-                scales.clone()
-            };
-            divide(producer.weight(layer), &s);
-            if block.linear(producer).bias.is_some() {
-                divide(producer.bias(layer), &s);
-            }
-        }
-    }
-    for name in group.linears() {
-        folds.entry(name.weight(layer)).or_default().multiply_cols = Some(scales.clone());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quant::fold::Fold;
-    use crate::text::tests::golden;
-    use candle_core::Tensor;
-
-    fn relative(got: &Tensor, want: &Tensor) -> f32 {
-        let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-        norm(&(got - want).unwrap()) / norm(want)
+        Ok(())
     }
 
-    fn folded(t: &Tensor, fold: Option<&Fold>) -> Tensor {
-        let vector = |v: &[f32]| Tensor::from_slice(v, v.len(), t.device()).unwrap();
-        let mut t = t.clone();
-        if let Some(rows) = fold.and_then(|f| f.divide_rows.as_deref()) {
-            let by = vector(rows);
-            let by = if t.rank() == 2 { by.unsqueeze(1).unwrap() } else { by };
-            t = t.broadcast_div(&by).unwrap();
-        }
-        if let Some(cols) = fold.and_then(|f| f.multiply_cols.as_deref()) {
-            t = t.broadcast_mul(&vector(cols)).unwrap();
-        }
-        t
+    /// Whether the block's scales are still to be searched.
+    fn is_searched(&self, layer: usize) -> bool {
+        self.scales && self.options.method != Method::SmoothQuant && self.progress.blocks.len() == layer
     }
 
-    /// Scales of all four groups, under grouped queries and with biases: the block's output stays what it was, whether the
-    /// search applies them or the writer's folds; and nothing outside the block is touched, so that an output head that
-    /// shares the embedding's weights stays what it was too.
-    #[test]
-    fn folding_changes_nothing_in_full_precision() {
-        let (golden, block, spans) = golden();
-        let x = crate::text::tests::tensor(&golden["x"], &[8, 12]);
-        let want = block.forward(&x, &spans).unwrap();
-        let scale = |i: usize| [0.25f32, 3.0, 0.9, 1.7, 12.0][i % 5];
-        let (mut scaled, mut folds) = (block.clone(), Folds::new());
-        for group in Group::ALL {
-            let n = block.linear(group.linears()[0]).weight.dim(1).unwrap();
-            let scales: Vec<f32> = match group {
-                // Two query heads of width 4 read one value head.
-                Group::O => (0..n).map(|i| scale(i / 8 * 4 + i % 4)).collect(),
-                _ => (0..n).map(scale).collect(),
-            };
-            apply(&mut scaled, group, &scales).unwrap();
-            fold(&mut folds, 3, &block, group, scales);
-        }
-        // f32 through about ten products: 1e-7 was seen.
-        let off = relative(&scaled.forward(&x, &spans).unwrap(), &want);
-        assert!(off < 1e-5, "{off}");
+    fn is_smoothed(&self) -> bool {
+        self.scales && self.options.method == Method::SmoothQuant
+    }
 
-        let of = |name: String| folds.get(&name);
-        let mut written = block.clone();
-        written.norm1 = folded(&block.norm1, of(in_block(3, "attn_norm.weight")));
-        written.norm2 = folded(&block.norm2, of(in_block(3, "ffn_norm.weight")));
-        for name in Name::ALL {
-            let linear = written.linear_mut(name);
-            linear.weight = folded(&linear.weight, of(name.weight(3)));
-            linear.bias = linear.bias.as_ref().map(|b| folded(b, of(name.bias(3))));
+    /// The block's full-precision pass, where something is to be learned from it.
+    fn pass<'b>(
+        &mut self,
+        layer: usize,
+        block: &'b Block,
+        x: &'b Stream,
+        ahead: Option<Kept>,
+    ) -> Result<Option<Pass<'b>>, Error> {
+        let (searched, smoothed) = (self.is_searched(layer), self.is_smoothed());
+        let alone = self.options.compensation.is_none();
+        if !(searched || smoothed || self.importance.is_some() || alone) {
+            return Ok(None);
         }
-        let off = relative(&written.forward(&x, &spans).unwrap(), &want);
-        assert!(off < 1e-5, "{off}");
-        assert!(folds.keys().all(|name| name.starts_with("blk.3.")), "{:?}", folds.keys());
-        // norm1, norm2, seven weights, v's bias.
-        assert_eq!(folds.len(), 10);
+        let mut keep = Keep { outputs: alone, maxima: smoothed, ..Keep::default() };
+        if searched {
+            keep = self.search.keep(block)?;
+        }
+        let weighted = self.options.importance == Some(Weighting::Balanced);
+        let ratios = self.ratios.get(layer).copied().filter(|_| weighted);
+        let seen = |chunk: &Chunk, trace: &Trace| match &mut self.importance {
+            Some(importance) => importance.add(layer, chunk, trace, ratios),
+            None => Ok(()),
+        };
+        Ok(Some(match ahead {
+            Some(kept) => Pass::of(block, x, kept),
+            None => Pass::run(block, self.batch, x, Activations::Float, keep, self.budget.at_once, seen)?,
+        }))
+    }
+
+    /// The block's scales, searched or read from the progress.
+    fn block_scales(
+        &mut self,
+        layer: usize,
+        block: &Block,
+        pass: Option<&Pass>,
+        x_q: Option<&Stream>,
+    ) -> Result<Vec<(Group, Vec<f32>)>, Error> {
+        if !self.scales {
+            return Ok(Vec::new());
+        }
+        if let (true, Some(pass)) = (self.is_smoothed(), pass) {
+            return Ok(smoothquant::block(block, pass, self.options.alpha)?);
+        }
+        if let (true, Some(pass)) = (self.is_searched(layer), pass) {
+            let x_q = x_q.filter(|_| self.options.distort);
+            let ratios = self.ratios.get(layer).copied().filter(|_| self.balance);
+            self.progress.blocks.push(self.search.block(block, self.batch, pass, x_q, ratios)?);
+            self.save()?;
+        }
+        Ok(self.progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect())
     }
 }

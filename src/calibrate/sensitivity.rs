@@ -4,8 +4,8 @@ use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
 use super::budget::trim;
 use super::grid::Activations;
-use super::mbq::Search;
 use super::pass::{Keep, Kept};
+use super::search::Search;
 use super::stream::Stream;
 use crate::events::{Event, Observer};
 use crate::text::head::Head;
@@ -28,28 +28,6 @@ pub struct BlockSensitivity {
     pub attn: Sensitivity,
     /// At down_proj's output.
     pub mlp: Sensitivity,
-}
-
-/// The ratios r of a block's two parts.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Ratios {
-    pub attn: f64,
-    pub mlp: f64,
-}
-
-/// r = vision / answer, each replaced by max(r, median over the blocks): `numpy.median`, which for an even count is
-/// the mean of the two middle ones.
-pub fn ratios(blocks: &[BlockSensitivity]) -> Vec<Ratios> {
-    let clamped = |raw: Vec<f64>| {
-        let mut sorted = raw.clone();
-        sorted.sort_by(f64::total_cmp);
-        let n = sorted.len();
-        let median = if n == 0 { 0.0 } else { (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0 };
-        raw.into_iter().map(move |r| r.max(median))
-    };
-    let attn = clamped(blocks.iter().map(|b| b.attn.vision / b.attn.answer).collect());
-    let mlp = clamped(blocks.iter().map(|b| b.mlp.vision / b.mlp.answer).collect());
-    attn.zip(mlp).map(|(attn, mlp)| Ratios { attn, mlp }).collect()
 }
 
 /// Gradient of the mean over samples of each sample's loss, at the last block's output `y`; adds the losses.

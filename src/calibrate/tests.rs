@@ -541,58 +541,6 @@ fn testbed_points() {
     }
 }
 
-/// In full precision a folded block computes what the block computed: norms, biases, rows shared by several query
-/// heads. Folded twice over: as the search does it, and as the writer does it, tensor by tensor.
-#[test]
-fn folding_keeps_the_function() {
-    use super::mbq::apply;
-    use super::run::fold;
-    use crate::text::tests::{golden, tensor};
-    use crate::text::{Block, Name, in_block};
-    let (golden, block, spans) = golden();
-    let x = tensor(&golden["x"], &[8, 12]);
-    let before = block.forward(&x, &spans).unwrap();
-    let (repeats, dim) = block.head_shape();
-    assert!(repeats > 1 && block.linear(Name::V).bias.is_some());
-    let mut applied = block.clone();
-    let mut folds = crate::quant::fold::Folds::new();
-    for group in Group::ALL {
-        let n = block.linear(group.linears()[0]).weight.dim(1).unwrap();
-        // Of a head's width repeated where heads share values, else of every channel.
-        let at = |i: usize| if group == Group::O { i / (repeats * dim) * dim + i % dim } else { i };
-        let scales: Vec<f32> = (0..n).map(|i| 0.3 * 1.5f32.powi((at(i) * 5 % 9) as i32)).collect();
-        apply(&mut applied, group, &scales).unwrap();
-        fold(&mut folds, 0, &block, group, scales);
-    }
-    let mut written: Block = block.clone();
-    let change = |t: &mut Tensor, name: String| {
-        let Some(fold) = folds.get(&name) else { return };
-        let shape = t.dims().to_vec();
-        let mut data: Vec<f32> = t.flatten_all().unwrap().to_vec1().unwrap();
-        let cols = if shape.len() == 2 { shape[1] } else { 1 };
-        fold.check(&name, shape[0], cols).unwrap();
-        fold.apply(&mut data, 0, cols);
-        *t = Tensor::from_vec(data, shape, &Device::Cpu).unwrap();
-    };
-    change(&mut written.norm1, in_block(0, "attn_norm.weight"));
-    change(&mut written.norm2, in_block(0, "ffn_norm.weight"));
-    for name in Name::ALL {
-        let linear = written.linear_mut(name);
-        change(&mut linear.weight, name.weight(0));
-        if let Some(bias) = &mut linear.bias {
-            change(bias, name.bias(0));
-        }
-    }
-    let norm = |t: Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-    for (how, folded) in [("search", applied), ("writer", written)] {
-        let moved = |name: Name| norm((&folded.linear(name).weight - &block.linear(name).weight).unwrap());
-        assert!(Name::ALL.iter().all(|&n| moved(n) > 1e-3), "{how}: a linear was not folded");
-        let after = folded.forward(&x, &spans).unwrap();
-        let difference = norm((&after - &before).unwrap()) / norm(before.clone());
-        assert!(difference < 1e-5, "{how}: {difference}");
-    }
-}
-
 /// The decoder in candle against the runtime's, both in f32, on a sample with a picture: mean divergence at the answer's
 /// tokens. `text` and `mmproj` are GGUF files.
 fn divergence_from_runtime(text: &Path, mmproj: &Path) -> f64 {
