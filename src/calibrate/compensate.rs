@@ -202,6 +202,36 @@ fn added(block: &Block, group: Group, layer: usize, chunk: &Chunk, s: &Tensor, o
     }
 }
 
+/// Moves both streams on through `o` or `down`.
+fn move_on(
+    (exact, rounded): (&Block, &Block),
+    group: Group,
+    layer: usize,
+    batch: &Batch,
+    activations: Activations,
+    (x, x_q): (&mut Stream, &mut Stream),
+    mut kept: Kept,
+) -> Result<()> {
+    // invariant: these groups have one linear.
+    let name = group.linears()[0];
+    let _fast = Fast::on(&exact.norm1);
+    for (c, chunk) in batch.chunks.iter().enumerate() {
+        let s = x.get(c)?;
+        let i = match kept.exact.len() > c {
+            true => kept.exact.take(c)?,
+            false => inputs(exact, group, &s, chunk, Activations::Float)?,
+        };
+        x.set(c, added(exact, group, layer, chunk, &s, &exact.linear(name).forward(&i)?)?)?;
+        let s = x_q.get(c)?;
+        let i = match kept.rounded.len() > c {
+            true => kept.rounded.take(c)?,
+            false => activations.apply(&inputs(rounded, group, &s, chunk, activations)?)?,
+        };
+        x_q.set(c, added(rounded, group, layer, chunk, &s, &rounded.linear(name).forward(&i)?)?)?;
+    }
+    Ok(())
+}
+
 impl Compensation {
     /// Rounds the linears of `exact`, whose scales are folded already. `x` holds the chunks' inputs in full precision,
     /// `x_q` as the rounded blocks before give them; both are moved on to the block's outputs. With `done`, the
@@ -251,23 +281,7 @@ impl Compensation {
                 rounded.linear_mut(name).weight = weight;
             }
             if let Group::O | Group::Down = group {
-                // invariant: these groups have one linear.
-                let name = group.linears()[0];
-                let _fast = Fast::on(&exact.norm1);
-                for (c, chunk) in batch.chunks.iter().enumerate() {
-                    let s = x.get(c)?;
-                    let i = match kept.exact.len() > c {
-                        true => kept.exact.take(c)?,
-                        false => inputs(exact, group, &s, chunk, Activations::Float)?,
-                    };
-                    x.set(c, added(exact, group, layer, chunk, &s, &exact.linear(name).forward(&i)?)?)?;
-                    let s = x_q.get(c)?;
-                    let i = match kept.rounded.len() > c {
-                        true => kept.rounded.take(c)?,
-                        false => activations.apply(&inputs(&rounded, group, &s, chunk, activations)?)?,
-                    };
-                    x_q.set(c, added(&rounded, group, layer, chunk, &s, &rounded.linear(name).forward(&i)?)?)?;
-                }
+                move_on((exact, &rounded), group, layer, batch, activations, (x, x_q), kept)?;
             }
         }
         (found.vision, found.text) = lost(batch, x, x_q)?;

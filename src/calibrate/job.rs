@@ -8,9 +8,9 @@ use super::embed::Embedder;
 use super::estimate::{estimate, half_of_free};
 use super::grid::{Activations, PerChannel, WeightGrid, stored};
 use super::importance::{Importance, Weighting};
-use super::mbq::{Found, Loss};
+use super::mbq::Found;
 use super::samples::{self, Draw, Samples};
-use super::settings::{ActivationBits, Method, Switches};
+use super::settings::{ActivationBits, CHUNK_TOKENS, Method, Switches};
 use super::store::{JobId, WorkFiles};
 use super::stream::{Room, Stream};
 use super::{CalibrateError, CalibrateOptions, Model, Outcome, hold, run_packed};
@@ -31,8 +31,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Tokens that are packed together, at least.
-const CHUNK: usize = 1024;
 /// Pairs that parts of the decoder are measured on, or a few more: what is packed with them.
 const MEASURED: usize = 8;
 
@@ -241,7 +239,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             seed: job.switches.seed.unwrap_or(0),
             max_tokens: job.switches.max_tokens.unwrap_or(context).min(context),
         };
-        let samples = samples::embed(&embedder, draw, CHUNK, &room, observer)?;
+        let samples = samples::embed(&embedder, draw, CHUNK_TOKENS, &room, observer)?;
         drop(embedder);
         let embedding_seconds = start.elapsed().as_secs_f64();
         Ok(Work { job, pair, start, embedding_seconds, files, memory, spill, origin: origin.into(), samples })
@@ -264,10 +262,9 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         // On the testbed scales made compensated models no better (docs/compensation.md) and took most of the time.
         let scales = !method.compensates() || switches.scales == Some(true);
         let settings = method.compensates().then(|| job.compensation(method));
-        let loss = switches.loss.unwrap_or(if method == Method::Awq { Loss::Mse } else { Loss::Mae });
         let all_settings = json!({
             "method": method.name(), "weights": weights.name(), "activations": format!("{activations:?}"),
-            "loss": loss, "scales": scales, "compensation": settings, "switches": switches,
+            "scales": scales, "compensation": settings, "switches": switches,
             "samples": batch.samples, "source": source, "imatrix": gathered,
             "wider": types.linears.iter().map(|(name, ty)| (name, ty.to_string())).collect::<BTreeMap<_, _>>(),
         });
@@ -285,23 +282,15 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         });
         estimate(&model, batch.tokens, passes(method, scales), observer)?;
         let options = CalibrateOptions {
-            method,
             weights: weights.as_ref(),
             activations,
-            loss,
-            distort: switches.distort.unwrap_or(false),
-            balance: switches.balance.unwrap_or(true),
-            exhaustive: switches.exhaustive.unwrap_or(false),
-            share_heads: switches.share_heads.unwrap_or(false),
-            scales,
             importance: gathered,
-            alpha: 0.5,
-            chunk_tokens: CHUNK,
+            spill: Some(self.spill),
             memory: self.memory,
             device_memory: job.device_memory,
-            spill: Some(self.spill),
             compensation: compensation.as_ref(),
             progress: Some((self.files.progress(), id)),
+            ..switches.options(method, scales, weights.as_ref())
         };
         let found = run_packed(&model, &batch, inputs, &options, observer)?;
         let seconds = json!({"embedding": self.embedding_seconds, "phases": clock.record(),

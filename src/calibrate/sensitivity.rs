@@ -10,9 +10,10 @@ use super::stream::Stream;
 use crate::events::{Event, Observer};
 use crate::text::head::Head;
 use crate::text::ops::{each, row_abs};
-use crate::text::{Made, Name, Trace};
+use crate::text::{Block, Made, Name, Trace};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Mean |gradient| over tokens and channels, then over samples that have such tokens; 0 where none has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -82,12 +83,54 @@ pub fn sensitivities(
     observer: &dyn Observer,
 ) -> std::result::Result<(Vec<BlockSensitivity>, f64, Vec<Kept>), crate::Error> {
     let layers = model.text.num_layers;
-    let mut sums = vec![BlockSensitivity::default(); layers];
-    let mut loss = 0.0;
-    let room = inputs.room();
+    let parts = parts(model, batch, inputs);
+    let total = (2 * layers * parts.len()) as u64;
+    observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
+    let ahead = ahead.filter(|_| parts.len() == 1);
+    let sums = vec![BlockSensitivity::default(); layers];
+    let mut all = Gradients {
+        model,
+        batch,
+        inputs,
+        at_once,
+        ahead,
+        observer,
+        sums,
+        loss: 0.0,
+        kept: Vec::new(),
+        made: Vec::new(),
+    };
+    for part in parts {
+        trim(&model.device)?;
+        let mut stored = all.forward(&part)?;
+        let Some(mut gradients) = stored.pop() else { continue };
+        let head = model.head()?;
+        for (i, chunk) in batch.chunks[part.clone()].iter().enumerate() {
+            let y = gradients.take(i)?;
+            gradients.set(i, head_gradient(&head, chunk, &y, batch.samples, &mut all.loss)?)?;
+        }
+        drop(head);
+        all.backward(&part, stored, gradients)?;
+    }
+    observer.event(Event::PhaseEnd);
+    let Gradients { mut sums, loss, kept, .. } = all;
+    for (layer, sum) in sums.iter_mut().enumerate() {
+        for part in [&mut sum.attn, &mut sum.mlp] {
+            part.vision /= batch.pictures().max(1) as f64;
+            part.answer /= batch.samples as f64;
+            if !(part.answer > 0.0 && part.answer.is_finite() && part.vision.is_finite()) {
+                return Err(CalibrateError::NoGradient { layer, vision: part.vision, answer: part.answer }.into());
+            }
+        }
+    }
+    Ok((sums, loss, kept))
+}
+
+/// Chunks whose inputs of all blocks there is room for at a time.
+fn parts(model: &super::Model, batch: &Batch, inputs: &Stream) -> Vec<Range<usize>> {
     // Between two blocks there are a gradient and a next input as well.
-    let bytes_per_token = (layers + 1) * model.text.hidden_size * 4;
-    let part_tokens = (room.left() / bytes_per_token).max(PART);
+    let bytes_per_token = (model.text.num_layers + 1) * model.text.hidden_size * 4;
+    let part_tokens = (inputs.room().left() / bytes_per_token).max(PART);
     let mut parts = Vec::new();
     let mut start = 0;
     while start < inputs.len() {
@@ -99,95 +142,119 @@ pub fn sensitivities(
         parts.push(start..end);
         start = end;
     }
-    let total = (2 * layers * parts.len()) as u64;
-    observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
-    let single = parts.len() == 1;
-    let mut kept: Vec<Kept> = Vec::new();
-    let mut made: Vec<[Stream; 5]> = Vec::new();
-    for part in parts {
-        trim(&model.device)?;
-        let chunks = &batch.chunks[part.clone()];
-        // Of each block but the first; then the last one's outputs, which become the gradients.
+    parts
+}
+
+/// The way there and back through all blocks.
+struct Gradients<'g, 's> {
+    model: &'g super::Model<'g>,
+    batch: &'g Batch,
+    inputs: &'g Stream,
+    at_once: usize,
+    ahead: Option<(&'g Search<'s>, usize)>,
+    observer: &'g dyn Observer,
+    sums: Vec<BlockSensitivity>,
+    loss: f64,
+    /// Of the first blocks, for the search; and what the way back would make again.
+    kept: Vec<Kept>,
+    made: Vec<[Stream; 5]>,
+}
+
+impl Gradients<'_, '_> {
+    /// The inputs of each block but the first, then the last one's outputs, of the chunks `part`.
+    fn forward(&mut self, part: &Range<usize>) -> std::result::Result<Vec<Stream>, crate::Error> {
         let mut stored: Vec<Stream> = Vec::new();
-        for layer in 0..layers {
-            let block = model.block(layer)?;
-            let mut next = room.stream();
-            let fits = |most: usize| {
-                let (each, later) = (Kept::bytes(&block, batch), (layers + 1 - layer) * 4 * model.text.hidden_size);
-                kept.len() == layer && (layer + 1) * each <= most && room.left() >= each + later * batch.tokens
+        for layer in 0..self.model.text.num_layers {
+            let block = self.model.block(layer)?;
+            let next = match self.ahead.filter(|(_, most)| self.fits(&block, layer, *most)) {
+                Some((search, _)) => self.forward_kept(&block, layer, search, stored.last().unwrap_or(self.inputs))?,
+                None => self.forward_plain(&block, layer, part, stored.last())?,
             };
-            if let Some((search, _)) = ahead.filter(|(_, most)| single && fits(*most)) {
-                let x = stored.last().unwrap_or(inputs);
-                let wide =
-                    [Name::Q, Name::K, Name::V, Name::Gate, Name::Up].map(|n| block.linear(n).weight.elem_count());
-                let wide = 4 * batch.tokens * wide.iter().sum::<usize>() / model.text.hidden_size;
-                let later = (layers + 1 - layer) * 4 * model.text.hidden_size * batch.tokens;
-                let all = made.len() == layer && room.left() >= Kept::bytes(&block, batch) + later + wide;
-                let mut of_layer = [(); 5].map(|()| room.stream());
-                let push = |chunk: &Chunk, t: &Trace| {
-                    if let Some(Made { q, k, v, gate, up }) = &t.made {
-                        let each = of_layer.iter_mut().zip([q, k, v, gate, up]);
-                        each.into_iter().try_for_each(|(stream, t)| stream.push(t.clone()))?;
-                    }
-                    next.push(chunk.inject(layer, block.output(t)?)?)
-                };
-                let keep = Keep { made: all, ..search.keep(&block)? };
-                kept.push(Kept::run(&block, batch, x, Activations::Float, keep, at_once, push)?);
-                if all {
-                    made.push(of_layer);
-                }
-                stored.push(next);
-                observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
-                continue;
-            }
-            for from in (0..chunks.len()).step_by(at_once) {
-                let outputs = each(at_once.min(chunks.len() - from), at_once, |i| {
-                    let x = match stored.last() {
-                        Some(last) => last.get(from + i)?,
-                        None => inputs.get(part.start + from + i)?,
-                    };
-                    let chunk = &chunks[from + i];
-                    chunk.inject(layer, block.forward(&x, &chunk.spans)?)
-                })?;
-                outputs.into_iter().try_for_each(|y| next.push(y))?;
-            }
             stored.push(next);
-            observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
+            self.observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
         }
-        let Some(mut gradients) = stored.pop() else { continue };
-        let head = model.head()?;
-        for (i, chunk) in chunks.iter().enumerate() {
-            let y = gradients.take(i)?;
-            gradients.set(i, head_gradient(&head, chunk, &y, batch.samples, &mut loss)?)?;
+        Ok(stored)
+    }
+
+    /// Bytes of what the blocks from `layer` on will store.
+    fn later(&self, layer: usize) -> usize {
+        let text = &self.model.text;
+        (text.num_layers + 1 - layer) * 4 * text.hidden_size * self.batch.tokens
+    }
+
+    /// Whether there is room to keep what a search needs of the block's pass.
+    fn fits(&self, block: &Block, layer: usize, most: usize) -> bool {
+        let each = Kept::bytes(block, self.batch);
+        let room = self.inputs.room().left() >= each + self.later(layer);
+        self.kept.len() == layer && (layer + 1) * each <= most && room
+    }
+
+    fn forward_kept(&mut self, block: &Block, layer: usize, search: &Search, x: &Stream) -> Result<Stream> {
+        let room = self.inputs.room();
+        let mut next = room.stream();
+        let wide = [Name::Q, Name::K, Name::V, Name::Gate, Name::Up].map(|n| block.linear(n).weight.elem_count());
+        let wide = 4 * self.batch.tokens * wide.iter().sum::<usize>() / self.model.text.hidden_size;
+        let needs = Kept::bytes(block, self.batch) + self.later(layer) + wide;
+        let all = self.made.len() == layer && room.left() >= needs;
+        let mut of_layer = [(); 5].map(|()| room.stream());
+        let push = |chunk: &Chunk, t: &Trace| {
+            if let Some(Made { q, k, v, gate, up }) = &t.made {
+                let each = of_layer.iter_mut().zip([q, k, v, gate, up]);
+                each.into_iter().try_for_each(|(stream, t)| stream.push(t.clone()))?;
+            }
+            next.push(chunk.inject(layer, block.output(t)?)?)
+        };
+        let keep = Keep { made: all, ..search.keep(block)? };
+        self.kept.push(Kept::run(block, self.batch, x, Activations::Float, keep, self.at_once, push)?);
+        if all {
+            self.made.push(of_layer);
         }
-        drop(head);
-        for layer in (0..layers).rev() {
-            let block = model.block(layer)?;
+        Ok(next)
+    }
+
+    fn forward_plain(&self, block: &Block, layer: usize, part: &Range<usize>, last: Option<&Stream>) -> Result<Stream> {
+        let mut next = self.inputs.room().stream();
+        let chunks = &self.batch.chunks[part.clone()];
+        for from in (0..chunks.len()).step_by(self.at_once) {
+            let outputs = each(self.at_once.min(chunks.len() - from), self.at_once, |i| {
+                let x = match last {
+                    Some(last) => last.get(from + i)?,
+                    None => self.inputs.get(part.start + from + i)?,
+                };
+                let chunk = &chunks[from + i];
+                chunk.inject(layer, block.forward(&x, &chunk.spans)?)
+            })?;
+            outputs.into_iter().try_for_each(|y| next.push(y))?;
+        }
+        Ok(next)
+    }
+
+    /// Carries the gradients at the last block's outputs back through all blocks, and adds up what they are on the way.
+    fn backward(
+        &mut self,
+        part: &Range<usize>,
+        mut stored: Vec<Stream>,
+        mut gradients: Stream,
+    ) -> std::result::Result<(), crate::Error> {
+        let chunks = &self.batch.chunks[part.clone()];
+        for layer in (0..self.model.text.num_layers).rev() {
+            let block = self.model.block(layer)?;
             let mut xs = stored.pop();
-            let mut made = if made.len() > layer { made.pop() } else { None };
-            for from in (0..chunks.len()).step_by(at_once) {
+            let mut made = if self.made.len() > layer { self.made.pop() } else { None };
+            for from in (0..chunks.len()).step_by(self.at_once) {
                 let mut pairs = Vec::new();
-                for i in from..chunks.len().min(from + at_once) {
+                for i in from..chunks.len().min(from + self.at_once) {
                     let x = match &mut xs {
                         Some(xs) => xs.take(i)?,
-                        None => inputs.get(part.start + i)?,
+                        None => self.inputs.get(part.start + i)?,
                     };
-                    let made = match (&mut made, kept.get(layer)) {
-                        (Some([q, k, v, gate, up]), Some(kept)) => {
-                            let made = Made {
-                                q: q.take(i)?,
-                                k: k.take(i)?,
-                                v: v.take(i)?,
-                                gate: gate.take(i)?,
-                                up: up.take(i)?,
-                            };
-                            Some((kept.attn_out(i)?, made))
-                        }
+                    let made = match (&mut made, self.kept.get(layer)) {
+                        (Some(made), Some(kept)) => Some((kept.attn_out(i)?, taken(made, i)?)),
                         _ => None,
                     };
                     pairs.push((x, gradients.take(i)?, made));
                 }
-                let back = each(pairs.len(), at_once, |i| {
+                let back = each(pairs.len(), self.at_once, |i| {
                     let ((x, g, made), spans) = (&pairs[i], &chunks[from + i].spans);
                     let back = match made {
                         Some((attn_out, made)) => block.backward_from(x, attn_out, made, spans, g)?,
@@ -197,25 +264,20 @@ pub fn sensitivities(
                 })?;
                 for (i, (mlp, attn, input)) in back.into_iter().enumerate() {
                     let (chunk, channels) = (&chunks[from + i], input.dim(1)?);
-                    add_means(&mlp, channels, chunk, &mut sums[layer].mlp);
-                    add_means(&attn, channels, chunk, &mut sums[layer].attn);
+                    add_means(&mlp, channels, chunk, &mut self.sums[layer].mlp);
+                    add_means(&attn, channels, chunk, &mut self.sums[layer].attn);
                     gradients.set(from + i, input)?;
                 }
             }
-            observer.event(Event::Advance { n: 1, detail: format!("block {layer} backward") });
+            self.observer.event(Event::Advance { n: 1, detail: format!("block {layer} backward") });
         }
+        Ok(())
     }
-    observer.event(Event::PhaseEnd);
-    for (layer, sum) in sums.iter_mut().enumerate() {
-        for part in [&mut sum.attn, &mut sum.mlp] {
-            part.vision /= batch.pictures().max(1) as f64;
-            part.answer /= batch.samples as f64;
-            if !(part.answer > 0.0 && part.answer.is_finite() && part.vision.is_finite()) {
-                return Err(CalibrateError::NoGradient { layer, vision: part.vision, answer: part.answer }.into());
-            }
-        }
-    }
-    Ok((sums, loss, kept))
+}
+
+/// What a chunk's pass has made.
+fn taken([q, k, v, gate, up]: &mut [Stream; 5], i: usize) -> Result<Made> {
+    Ok(Made { q: q.take(i)?, k: k.take(i)?, v: v.take(i)?, gate: gate.take(i)?, up: up.take(i)? })
 }
 
 #[cfg(test)]

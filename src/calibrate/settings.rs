@@ -1,9 +1,13 @@
 //! What a calibration can be told: the methods, and the switches of research (`--set KEY=VALUE`, docs/calibration.md).
 //! A switch that would change nothing under a method is refused.
-use super::CalibrateError;
 use super::compensate::VisionWeight;
+use super::grid::{Activations, WeightGrid};
 use super::mbq::Loss;
+use super::{CalibrateError, CalibrateOptions};
 use serde::{Deserialize, Serialize};
+
+/// Tokens that are packed together, at least.
+pub(super) const CHUNK_TOKENS: usize = 1024;
 
 /// How a model is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +149,34 @@ impl Switches {
             _ => return Err(format!("{key}: no such key; there are {SWITCHES}")),
         };
         done.map_err(|problem| format!("{key} {problem}"))
+    }
+
+    /// What a run is told of `method`; nothing is kept on disk, and memory is not bounded.
+    pub(super) fn options<'a>(
+        &self,
+        method: Method,
+        scales: bool,
+        weights: &'a dyn WeightGrid,
+    ) -> CalibrateOptions<'a> {
+        CalibrateOptions {
+            method,
+            weights,
+            activations: Activations::Float,
+            loss: self.loss.unwrap_or(if method == Method::Awq { Loss::Mse } else { Loss::Mae }),
+            distort: self.distort.unwrap_or(false),
+            balance: self.balance.unwrap_or(true),
+            exhaustive: self.exhaustive.unwrap_or(false),
+            share_heads: self.share_heads.unwrap_or(false),
+            scales,
+            importance: None,
+            alpha: 0.5,
+            chunk_tokens: CHUNK_TOKENS,
+            memory: usize::MAX,
+            device_memory: None,
+            spill: None,
+            compensation: None,
+            progress: None,
+        }
     }
 
     /// Refuses what `method` (as it is done for the file's types) has no use for.

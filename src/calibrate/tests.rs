@@ -3,7 +3,7 @@ use super::batch::{Kind, Sample};
 use super::embed::Embedder;
 use super::grid::{Activations, Asymmetric, PerChannel, WeightGrid};
 use super::mbq::{Group, Loss};
-use super::{CalibrateOptions, Method, Model, Outcome, run};
+use super::{CalibrateOptions, Method, Model, Outcome, Switches, run};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Conversion, ConvertOptions};
 use crate::events::Silent;
@@ -491,25 +491,9 @@ fn testbed_points() {
     let weights = Asymmetric { bits: 3, group: 128 };
     for (name, method, loss) in [("mbq-w3g128", Method::MbqScales, Loss::Mae), ("awq-w3g128", Method::Awq, Loss::Mse)] {
         let start = std::time::Instant::now();
-        let options = CalibrateOptions {
-            method,
-            weights: &weights,
-            activations: Activations::Float,
-            loss,
-            distort: false,
-            balance: true,
-            exhaustive: std::env::var_os("MBQ_EXHAUSTIVE").is_some(),
-            share_heads: false,
-            scales: true,
-            alpha: 0.5,
-            importance: None,
-            chunk_tokens: 1024,
-            memory: 4 << 30,
-            device_memory: None,
-            spill: None,
-            compensation: None,
-            progress: None,
-        };
+        let switches =
+            Switches { exhaustive: Some(std::env::var_os("MBQ_EXHAUSTIVE").is_some()), ..Switches::default() };
+        let options = CalibrateOptions { memory: 4 << 30, loss, ..switches.options(method, true, &weights) };
         let found = run(&model, &samples, &options, &Silent).unwrap();
         let path = oracle.join("testbed32").join(name).join("report.json");
         let report: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();

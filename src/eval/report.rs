@@ -413,48 +413,9 @@ impl Report {
         if let Some(a) = &self.reference_accuracy {
             writeln!(out, "  accuracy {}", accuracy_text(a))?;
         }
-        let s = &self.reference_speed;
-        writeln!(out, "  {}", speed_text(s))?;
+        writeln!(out, "  {}", speed_text(&self.reference_speed))?;
         let wide = self.candidates.iter().map(|c| c.model.name.chars().count()).max().unwrap_or(0).max(9);
-        type Pick = fn(&Candidate) -> Option<&Split>;
-        let picks: [(&str, Pick); 2] =
-            [("questions with a picture", |c| c.picture.as_ref()), ("text-only questions", |c| c.text.as_ref())];
-        for (title, pick) in picks {
-            for (what, side) in [("the reference's greedy answers", 0), ("the given answers", 1)] {
-                let rows: Vec<_> = self
-                    .candidates
-                    .iter()
-                    .filter_map(|c| {
-                        pick(c)
-                            .and_then(|s| if side == 0 { s.greedy.as_ref() } else { s.given.as_ref() })
-                            .map(|f| (c, f))
-                    })
-                    .collect();
-                let Some((_, first)) = rows.first() else { continue };
-                writeln!(out, "\n{title}, on {what} ({} positions)", first.positions)?;
-                writeln!(
-                    out,
-                    "{:wide$}  {:>5} {:>5}  {:>9} {:>21}  {:>9} {:>9} {:>9}  {:>7}  {:>9}",
-                    "", "bpw", "block", "KL mean", "95 %", "median", "p99", "max", "agree %", "ppl ratio"
-                )?;
-                for (c, f) in rows {
-                    writeln!(
-                        out,
-                        "{:wide$}  {:>5} {:>5}  {:>9} {:>21}  {:>9} {:>9} {:>9}  {:>7.2}  {:>9.4}",
-                        c.model.name,
-                        bits(c.model.bits_per_weight),
-                        bits(c.model.block_bits_per_weight),
-                        kl(f.kl_mean.value),
-                        format!("[{}, {}]", kl(f.kl_mean.low), kl(f.kl_mean.high)),
-                        kl(f.kl_median),
-                        kl(f.kl_p99),
-                        kl(f.kl_max),
-                        100.0 * f.agreement.value,
-                        f.perplexity_ratio.value,
-                    )?;
-                }
-            }
-        }
+        self.write_divergences(out, wide)?;
         writeln!(out, "\n{:wide$}  {:>9}  {:>28}  {:>9} {:>9}", "", "MB", "accuracy %", "prefill/s", "decode/s")?;
         for c in &self.candidates {
             writeln!(
@@ -469,13 +430,50 @@ impl Report {
         }
         self.write_kinds(out, wide)?;
         self.write_pairs(out)?;
+        self.write_cost(out)
+    }
+
+    fn write_divergences(&self, out: &mut String, wide: usize) -> std::fmt::Result {
+        type Pick = fn(&Candidate) -> Option<&Split>;
+        let picks: [(&str, Pick); 2] =
+            [("questions with a picture", |c| c.picture.as_ref()), ("text-only questions", |c| c.text.as_ref())];
+        type Side = fn(&Split) -> Option<&Fidelity>;
+        let sides: [(&str, Side); 2] =
+            [("the reference's greedy answers", |s| s.greedy.as_ref()), ("the given answers", |s| s.given.as_ref())];
+        for ((title, pick), (what, side)) in picks.iter().flat_map(|pick| sides.iter().map(move |side| (pick, side))) {
+            let row = |c| pick(c).and_then(side).map(|f| (c, f));
+            let rows: Vec<_> = self.candidates.iter().filter_map(row).collect();
+            let Some((_, first)) = rows.first() else { continue };
+            writeln!(out, "\n{title}, on {what} ({} positions)", first.positions)?;
+            writeln!(
+                out,
+                "{:wide$}  {:>5} {:>5}  {:>9} {:>21}  {:>9} {:>9} {:>9}  {:>7}  {:>9}",
+                "", "bpw", "block", "KL mean", "95 %", "median", "p99", "max", "agree %", "ppl ratio"
+            )?;
+            for (c, f) in rows {
+                writeln!(
+                    out,
+                    "{:wide$}  {:>5} {:>5}  {:>9} {:>21}  {:>9} {:>9} {:>9}  {:>7.2}  {:>9.4}",
+                    c.model.name,
+                    bits(c.model.bits_per_weight),
+                    bits(c.model.block_bits_per_weight),
+                    kl(f.kl_mean.value),
+                    format!("[{}, {}]", kl(f.kl_mean.low), kl(f.kl_mean.high)),
+                    kl(f.kl_median),
+                    kl(f.kl_p99),
+                    kl(f.kl_max),
+                    100.0 * f.agreement.value,
+                    f.perplexity_ratio.value,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_cost(&self, out: &mut String) -> std::fmt::Result {
         let cost = &self.cost;
-        write!(
-            out,
-            "\n{:.1} s; encoding, prefill, scoring and decoding {:.1} s",
-            cost.wall_seconds,
-            self.compute_seconds()
-        )?;
+        let (wall, compute) = (cost.wall_seconds, self.compute_seconds());
+        write!(out, "\n{wall:.1} s; encoding, prefill, scoring and decoding {compute:.1} s")?;
         if let Some(peak) = cost.peak_memory_bytes {
             write!(out, "; peak memory {:.0} MB", peak as f64 / 1e6)?;
         }

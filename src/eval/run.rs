@@ -230,7 +230,12 @@ fn prepare<'q>(
     prompts: &mut Store,
     observer: &dyn Observer,
 ) -> Result<Prepared<'q>, EvalError> {
-    let template = model.template();
+    let own = model.template();
+    let template = || match &own {
+        Some(Ok(template)) => Ok(template),
+        Some(Err(problem)) => Err(EvalError::Template(setup.reference.clone(), problem.to_string())),
+        None => Err(EvalError::NoTemplate(setup.reference.clone())),
+    };
     let end = model.end_of_turn();
     let mut vision = None;
     let mut text_model = None;
@@ -257,13 +262,8 @@ fn prepare<'q>(
         let prompt = match known {
             Some(prompt) => prompt,
             None => {
-                let template = || match &template {
-                    Some(Ok(template)) => Ok(template),
-                    Some(Err(problem)) => Err(EvalError::Template(setup.reference.clone(), problem.to_string())),
-                    None => Err(EvalError::NoTemplate(setup.reference.clone())),
-                };
                 let clock = Instant::now();
-                let mut pieces = tokenize(question, model, vision.as_ref(), bytes.as_deref(), &template, prompts)?;
+                let pieces = tokenize(question, model, vision.as_ref(), bytes.as_deref(), &template, prompts)?;
                 if question.image.is_some() {
                     encode += clock.elapsed().as_secs_f64();
                 }
@@ -271,24 +271,32 @@ fn prepare<'q>(
                 if question.form == Form::Chat {
                     given.extend(end);
                 }
-                let prompt = Prompt::new(&pieces, given);
-                if let Some(picture) = picture
-                    && !prompts.has(&picture)
-                {
-                    let media: Vec<_> =
-                        pieces.iter().filter_map(|p| if let Piece::Media(m) = p { Some(m) } else { None }).collect();
-                    prompts.put(picture, &record::media_to_bytes(&media))?;
-                }
-                pieces.clear();
-                // invariant: numbers always serialise.
-                prompts.put(key, &serde_json::to_vec(&prompt).unwrap_or_default())?;
-                prompt
+                remember(&pieces, given, picture, key, prompts)?
             }
         };
         items.push(Item { question, key, picture, prompt });
         observer.event(Event::Advance { n: 1, detail: question.id.clone() });
     }
     Ok((items, vision, encode))
+}
+
+/// Keeps a prompt and the embeddings of its picture in the cache.
+fn remember(
+    pieces: &[Piece],
+    given: Vec<Token>,
+    picture: Option<Key>,
+    key: Key,
+    prompts: &mut Store,
+) -> Result<Prompt, EvalError> {
+    let prompt = Prompt::new(pieces, given);
+    if let Some(picture) = picture.filter(|picture| !prompts.has(picture)) {
+        let media: Vec<_> =
+            pieces.iter().filter_map(|p| if let Piece::Media(m) = p { Some(m) } else { None }).collect();
+        prompts.put(picture, &record::media_to_bytes(&media))?;
+    }
+    // invariant: numbers always serialise.
+    prompts.put(key, &serde_json::to_vec(&prompt).unwrap_or_default())?;
+    Ok(prompt)
 }
 
 fn tokenize<'t>(
@@ -509,25 +517,23 @@ impl Work<'_> {
         }
         let answer = match item.question.form {
             Form::Raw => String::new(),
-            Form::Chat => {
-                // As long as its first choices are the reference's, its greedy answer is the reference's; from the
-                // first difference on it goes its own way.
-                let agreed = own.iter().zip(&head.greedy).take_while(|(a, b)| a == b).count();
-                let tokens = match own.get(agreed) {
-                    None => head.greedy.clone(),
-                    Some(next) => {
-                        let start = [&head.greedy[..agreed], &[*next]].concat();
-                        if decoder.model().ends(*next) {
-                            start
-                        } else {
-                            decoder.generate(&start, self.setup.max_tokens)?
-                        }
-                    }
-                };
-                answer_text(decoder.model(), &tokens)
-            }
+            Form::Chat => self.own_answer(decoder, &own, &head.greedy)?,
         };
         Ok(Outcome { measures, answer, reference: head.text.clone() })
+    }
+
+    /// A candidate's own greedy answer. As long as its first choices, `own`, are the reference's, it is the reference's;
+    /// from the first difference on it goes its own way.
+    fn own_answer(&self, decoder: &mut Decoder, own: &[Token], greedy: &[Token]) -> Result<String, EvalError> {
+        let agreed = own.iter().zip(greedy).take_while(|(a, b)| a == b).count();
+        let tokens = match own.get(agreed) {
+            None => greedy.to_vec(),
+            Some(next) => {
+                let start = [&greedy[..agreed], &[*next]].concat();
+                if decoder.model().ends(*next) { start } else { decoder.generate(&start, self.setup.max_tokens)? }
+            }
+        };
+        Ok(answer_text(decoder.model(), &tokens))
     }
 }
 

@@ -229,6 +229,29 @@ impl Keys<'_> {
         }
     }
 
+    /// The width of all heads.
+    fn head_dim(&self, default: usize) -> Result<usize, TextError> {
+        let head_dim = self.size_opt("attention.key_length")?.unwrap_or(default);
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(self.invalid("attention.key_length", "an even number, for rotary positions"));
+        }
+        for key in ["attention.value_length", "rope.dimension_count"] {
+            self.equal(key, head_dim)?;
+            self.equal(&format!("{key}_swa"), head_dim)?;
+        }
+        self.equal("attention.key_length_swa", head_dim)?;
+        Ok(head_dim)
+    }
+
+    /// How blocks with a window turn, the others turning as `rotary` says.
+    fn local_rotary(&self, rotary: Rotary) -> Result<Rotary, TextError> {
+        match (self.arch.sliding, self.float_opt("rope.freq_base_swa")?) {
+            (Sliding::ButSixth, base) => Ok(Rotary { base: base.unwrap_or(10_000.0), scaling: RopeScaling::None }),
+            (_, None) => Ok(rotary),
+            (_, Some(_)) => Err(self.invalid("rope.freq_base_swa", "one base in this architecture")),
+        }
+    }
+
     fn scaling(&self, context: usize) -> Result<RopeScaling, TextError> {
         let factor = self.float_opt("rope.scaling.factor")?;
         let factor = if factor.is_some() { factor } else { self.float_opt("rope.scale_linear")? }.unwrap_or(1.0);
@@ -316,15 +339,7 @@ impl TextConfig {
         if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(keys.invalid("attention.head_count_kv", format!("a divisor of {num_heads}")));
         }
-        let head_dim = keys.size_opt("attention.key_length")?.unwrap_or(hidden_size / num_heads);
-        if head_dim == 0 || !head_dim.is_multiple_of(2) {
-            return Err(keys.invalid("attention.key_length", "an even number, for rotary positions"));
-        }
-        for key in ["attention.value_length", "rope.dimension_count"] {
-            keys.equal(key, head_dim)?;
-            keys.equal(&format!("{key}_swa"), head_dim)?;
-        }
-        keys.equal("attention.key_length_swa", head_dim)?;
+        let head_dim = keys.head_dim(hidden_size / num_heads)?;
         let num_layers = keys.size("block_count")?;
         // llama.cpp's own bound.
         if num_layers > 512 {
@@ -333,11 +348,7 @@ impl TextConfig {
         let context_length = keys.size("context_length")?;
         let base = keys.float_opt("rope.freq_base")?.unwrap_or(10_000.0);
         let rotary = Rotary { base, scaling: keys.scaling(context_length)? };
-        let local_rotary = match (arch.sliding, keys.float_opt("rope.freq_base_swa")?) {
-            (Sliding::ButSixth, base) => Rotary { base: base.unwrap_or(10_000.0), scaling: RopeScaling::None },
-            (_, None) => rotary,
-            (_, Some(_)) => return Err(keys.invalid("rope.freq_base_swa", "one base in this architecture")),
-        };
+        let local_rotary = keys.local_rotary(rotary)?;
         let deepstack_layers = keys.count_opt("n_deepstack_layers")?.unwrap_or(0);
         if deepstack_layers > if arch.deepstack { num_layers } else { 0 } {
             return Err(keys.invalid("n_deepstack_layers", "at most the blocks, of an architecture that has them"));
