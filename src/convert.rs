@@ -1,7 +1,7 @@
 //! The main job: a checkpoint becomes `model.gguf`, `mmproj-model-f16.gguf` and `model.mbq.json`, all or none.
 use crate::Error;
 use crate::events::{Event, Observer};
-use crate::front::{Name, Pair, Source};
+use crate::front::{ModelName, Pair, Source};
 use crate::ggml::GgmlType;
 use crate::gguf::plan::{self, Planned, TypeChoice};
 use crate::gguf::{
@@ -209,7 +209,7 @@ struct Paths {
 }
 
 impl Paths {
-    fn new(name: &Name, options: &ConvertOptions, mmproj: Option<&Source>) -> Self {
+    fn new(name: &ModelName, options: &ConvertOptions, mmproj: Option<&Source>) -> Self {
         let encoding = FileType::name(options.types.file);
         let model = options.output.clone().unwrap_or_else(|| name.file(encoding).into());
         let vision = |source| beside(&model, |stem| format!("mmproj-{stem}-{}.gguf", mmproj_type(options, source)));

@@ -150,7 +150,7 @@ fn codes_are_the_references() {
         .bytes()
         .unwrap()
         .chunks(52)
-        .flat_map(|b| mbq_convert::quant::mbq3::Block::unpack(b.try_into().unwrap()).codes)
+        .flat_map(|b| mbq_convert::quant::mbq3::Mbq3Block::unpack(b.try_into().unwrap()).codes)
         .map(|c| (b'0' + c) as char)
         .collect();
     // The reference's decisions all stand clear of a tie by a ten-thousandth of a step; sums of 256 terms in f32 are

@@ -8,9 +8,9 @@ use mbq_convert::calibrate::grid::{Activations, Asymmetric};
 use mbq_convert::calibrate::importance::Weighting;
 use mbq_convert::calibrate::mbq::Loss;
 use mbq_convert::calibrate::store::{JobId, Store};
-use mbq_convert::calibrate::{CalibrateOptions, Method, Model, Outcome, run};
+use mbq_convert::calibrate::{CalibrateOptions, Method, Outcome, TextModel, run};
 use mbq_convert::events::{Event, Observer, Silent};
-use mbq_convert::front::{Found, Pair};
+use mbq_convert::front::{FoundModel, Pair};
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::plan::text;
 use mbq_convert::gguf::{Encoder, TypeChoice};
@@ -70,14 +70,14 @@ fn observed(
     method: Method,
     observer: &dyn Observer,
 ) -> Result<Outcome, String> {
-    let found = Found::find(model.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
+    let found = FoundModel::find(model.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
     let pair = found.pair().unwrap();
     let job = JobId {
         model: model.display().to_string(),
         weights: pair.text.values.fingerprint(),
         settings: format!("{method:?}"),
     };
-    let model = Model::new(&pair.text, 64, Device::Cpu).unwrap();
+    let model = TextModel::new(&pair.text, 64, Device::Cpu).unwrap();
     let settings = CompensationSettings {
         vision: if method == Method::Mbq { VisionWeight::Ratio } else { VisionWeight::Fixed(0.5) },
         damping: 0.01,
@@ -189,7 +189,7 @@ fn a_missing_tensor_is_named_when_the_model_is_written() {
     let parent = tempfile::tempdir().unwrap();
     let model = tiny::checkpoint(parent.path(), tiny::Naming::Published, 1);
     calibrate(&model, parent.path(), Method::Gptq, None).unwrap();
-    let found = Found::find(model.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
+    let found = FoundModel::find(model.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
     let pair = found.pair().unwrap();
     let compensation = Compensation {
         settings: CompensationSettings::GPTQ,

@@ -4,7 +4,7 @@ use std::path::Path;
 use half::f16;
 use mbq_convert::checkpoint::Checkpoint;
 use mbq_convert::ggml::{self, GgmlType};
-use mbq_convert::quant::mbq3::{self, BLOCK_BYTES, Base, GROUP, Grid, Group};
+use mbq_convert::quant::mbq3::{self, BLOCK_BYTES, Base, GROUP, Grid, Mbq3Group};
 use mbq_convert::random::Rng;
 use sha2::{Digest, Sha256};
 
@@ -125,7 +125,7 @@ fn codes_of_the_oracle_models_match_torch() {
             let weights = checkpoint.f32(name, &shape).expect("a tensor");
             let hashes = &mut [Sha256::new(), Sha256::new(), Sha256::new()];
             for group in weights.as_chunks::<GROUP>().0 {
-                let quantized = Group::nearest(group, Grid::Paper);
+                let quantized = Mbq3Group::nearest(group, Grid::Paper);
                 let Base::Zero(zero) = quantized.base else { panic!("the paper's grid has a zero") };
                 let block = quantized.block();
                 hashes[0].update(quantized.codes);

@@ -9,7 +9,7 @@ use super::grid::Activations;
 use super::mbq::Group;
 use super::run::advance;
 use super::stream::Stream;
-use super::{CalibrateError, Model};
+use super::{CalibrateError, TextModel};
 use crate::Error;
 use crate::events::{Event, Observer};
 use crate::ggml::GgmlType;
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 /// Linears with a common input, and what rounding them alone does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Part {
+pub struct BlockPart {
     pub layer: usize,
     pub group: Group,
     pub weights: usize,
@@ -28,7 +28,7 @@ pub struct Part {
     pub kl: [f64; 2],
 }
 
-impl Part {
+impl BlockPart {
     /// The part's linears, by tensor name.
     pub fn linears(&self) -> impl Iterator<Item = String> + '_ {
         self.group.linears().iter().map(|name| name.weight(self.layer))
@@ -63,12 +63,12 @@ fn rounded(block: &Block, group: Group, ty: GgmlType) -> Result<Block> {
 /// # Errors
 /// A block cannot be loaded; a divergence is not finite.
 pub fn measure(
-    model: &Model,
+    model: &TextModel,
     chunks: &[Chunk],
     inputs: &Stream,
     types: [GgmlType; 2],
     observer: &dyn Observer,
-) -> std::result::Result<Vec<Part>, Error> {
+) -> std::result::Result<Vec<BlockPart>, Error> {
     let layers = model.text.num_layers;
     observer.event(Event::PhaseStart { name: "parts".into(), total: layers as u64, unit: "blocks" });
     let positions: usize = chunks.iter().map(|c| answers(c).len()).sum();
@@ -88,7 +88,7 @@ pub fn measure(
             };
             streams.push([run(types[0])?, run(types[1])?]);
             let weights = group.linears().iter().map(|&n| block.linear(n).weight.elem_count()).sum();
-            parts.push(Part { layer, group, weights, kl: [0.0; 2] });
+            parts.push(BlockPart { layer, group, weights, kl: [0.0; 2] });
         }
         step(&block, &mut exact)?;
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
@@ -115,13 +115,13 @@ pub fn measure(
 ///
 /// # Errors
 /// `mean` is below `bits[0]`.
-pub fn widened(parts: &[Part], bits: [f64; 2], mean: f64) -> std::result::Result<Vec<usize>, CalibrateError> {
+pub fn widened(parts: &[BlockPart], bits: [f64; 2], mean: f64) -> std::result::Result<Vec<usize>, CalibrateError> {
     if mean < bits[0] {
         return Err(CalibrateError::Budget { mean, least: bits[0] });
     }
     let total: usize = parts.iter().map(|p| p.weights).sum();
     let mut left = (mean - bits[0]) * total as f64;
-    let saved = |p: &Part| (p.kl[0] - p.kl[1]) / p.weights as f64;
+    let saved = |p: &BlockPart| (p.kl[0] - p.kl[1]) / p.weights as f64;
     let mut order: Vec<usize> = (0..parts.len()).filter(|&i| saved(&parts[i]) > 0.0).collect();
     order.sort_by(|&a, &b| saved(&parts[b]).total_cmp(&saved(&parts[a])));
     order.retain(|&i| {
@@ -136,7 +136,7 @@ pub fn widened(parts: &[Part], bits: [f64; 2], mean: f64) -> std::result::Result
 }
 
 /// The widened parts' linears with their type.
-pub fn types(parts: &[Part], widened: &[usize], ty: GgmlType) -> BTreeMap<String, GgmlType> {
+pub fn types(parts: &[BlockPart], widened: &[usize], ty: GgmlType) -> BTreeMap<String, GgmlType> {
     widened.iter().flat_map(|&i| parts[i].linears()).map(|name| (name, ty)).collect()
 }
 
@@ -144,8 +144,8 @@ pub fn types(parts: &[Part], widened: &[usize], ty: GgmlType) -> BTreeMap<String
 mod tests {
     use super::*;
 
-    fn part(weights: usize, kl: [f64; 2]) -> Part {
-        Part { layer: 0, group: Group::Down, weights, kl }
+    fn part(weights: usize, kl: [f64; 2]) -> BlockPart {
+        BlockPart { layer: 0, group: Group::Down, weights, kl }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! the activations that wait between passes.
 use super::batch::Batch;
 use super::compensate::GATHER;
-use super::model::Model;
+use super::model::TextModel;
 use super::run::CalibrateOptions;
 use super::stream::Room;
 use crate::events::{Event, Observer};
@@ -42,7 +42,7 @@ pub(super) struct Budget {
 impl Budget {
     /// # Errors
     /// The device does not say how much memory it has.
-    pub fn new(model: &Model, batch: &Batch, options: &CalibrateOptions, observer: &dyn Observer) -> Result<Self> {
+    pub fn new(model: &TextModel, batch: &Batch, options: &CalibrateOptions, observer: &dyn Observer) -> Result<Self> {
         let c = &model.text;
         let cpu = model.device.is_cpu();
         let device = match options.device_memory {

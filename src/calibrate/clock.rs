@@ -5,7 +5,7 @@ use std::time::Instant;
 
 /// The phases so far.
 #[derive(Default)]
-pub(super) struct Clock(Mutex<Vec<Phase>>);
+pub(super) struct Clock(Mutex<Vec<ClockPhase>>);
 
 /// Hands events on and notes when they came.
 struct Watched<'a> {
@@ -13,7 +13,7 @@ struct Watched<'a> {
     inner: &'a dyn Observer,
 }
 
-struct Phase {
+struct ClockPhase {
     name: String,
     start: Instant,
     /// Seconds after the start at which a unit was done.
@@ -49,7 +49,7 @@ impl Observer for Watched<'_> {
         let mut phases = self.clock.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &event {
             Event::PhaseStart { name, .. } => {
-                phases.push(Phase { name: name.clone(), start: Instant::now(), steps: Vec::new(), seconds: 0.0 });
+                phases.push(ClockPhase { name: name.clone(), start: Instant::now(), steps: Vec::new(), seconds: 0.0 });
             }
             Event::Advance { .. } | Event::PhaseEnd => {
                 if let Some(phase) = phases.last_mut() {

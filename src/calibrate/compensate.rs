@@ -16,7 +16,7 @@ use crate::ggml::{GgmlType, dequantize, quantize_rows};
 use crate::gguf::Encoder;
 use crate::quant::levels::{Fit, Format};
 use crate::text::ops::{Fast, row_errors};
-use crate::text::{Block, Name};
+use crate::text::{Block, LinearName};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -124,19 +124,19 @@ pub(super) const GATHER: usize = 4096;
 
 /// The inputs of `o` or `down` on both streams, kept from gathering the moments until the streams move on, where there is
 /// room for all of them.
-struct Kept {
+struct KeptInputs {
     keep: bool,
     exact: Stream,
     rounded: Stream,
 }
 
-impl Kept {
+impl KeptInputs {
     fn new(block: &Block, group: Group, batch: &Batch, room: &Room) -> Self {
         // invariant: these groups have one linear.
         let cols = block.linear(group.linears()[0]).weight.dims()[1];
         let tokens: usize = batch.chunks.iter().map(Chunk::tokens).sum();
         let keep = matches!(group, Group::O | Group::Down) && room.near() > 2 * 4 * cols * tokens;
-        Kept { keep, exact: room.stream(), rounded: room.stream() }
+        KeptInputs { keep, exact: room.stream(), rounded: room.stream() }
     }
 
     fn exact(&mut self, input: Tensor) -> Result<()> {
@@ -179,17 +179,17 @@ fn add(sum: &mut Option<Tensor>, left: &Tensor, right: &Tensor) -> Result<()> {
 /// What enters the linears of `group`, before the activations' quantiser, from the residual stream `s` as the block
 /// has it there: its input for q, k, v and o, what the attention has been added to for the others.
 fn inputs(block: &Block, group: Group, s: &Tensor, chunk: &Chunk, activations: Activations) -> Result<Tensor> {
-    let run = |name: Name, x: &Tensor| block.linear(name).forward(x);
+    let run = |name: LinearName, x: &Tensor| block.linear(name).forward(x);
     match group {
         Group::Qkv => block.attn_norm(s),
         Group::O => {
             let a = activations.apply(&block.attn_norm(s)?)?;
-            block.attend(&run(Name::Q, &a)?, &run(Name::K, &a)?, &run(Name::V, &a)?, &chunk.spans)
+            block.attend(&run(LinearName::Q, &a)?, &run(LinearName::K, &a)?, &run(LinearName::V, &a)?, &chunk.spans)
         }
         Group::GateUp => block.mlp_norm(s),
         Group::Down => {
             let m = activations.apply(&block.mlp_norm(s)?)?;
-            block.activate(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
+            block.activate(run(LinearName::Gate, &m)?, &run(LinearName::Up, &m)?)
         }
     }
 }
@@ -210,7 +210,7 @@ fn move_on(
     batch: &Batch,
     activations: Activations,
     (x, x_q): (&mut Stream, &mut Stream),
-    mut kept: Kept,
+    mut kept: KeptInputs,
 ) -> Result<()> {
     // invariant: these groups have one linear.
     let name = group.linears()[0];
@@ -253,7 +253,7 @@ impl Compensation {
         let mut rounded = exact.clone();
         let mut found = Compensated::default();
         for group in Group::ALL {
-            let mut kept = Kept::new(exact, group, batch, x.room());
+            let mut kept = KeptInputs::new(exact, group, batch, x.room());
             let mut moments = if done {
                 Moments::default()
             } else {
@@ -298,7 +298,7 @@ impl Compensation {
         activations: Activations,
         ratios: Option<Ratios>,
         (x, x_q): (&Stream, &Stream),
-        kept: &mut Kept,
+        kept: &mut KeptInputs,
     ) -> std::result::Result<Moments, Error> {
         let vision = match (self.settings.vision, ratios) {
             (VisionWeight::Fixed(weight), _) => weight,
@@ -348,7 +348,7 @@ impl Compensation {
     #[allow(clippy::too_many_arguments)]
     fn linear(
         &self,
-        name: Name,
+        name: LinearName,
         source: &str,
         format: Format,
         exact: &Block,

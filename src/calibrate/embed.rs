@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// What tokenises: with a projector also what sees.
-enum Reader {
+enum PromptReader {
     Text(Model),
     Vision(Vision),
 }
@@ -25,7 +25,7 @@ enum Reader {
 pub struct Embedder<'a> {
     text: &'a Source<'a>,
     config: TextConfig,
-    reader: Reader,
+    reader: PromptReader,
     template: ChatTemplate,
     /// Ends an answer.
     end: Option<Token>,
@@ -61,16 +61,16 @@ impl<'a> Embedder<'a> {
             .ok_or_else(|| CalibrateError::File { path: text.values.path("").into(), problem: no_template.into() })??;
         let end = model.end_of_turn();
         let reader = match mmproj {
-            Some(path) => Reader::Vision(Vision::load(model, path, compute)?),
-            None => Reader::Text(model),
+            Some(path) => PromptReader::Vision(Vision::load(model, path, compute)?),
+            None => PromptReader::Text(model),
         };
         Ok(Embedder { text, config, reader, template, end, _header: file })
     }
 
     fn model(&self) -> &Model {
         match &self.reader {
-            Reader::Text(model) => model,
-            Reader::Vision(vision) => vision.model(),
+            PromptReader::Text(model) => model,
+            PromptReader::Vision(vision) => vision.model(),
         }
     }
 
@@ -109,15 +109,15 @@ impl<'a> Embedder<'a> {
             _ => Ok(()),
         };
         let (pieces, places) = match &self.reader {
-            Reader::Text(_) if !pictures.is_empty() => {
+            PromptReader::Text(_) if !pictures.is_empty() => {
                 return Err(unfit("it has a picture, and the model no projector (--mmproj)".into()));
             }
-            Reader::Text(model) => {
+            PromptReader::Text(model) => {
                 let tokens = model.tokenize(&prompt.text, true, true)?;
                 room([tokens.len(), 0])?;
                 (vec![Piece::Text(tokens)], Vec::new())
             }
-            Reader::Vision(vision) => {
+            PromptReader::Vision(vision) => {
                 let chunks = vision.tokenize(&prompt.text, Path::new(what), pictures)?;
                 room(chunks.tokens())?;
                 (chunks.pieces(true)?, chunks.places())
@@ -137,7 +137,7 @@ impl<'a> Embedder<'a> {
             let tokens = match piece {
                 Piece::Media(media) => {
                     kinds.resize(kinds.len() + media.tokens, Kind::Vision);
-                    at += text[at..].starts_with(MARK.as_bytes()).then_some(MARK.len()).unwrap_or(0);
+                    at += if text[at..].starts_with(MARK.as_bytes()) { MARK.len() } else { 0 };
                     continue;
                 }
                 Piece::Text(tokens) => tokens,
@@ -167,7 +167,8 @@ impl<'a> Embedder<'a> {
         reply: Vec<Token>,
     ) -> Result<Sample, Error> {
         kinds.resize(kinds.len() + reply.len(), Kind::Answer);
-        let (mut ids, mut rows, mut layout) = (Vec::new(), Rows::new(&self.config, kinds.len()), Layout::default());
+        let (mut ids, mut rows, mut layout) =
+            (Vec::new(), EmbeddingRows::new(&self.config, kinds.len()), Layout::default());
         let mut places = places.into_iter();
         for piece in pieces.into_iter().chain([Piece::Text(reply)]) {
             match piece {
@@ -219,16 +220,16 @@ fn behind(text: &[u8], at: usize, token: &[u8]) -> Option<usize> {
 }
 
 /// Embeddings, row by row, with the features that enter behind the first blocks.
-struct Rows {
+struct EmbeddingRows {
     hidden: usize,
     /// The stream's, then each injection's, `[tokens, hidden]`.
     values: Vec<Vec<f32>>,
 }
 
-impl Rows {
+impl EmbeddingRows {
     fn new(config: &TextConfig, tokens: usize) -> Self {
         let values = (0..=config.deepstack_layers).map(|_| Vec::with_capacity(tokens * config.hidden_size)).collect();
-        Rows { hidden: config.hidden_size, values }
+        EmbeddingRows { hidden: config.hidden_size, values }
     }
 
     fn word(&mut self, row: Vec<f32>) {
@@ -329,7 +330,7 @@ mod tests {
         let layout = layout.finish().unwrap().unwrap();
         let all = [vec![[0, 0, 0, 0]], positions, vec![[3, 3, 3, 0]]].concat();
         assert_eq!(layout.positions, Some(Positions::new(4, all.concat()).unwrap()));
-        assert_eq!(layout.runs, [1..5]);
+        assert_eq!((layout.runs.len(), layout.runs[0].clone()), (1, 1..5));
         let mut plain = Layout::default();
         let place = plain.plain(3);
         plain.picture(0, 3, place);

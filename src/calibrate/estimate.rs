@@ -1,5 +1,5 @@
 //! How long a calibration will take, and how much memory it may.
-use super::Model;
+use super::TextModel;
 use crate::Error;
 use crate::events::{Event, Observer};
 use candle_core::{DType, Tensor};
@@ -15,7 +15,7 @@ pub(super) fn half_of_free() -> usize {
 }
 
 /// Says how long the calibration will take, from the model's shape, its `passes` and a short product.
-pub(super) fn estimate(model: &Model, tokens: usize, passes: f64, observer: &dyn Observer) -> Result<(), Error> {
+pub(super) fn estimate(model: &TextModel, tokens: usize, passes: f64, observer: &dyn Observer) -> Result<(), Error> {
     let c = &model.text;
     let cpu = model.device.is_cpu();
     // Enough work for all of an accelerator.

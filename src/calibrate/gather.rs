@@ -10,16 +10,16 @@ use std::ops::Range;
 const ROWS: usize = 1024;
 
 /// Rows of a group's input and target, of one chunk or of several.
-pub(super) struct Piece {
+pub(super) struct ScoredRows {
     pub x: Tensor,
     pub target: Tensor,
     /// Of each row: its sample, and its weight in the loss.
     pub owners: Vec<(usize, f64)>,
-    pub attention: Option<Attention>,
+    pub attention: Option<AttentionRows>,
 }
 
 /// What attention needs beside a piece's rows.
-pub(super) struct Attention {
+pub(super) struct AttentionRows {
     /// The whole input of the rows' samples.
     pub all: Tensor,
     /// These samples: where they are in it, and their numbers in the batch.
@@ -29,7 +29,7 @@ pub(super) struct Attention {
     pub rows: Vec<u32>,
 }
 
-impl Piece {
+impl ScoredRows {
     fn bytes(&self) -> usize {
         let whole = self.attention.as_ref().map_or(0, |a| a.all.elem_count());
         4 * (self.x.elem_count() + self.target.elem_count() + whole)
@@ -98,14 +98,14 @@ impl Gather {
         Ok(())
     }
 
-    fn piece(self, group: Group, seen: &Pass) -> Result<Piece> {
+    fn piece(self, group: Group, seen: &Pass) -> Result<ScoredRows> {
         let Gather { source, target, owners, spans, samples, rows, .. } = self;
         let all = seen.input(group, &Tensor::cat(&source, 0)?)?;
         let (x, attention) = match group {
-            Group::Qkv => (select_rows(&all, &rows)?, Some(Attention { all, spans, samples, rows })),
+            Group::Qkv => (select_rows(&all, &rows)?, Some(AttentionRows { all, spans, samples, rows })),
             _ => (all, None),
         };
-        Ok(Piece { x, target: Tensor::cat(&target, 0)?, owners, attention })
+        Ok(ScoredRows { x, target: Tensor::cat(&target, 0)?, owners, attention })
     }
 }
 
@@ -116,9 +116,9 @@ pub(super) fn pieces(
     batch: &Batch,
     (full, seen): (&Pass, &Pass),
     room: usize,
-    mut done: impl FnMut(&[Piece]) -> Result<()>,
+    mut done: impl FnMut(&[ScoredRows]) -> Result<()>,
 ) -> Result<()> {
-    let mut pieces: Vec<Piece> = Vec::new();
+    let mut pieces: Vec<ScoredRows> = Vec::new();
     let mut bytes = 0;
     let (mut first, mut open) = (0, Gather::default());
     for (c, chunk) in batch.chunks.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! Fake quantisers: weights and activations rounded to what the output type will hold, and back to f32.
 use crate::ggml::{self, GgmlType};
-use crate::gguf::{FileType, Linear, Role, fitting};
+use crate::gguf::{FileType, LinearKind, Role, fitting};
 use crate::quant::levels::even;
 use crate::quant::mbq3;
 use crate::text::TextConfig;
@@ -19,7 +19,7 @@ pub trait WeightGrid: Sync {
 
 /// The stored types' own rounding of a decoder linear.
 pub(super) fn stored(file: FileType, config: &TextConfig) -> Box<dyn WeightGrid> {
-    let ty = file.tensor_type(Role::Linear(Linear::Other, 0), 1, 256, false, false);
+    let ty = file.tensor_type(Role::Linear(LinearKind::Other, 0), 1, 256, false, false);
     // Rows of other lengths are stored in a fallback type, which only ggml's own round trip knows.
     let rows = [config.hidden_size, config.num_heads * config.head_dim, config.intermediate_size];
     let fits_mbq3 = rows.iter().all(|r| r % 128 == 0);

@@ -186,7 +186,7 @@ impl Importance {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Model;
+    use super::super::TextModel;
     use super::super::batch::pack;
     use super::super::stream::Room;
     use super::super::tests::{batch, oracle};
@@ -206,7 +206,7 @@ mod tests {
             serde_json::from_str(include_str!("../../tests/golden/importance.json")).unwrap();
         let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
         let source = decoder(&checkpoint);
-        let model = Model::new(&source, 512, Device::Cpu).unwrap();
+        let model = TextModel::new(&source, 512, Device::Cpu).unwrap();
         let room = Room::new(&Device::Cpu, usize::MAX, &dir);
         let (batch, first) = pack(&batch(&dir.join("runs"), false), 300, &room).unwrap();
         for (key, ratio) in [("image", None), ("quarter", Some(Ratios { attn: 0.25, mlp: 0.25 }))] {

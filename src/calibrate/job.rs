@@ -1,19 +1,19 @@
 //! A whole calibration as a user asks for it: from the pair of a model and a list of conversations to what the writer
 //! needs. Everything that the command line can do, a program can do with this.
 use super::batch::Batch;
-use super::bits::{self, Part};
+use super::bits::{self, BlockPart};
 use super::clock::Clock;
 use super::compensate::{Compensation, CompensationSettings, VisionWeight};
 use super::embed::Embedder;
 use super::estimate::{estimate, half_of_free};
 use super::grid::{Activations, PerChannel, WeightGrid, stored};
 use super::importance::{Importance, Weighting};
-use super::mbq::Found;
+use super::mbq::FoundScales;
 use super::samples::{self, Draw, Samples};
 use super::settings::{ActivationBits, CHUNK_TOKENS, Method, Switches};
 use super::store::{JobId, WorkFiles};
 use super::stream::{Room, Stream};
-use super::{CalibrateError, CalibrateOptions, Model, Outcome, hold, run_packed};
+use super::{CalibrateError, CalibrateOptions, Outcome, TextModel, hold, run_packed};
 use crate::Error;
 use crate::convert::Calibration;
 use crate::digest::hex;
@@ -158,10 +158,10 @@ impl Job {
     /// Spends `bpw`: the linears that get another type than MBQ3, and what was measured.
     fn widen(
         &self,
-        model: &Model,
+        model: &TextModel,
         (batch, inputs): (&Batch, &Stream),
         observer: &dyn Observer,
-    ) -> Result<(BTreeMap<String, GgmlType>, Vec<Part>), Error> {
+    ) -> Result<(BTreeMap<String, GgmlType>, Vec<BlockPart>), Error> {
         let Some(mean) = self.bpw else { return Ok(Default::default()) };
         let types = [GgmlType::MBQ3, GgmlType::Q4_0];
         let width = types.map(GgmlType::bits_per_weight);
@@ -255,7 +255,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
     ) -> Result<Calibrated, Error> {
         let (job, switches) = (self.job, &self.job.switches);
         let Samples { batch, inputs, data, source, skipped } = self.samples;
-        let model = Model::new(&self.pair.text, batch.longest, job.device.clone())?;
+        let model = TextModel::new(&self.pair.text, batch.longest, job.device.clone())?;
         let (linear_types, parts) = job.widen(&model, (&batch, &inputs), observer)?;
         let types = TypeChoice { linears: linear_types, ..types.clone() };
         let (weights, activations) = grids(switches.activations.unwrap_or_default(), types.file, &model);
@@ -298,7 +298,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         let record = json!({
             "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped,
             "tokens": batch.tokens, "loss": found.loss, "sensitivities": found.sensitivities, "ratios": found.ratios,
-            "blocks": found.blocks.iter().map(|b| b.iter().map(Found::record).collect()).collect::<Vec<Vec<_>>>(), "parts": parts, "compensated": found.compensated, "seconds": seconds,
+            "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(), "parts": parts, "compensated": found.compensated, "seconds": seconds,
         });
         let importance =
             given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
@@ -310,7 +310,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
 }
 
 /// What a search rounds weights and activations to.
-fn grids(activations: ActivationBits, file: FileType, model: &Model) -> (Box<dyn WeightGrid>, Activations) {
+fn grids(activations: ActivationBits, file: FileType, model: &TextModel) -> (Box<dyn WeightGrid>, Activations) {
     match activations {
         ActivationBits::Float => (stored(file, &model.text), Activations::Float),
         ActivationBits::Int8 => (stored(file, &model.text), Activations::Blocks),

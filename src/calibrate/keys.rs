@@ -1,27 +1,27 @@
 //! Keys and values of a search's candidates for q, k, v: a round asks for other queries of samples that rounds before
 //! have seen, whose keys stay the same.
-use super::gather::Attention;
+use super::gather::AttentionRows;
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Of one sample, `[tokens, kv width]` each.
-type Pair = (Tensor, Tensor);
+type KeysAndValues = (Tensor, Tensor);
 
 /// By candidate and sample.
 #[derive(Default)]
-struct State {
+struct KeysState {
     bytes: usize,
-    pairs: BTreeMap<(usize, usize), Pair>,
+    pairs: BTreeMap<(usize, usize), KeysAndValues>,
 }
 
 /// What is kept, in `room` bytes at most; the rest is made each time, to the same values.
 pub(super) struct Keys {
     room: usize,
-    state: Mutex<State>,
+    state: Mutex<KeysState>,
 }
 
-fn bytes((k, v): &Pair) -> usize {
+fn bytes((k, v): &KeysAndValues) -> usize {
     4 * (k.elem_count() + v.elem_count())
 }
 
@@ -30,7 +30,7 @@ impl Keys {
         Keys { room, state: Mutex::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, KeysState> {
         // A panic elsewhere leaves whole pairs behind.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,8 +46,13 @@ impl Keys {
     ///
     /// # Errors
     /// Those of `make`.
-    pub fn get(&self, candidate: usize, of: &Attention, make: impl Fn(&Tensor) -> Result<Pair>) -> Result<Vec<Pair>> {
-        let mut pairs: Vec<Option<Pair>> = {
+    pub fn get(
+        &self,
+        candidate: usize,
+        of: &AttentionRows,
+        make: impl Fn(&Tensor) -> Result<KeysAndValues>,
+    ) -> Result<Vec<KeysAndValues>> {
+        let mut pairs: Vec<Option<KeysAndValues>> = {
             let state = self.state();
             of.samples.iter().map(|&sample| state.pairs.get(&(candidate, sample)).cloned()).collect()
         };

@@ -99,7 +99,7 @@ pub(super) fn candidate(
 
 /// What was found for a group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Found {
+pub struct FoundScales {
     pub group: Group,
     /// The weight of vision errors; none when the search is not balanced.
     pub ratio: Option<f64>,
@@ -114,7 +114,7 @@ pub struct Found {
     pub scales: Vec<f32>,
 }
 
-impl Found {
+impl FoundScales {
     /// What a reader of the record wants of it.
     pub(super) fn record(&self) -> serde_json::Value {
         serde_json::json!({"group": self.group, "ratio": self.ratio, "exponent": self.best as f64 / 20.0,
@@ -122,7 +122,7 @@ impl Found {
     }
 }
 
-impl Found {
+impl FoundScales {
     /// The candidate of least loss, the first of equals; `losses` has none for candidates that were dropped.
     ///
     /// # Errors
@@ -148,6 +148,6 @@ impl Found {
         let others = losses.iter().enumerate().filter(|(i, _)| *i != best).filter_map(|(_, l)| *l);
         let second = others.fold(f64::INFINITY, f64::min);
         let margin = if second.is_finite() { (second - best_loss) / best_loss.max(f64::MIN_POSITIVE) } else { 1.0 };
-        Ok(Found { group, ratio, best, best_loss, margin, losses, x_max, scales: candidates[best].clone() })
+        Ok(FoundScales { group, ratio, best, best_loss, margin, losses, x_max, scales: candidates[best].clone() })
     }
 }

@@ -33,7 +33,7 @@ mod tests;
 
 pub use budget::hold;
 pub use job::{Calibrated, Imatrix, Job};
-pub use model::Model;
+pub use model::TextModel;
 pub use run::{CalibrateOptions, Outcome, run, run_packed};
 pub use settings::{Method, Switches};
 

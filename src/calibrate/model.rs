@@ -6,7 +6,7 @@ use crate::text::{Block, Rope, TextConfig};
 use candle_core::Device;
 
 /// A text model whose blocks are loaded when needed.
-pub struct Model<'a> {
+pub struct TextModel<'a> {
     pub source: &'a Source<'a>,
     pub text: TextConfig,
     pub device: Device,
@@ -14,7 +14,7 @@ pub struct Model<'a> {
     ropes: [Rope; 2],
 }
 
-impl<'a> Model<'a> {
+impl<'a> TextModel<'a> {
     /// `positions`: one more than the largest that a token has.
     ///
     /// # Errors
@@ -22,7 +22,7 @@ impl<'a> Model<'a> {
     pub fn new(source: &'a Source<'a>, positions: usize, device: Device) -> Result<Self, Error> {
         let text = source.text_config()?;
         let ropes = Rope::of_model(source, &text, positions, &device)?;
-        Ok(Model { source, text, device, ropes })
+        Ok(TextModel { source, text, device, ropes })
     }
 
     /// Loads one block.

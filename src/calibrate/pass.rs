@@ -4,7 +4,7 @@ use super::batch::{Batch, Chunk};
 use super::grid::Activations;
 use super::stream::Stream;
 use crate::text::ops::{column_abs, column_max, each};
-use crate::text::{Block, Group, Name, Trace};
+use crate::text::{Block, Group, LinearName, Trace};
 use candle_core::{Result, Tensor};
 
 /// What a pass keeps.
@@ -48,7 +48,8 @@ pub struct Pass<'a> {
 impl Kept {
     /// Bytes of a block's pass over `batch`, all but its maxima kept.
     pub fn bytes(block: &Block, batch: &Batch) -> usize {
-        let widths = [Name::O, Name::Down].map(|n| block.linear(n).weight.elem_count() / block.norm1.elem_count());
+        let widths =
+            [LinearName::O, LinearName::Down].map(|n| block.linear(n).weight.elem_count() / block.norm1.elem_count());
         4 * batch.tokens * (2 * block.norm1.elem_count() + widths[0] + widths[1])
     }
 
@@ -161,7 +162,7 @@ impl<'a> Pass<'a> {
 
     /// What enters the linears of `group`, from rows of [`Pass::source`].
     pub fn input(&self, group: Group, source: &Tensor) -> Result<Tensor> {
-        let run = |name: Name, x: &Tensor| self.block.linear(name).forward(x);
+        let run = |name: LinearName, x: &Tensor| self.block.linear(name).forward(x);
         match group {
             Group::Qkv => self.block.attn_norm(source),
             Group::O => Ok(source.clone()),
@@ -169,7 +170,7 @@ impl<'a> Pass<'a> {
             Group::GateUp => self.block.mlp_norm(source),
             Group::Down => {
                 let m = self.activations.apply(&self.block.mlp_norm(source)?)?;
-                self.block.activate(run(Name::Gate, &m)?, &run(Name::Up, &m)?)
+                self.block.activate(run(LinearName::Gate, &m)?, &run(LinearName::Up, &m)?)
             }
         }
     }

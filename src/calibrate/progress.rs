@@ -1,7 +1,7 @@
 //! What of a calibration is done, on disk after every step, so that an interrupted run can go on.
 use super::CalibrateError;
 use super::compensate::Compensated;
-use super::mbq::Found;
+use super::mbq::FoundScales;
 use super::sensitivity::BlockSensitivity;
 use super::store::JobId;
 use crate::Error;
@@ -15,7 +15,7 @@ pub(super) struct Progress {
     pub job: JobId,
     pub loss: Option<f64>,
     pub sensitivities: Vec<BlockSensitivity>,
-    pub blocks: Vec<Vec<Found>>,
+    pub blocks: Vec<Vec<FoundScales>>,
     /// Blocks whose bytes are in the store.
     #[serde(default)]
     pub compensated: Vec<Compensated>,

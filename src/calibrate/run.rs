@@ -4,8 +4,8 @@ use super::budget::{Budget, Phase, trim};
 use super::compensate::{Compensated, Compensation, VisionWeight};
 use super::grid::{Activations, WeightGrid};
 use super::importance::{Importance, Weighting};
-use super::mbq::{Found, Group, Loss, Ratios, ratios};
-use super::model::Model;
+use super::mbq::{FoundScales, Group, Loss, Ratios, ratios};
+use super::model::TextModel;
 use super::pass::{Keep, Kept, Pass};
 use super::progress::Progress;
 use super::scaling::{apply, fold};
@@ -59,7 +59,7 @@ pub struct Outcome {
     pub folds: Folds,
     pub sensitivities: Vec<BlockSensitivity>,
     pub ratios: Vec<Ratios>,
-    pub blocks: Vec<Vec<Found>>,
+    pub blocks: Vec<Vec<FoundScales>>,
     pub compensated: Vec<Compensated>,
     /// The calibration loss, nats per answer token.
     pub loss: Option<f64>,
@@ -79,7 +79,7 @@ impl CalibrateOptions<'_> {
 /// Samples that cannot be used, a tensor that is missing or not finite, a progress file of another job, an importance
 /// matrix of zeros.
 pub fn run(
-    model: &Model,
+    model: &TextModel,
     samples: &[Sample],
     options: &CalibrateOptions,
     observer: &dyn Observer,
@@ -96,7 +96,7 @@ pub fn run(
 /// # Errors
 /// As [`run`].
 pub fn run_packed(
-    model: &Model,
+    model: &TextModel,
     batch: &Batch,
     mut x: Stream,
     options: &CalibrateOptions,
@@ -143,7 +143,7 @@ pub(super) fn advance(
 
 /// A calibration under way.
 struct Run<'r, 'm> {
-    model: &'r Model<'m>,
+    model: &'r TextModel<'m>,
     batch: &'r Batch,
     options: &'r CalibrateOptions<'r>,
     budget: Budget,
@@ -159,7 +159,7 @@ struct Run<'r, 'm> {
 
 impl<'r, 'm> Run<'r, 'm> {
     fn new(
-        model: &'r Model<'m>,
+        model: &'r TextModel<'m>,
         batch: &'r Batch,
         options: &'r CalibrateOptions,
         observer: &dyn Observer,

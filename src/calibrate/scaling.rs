@@ -1,7 +1,7 @@
 //! Scales of a group of linears, put where they belong: into a block, to try them, and into the folds that the writer
 //! applies tensor by tensor.
 use crate::quant::fold::Folds;
-use crate::text::{Block, Group, Name, Producer, in_block};
+use crate::text::{Block, Group, LinearName, Producer, in_block};
 use candle_core::{Result, Tensor};
 
 /// Where several query heads read one value head: the mean of x_max over them, for each of them.
@@ -41,7 +41,7 @@ pub fn apply(block: &mut Block, group: Group, scales: &[f32]) -> Result<()> {
         }
         Producer::Linear(name) => name,
     };
-    let s = if producer == Name::V {
+    let s = if producer == LinearName::V {
         let (repeats, dim) = block.head_shape();
         let s = unshare(scales, repeats, dim);
         Tensor::from_slice(&s, s.len(), &device)?
@@ -65,7 +65,7 @@ pub(super) fn fold(folds: &mut Folds, layer: usize, block: &Block, group: Group,
         Producer::AttnNorm => divide(in_block(layer, "attn_norm.weight"), &scales),
         Producer::MlpNorm => divide(in_block(layer, "ffn_norm.weight"), &scales),
         Producer::Linear(producer) => {
-            let s = if producer == Name::V {
+            let s = if producer == LinearName::V {
                 let (repeats, dim) = block.head_shape();
                 unshare(&scales, repeats, dim)
             } else {
@@ -136,7 +136,7 @@ mod tests {
         let mut written = block.clone();
         written.norm1 = folded(&block.norm1, of(in_block(3, "attn_norm.weight")));
         written.norm2 = folded(&block.norm2, of(in_block(3, "ffn_norm.weight")));
-        for name in Name::ALL {
+        for name in LinearName::ALL {
             let linear = written.linear_mut(name);
             linear.weight = folded(&linear.weight, of(name.weight(3)));
             linear.bias = linear.bias.as_ref().map(|b| folded(b, of(name.bias(3))));

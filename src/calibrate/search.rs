@@ -1,15 +1,15 @@
 //! The search for a block's scales ([`super::mbq`]): which groups, on which inputs, and how candidates are scored.
 use super::batch::{Batch, Kind};
-use super::gather::{Piece, Wanted, pieces};
+use super::gather::{ScoredRows, Wanted, pieces};
 use super::grid::{Activations, WeightGrid};
 use super::keys::Keys;
-use super::mbq::{Found, GRID, Loss, Ratios, candidate, scales, token_weight};
+use super::mbq::{FoundScales, GRID, Loss, Ratios, candidate, scales, token_weight};
 use super::pass::{Keep, Pass};
 use super::race::{BY_QUERY, BY_SAMPLE, BY_TOKEN, STRATA, deal, deal_samples, race};
 use super::scaling::{apply, share};
 use super::stream::Stream;
 use crate::text::ops::{Fast, each, over_row, row_errors};
-use crate::text::{Block, Group, Linear, Name};
+use crate::text::{Block, Group, Linear, LinearName};
 use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -38,7 +38,8 @@ pub struct Search<'a> {
 impl Search<'_> {
     /// Whether v's outputs are o's inputs one to one, or can be made so by sharing.
     fn folds(&self, block: &Block) -> Result<bool> {
-        Ok(self.share_heads || block.linear(Name::V).weight.dim(0)? == block.linear(Name::O).weight.dim(1)?)
+        Ok(self.share_heads
+            || block.linear(LinearName::V).weight.dim(0)? == block.linear(LinearName::O).weight.dim(1)?)
     }
 
     /// The group's output at the piece's rows, with candidate linears `q`; all others are in full precision.
@@ -47,7 +48,7 @@ impl Search<'_> {
         block: &Block,
         group: Group,
         (candidate, q, s): (usize, &[Linear], &Tensor),
-        piece: &Piece,
+        piece: &ScoredRows,
         keys: &Keys,
     ) -> Result<Tensor> {
         let scaled = |x: &Tensor| match self.activations {
@@ -63,10 +64,12 @@ impl Search<'_> {
             };
             let keys = keys.get(candidate, of, make)?;
             let o_in = block.attend_at(&q[0].forward(&x)?, &keys, &of.spans, Some(&of.rows))?;
-            return block.linear(Name::O).forward(&o_in);
+            return block.linear(LinearName::O).forward(&o_in);
         }
         match group {
-            Group::GateUp => block.linear(Name::Down).forward(&block.activate(q[0].forward(&x)?, &q[1].forward(&x)?)?),
+            Group::GateUp => {
+                block.linear(LinearName::Down).forward(&block.activate(q[0].forward(&x)?, &q[1].forward(&x)?)?)
+            }
             Group::Qkv | Group::O | Group::Down => q[0].forward(&x),
         }
     }
@@ -74,7 +77,7 @@ impl Search<'_> {
     /// The finished block: every linear quantised.
     pub fn quantise(&self, block: &Block) -> Result<Block> {
         let mut q = block.clone();
-        for name in Name::ALL {
+        for name in LinearName::ALL {
             q.linear_mut(name).weight = self.weights.round_trip(&block.linear(name).weight)?;
         }
         Ok(q)
@@ -89,8 +92,8 @@ impl Search<'_> {
         full: &Pass,
         x_q: Option<&Stream>,
         ratios: Option<Ratios>,
-    ) -> Result<Vec<Found>> {
-        let mut found: Vec<Found> = Vec::new();
+    ) -> Result<Vec<FoundScales>> {
+        let mut found: Vec<FoundScales> = Vec::new();
         for group in Group::ALL {
             if group == Group::O && !self.folds(block)? {
                 continue;
@@ -125,7 +128,7 @@ impl Search<'_> {
         group: Group,
         (full, seen): (&Pass, &Pass),
         ratio: Option<f64>,
-    ) -> Result<Found> {
+    ) -> Result<FoundScales> {
         let x_max = seen.mean(group);
         let shared = if group == Group::O { share(block, &x_max)? } else { x_max.clone() };
         let candidates: Vec<Vec<f32>> = (0..GRID).map(|i| scales(&shared, i as f32 / GRID as f32)).collect();
@@ -163,7 +166,7 @@ impl Search<'_> {
                 }
             }
         }
-        Found::least(group, ratio, losses, x_max, &candidates)
+        FoundScales::least(group, ratio, losses, x_max, &candidates)
     }
 }
 
@@ -204,7 +207,7 @@ impl Scorer<'_, '_> {
     }
 
     /// Adds the pieces' errors.
-    fn add(&mut self, wanted: &[usize], pieces: &[Piece], shares: &mut [Vec<f64>]) -> Result<()> {
+    fn add(&mut self, wanted: &[usize], pieces: &[ScoredRows], shares: &mut [Vec<f64>]) -> Result<()> {
         let Search { weights, activations, at_once, .. } = *self.search;
         let q = each(wanted.len(), at_once, |i| {
             let s = &self.candidates[wanted[i]];

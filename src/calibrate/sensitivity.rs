@@ -10,7 +10,7 @@ use super::stream::Stream;
 use crate::events::{Event, Observer};
 use crate::text::head::Head;
 use crate::text::ops::{each, row_abs};
-use crate::text::{Block, Made, Name, Trace};
+use crate::text::{Block, LinearName, Made, Trace};
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -75,7 +75,7 @@ const PART: usize = if cfg!(test) { 600 } else { 8192 };
 /// # Errors
 /// A block cannot be loaded, or its gradient is zero at the answer tokens or not finite.
 pub fn sensitivities(
-    model: &super::Model,
+    model: &super::TextModel,
     batch: &Batch,
     inputs: &Stream,
     at_once: usize,
@@ -88,18 +88,8 @@ pub fn sensitivities(
     observer.event(Event::PhaseStart { name: "sensitivity".into(), total, unit: "blocks" });
     let ahead = ahead.filter(|_| parts.len() == 1);
     let sums = vec![BlockSensitivity::default(); layers];
-    let mut all = Gradients {
-        model,
-        batch,
-        inputs,
-        at_once,
-        ahead,
-        observer,
-        sums,
-        loss: 0.0,
-        kept: Vec::new(),
-        made: Vec::new(),
-    };
+    let mut all =
+        WayBack { model, batch, inputs, at_once, ahead, observer, sums, loss: 0.0, kept: Vec::new(), made: Vec::new() };
     for part in parts {
         trim(&model.device)?;
         let mut stored = all.forward(&part)?;
@@ -113,7 +103,7 @@ pub fn sensitivities(
         all.backward(&part, stored, gradients)?;
     }
     observer.event(Event::PhaseEnd);
-    let Gradients { mut sums, loss, kept, .. } = all;
+    let WayBack { mut sums, loss, kept, .. } = all;
     for (layer, sum) in sums.iter_mut().enumerate() {
         for part in [&mut sum.attn, &mut sum.mlp] {
             part.vision /= batch.pictures().max(1) as f64;
@@ -127,7 +117,7 @@ pub fn sensitivities(
 }
 
 /// Chunks whose inputs of all blocks there is room for at a time.
-fn parts(model: &super::Model, batch: &Batch, inputs: &Stream) -> Vec<Range<usize>> {
+fn parts(model: &super::TextModel, batch: &Batch, inputs: &Stream) -> Vec<Range<usize>> {
     // Between two blocks there are a gradient and a next input as well.
     let bytes_per_token = (model.text.num_layers + 1) * model.text.hidden_size * 4;
     let part_tokens = (inputs.room().left() / bytes_per_token).max(PART);
@@ -146,8 +136,8 @@ fn parts(model: &super::Model, batch: &Batch, inputs: &Stream) -> Vec<Range<usiz
 }
 
 /// The way there and back through all blocks.
-struct Gradients<'g, 's> {
-    model: &'g super::Model<'g>,
+struct WayBack<'g, 's> {
+    model: &'g super::TextModel<'g>,
     batch: &'g Batch,
     inputs: &'g Stream,
     at_once: usize,
@@ -160,7 +150,7 @@ struct Gradients<'g, 's> {
     made: Vec<[Stream; 5]>,
 }
 
-impl Gradients<'_, '_> {
+impl WayBack<'_, '_> {
     /// The inputs of each block but the first, then the last one's outputs, of the chunks `part`.
     fn forward(&mut self, part: &Range<usize>) -> std::result::Result<Vec<Stream>, crate::Error> {
         let mut stored: Vec<Stream> = Vec::new();
@@ -192,7 +182,8 @@ impl Gradients<'_, '_> {
     fn forward_kept(&mut self, block: &Block, layer: usize, search: &Search, x: &Stream) -> Result<Stream> {
         let room = self.inputs.room();
         let mut next = room.stream();
-        let wide = [Name::Q, Name::K, Name::V, Name::Gate, Name::Up].map(|n| block.linear(n).weight.elem_count());
+        let wide = [LinearName::Q, LinearName::K, LinearName::V, LinearName::Gate, LinearName::Up]
+            .map(|n| block.linear(n).weight.elem_count());
         let wide = 4 * self.batch.tokens * wide.iter().sum::<usize>() / self.model.text.hidden_size;
         let needs = Kept::bytes(block, self.batch) + self.later(layer) + wide;
         let all = self.made.len() == layer && room.left() >= needs;

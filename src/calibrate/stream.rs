@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone)]
 pub struct Room {
     device: Device,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<RoomState>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct RoomState {
     /// Bytes that streams may take, and those that they do.
     host: [usize; 2],
     accelerator: [usize; 2],
@@ -40,11 +40,11 @@ impl Room {
     /// Room for tensors of `device`: `host` bytes in memory, none on the device yet, the rest in a file in `dir`.
     pub fn new(device: &Device, host: usize, dir: &Path) -> Self {
         let state =
-            State { host: [host, 0], accelerator: [0, 0], dir: dir.into(), file: None, end: 0, free: Vec::new() };
+            RoomState { host: [host, 0], accelerator: [0, 0], dir: dir.into(), file: None, end: 0, free: Vec::new() };
         Room { device: device.clone(), state: Arc::new(Mutex::new(state)) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RoomState> {
         // A panic elsewhere leaves numbers that are still consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,7 +117,7 @@ impl Room {
     }
 }
 
-impl State {
+impl RoomState {
     fn write(&mut self, bytes: &[u8]) -> Result<u64> {
         // Chunks keep their shape from pass to pass: a free part of the same length is nearly always there.
         let free = self.free.iter().position(|&(_, len)| len == bytes.len());

@@ -3,11 +3,11 @@ use super::batch::{Kind, Sample};
 use super::embed::Embedder;
 use super::grid::{Activations, Asymmetric, PerChannel, WeightGrid};
 use super::mbq::{Group, Loss};
-use super::{CalibrateOptions, Method, Model, Outcome, Switches, run};
+use super::{CalibrateOptions, Method, Outcome, Switches, TextModel, run};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Conversion, ConvertOptions};
 use crate::events::Silent;
-use crate::front::Found;
+use crate::front::FoundModel;
 use crate::front::testing::decoder;
 use crate::ggml::GgmlType;
 use crate::gguf::{FileType, TypeChoice};
@@ -68,7 +68,7 @@ fn within(
 ) -> Outcome {
     let checkpoint = Checkpoint::open(&dir.join("model")).unwrap();
     let source = decoder(&checkpoint);
-    let model = Model::new(&source, 512, Device::Cpu).unwrap();
+    let model = TextModel::new(&source, 512, Device::Cpu).unwrap();
     let w3 = Asymmetric { bits: 3, group: 128 };
     let w4 = PerChannel { bits: 4 };
     let weights: &dyn WeightGrid = if wa { &w4 } else { &w3 };
@@ -280,7 +280,7 @@ fn smoothquant_statistics() {
 /// Calls `f` with what makes the samples of the checkpoint in `dir`, its projector in f32; not without a runtime.
 fn with_embedder(dir: &Path, f: impl FnOnce(&Embedder)) {
     let Ok(runtime) = crate::runtime::directory(None) else { return eprintln!("skipped: no runtime") };
-    let found = Found::find(dir.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
+    let found = FoundModel::find(dir.to_str().unwrap(), None, &Hub::from_env(true), &Silent).unwrap();
     let pair = found.pair().unwrap();
     let work = tempfile::tempdir().unwrap();
     let options = ConvertOptions {
@@ -487,7 +487,7 @@ fn testbed_points() {
     }
     println!("{} tokens, vision {:.1} s", samples.iter().map(|s| s.real).sum::<usize>(), start.elapsed().as_secs_f64());
     let source = decoder(&checkpoint);
-    let model = Model::new(&source, 4096, Device::Cpu).unwrap();
+    let model = TextModel::new(&source, 4096, Device::Cpu).unwrap();
     let weights = Asymmetric { bits: 3, group: 128 };
     for (name, method, loss) in [("mbq-w3g128", Method::MbqScales, Loss::Mae), ("awq-w3g128", Method::Awq, Loss::Mse)] {
         let start = std::time::Instant::now();
@@ -543,7 +543,7 @@ fn divergence_from_runtime(text: &Path, mmproj: &Path) -> f64 {
     let answer: Vec<i32> =
         sample.ids.iter().zip(&sample.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(&id, _)| id as i32).collect();
 
-    let model = Model::new(&pair.text, sample.kinds.len(), Device::Cpu).unwrap();
+    let model = TextModel::new(&pair.text, sample.kinds.len(), Device::Cpu).unwrap();
     let (batch, x) = pack(&[sample], 4096, &Room::new(&Device::Cpu, usize::MAX, work.path())).unwrap();
     let chunk = &batch.chunks[0];
     let mut x = x.get(0).unwrap();

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// One tensor's place in its file.
 #[derive(Debug, Clone)]
-struct Entry {
+struct StoredTensor {
     shard: usize,
     /// Name in the file, for messages.
     stored: String,
@@ -30,7 +30,7 @@ struct Entry {
     bytes: Range<usize>,
 }
 
-struct Shard {
+struct WeightFile {
     path: PathBuf,
     map: Mmap,
 }
@@ -47,8 +47,8 @@ pub struct TensorView<'a> {
 pub struct Checkpoint {
     dir: PathBuf,
     config: serde_json::Value,
-    shards: Vec<Shard>,
-    tensors: BTreeMap<String, Entry>,
+    shards: Vec<WeightFile>,
+    tensors: BTreeMap<String, StoredTensor>,
     notes: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Tensor name -> the shard that has it.
-type Index = BTreeMap<String, String>;
+type WeightIndex = BTreeMap<String, String>;
 
 impl Checkpoint {
     /// Opens the directory `dir`: `config.json`, and `model.safetensors` or else the shards that
@@ -110,7 +110,7 @@ impl Checkpoint {
         &mut self,
         path: PathBuf,
         elsewhere: impl Fn(&str) -> Option<&'a String>,
-        strays: &mut Vec<Entry>,
+        strays: &mut Vec<StoredTensor>,
     ) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.clone(), source };
         let file = File::open(&path).map_err(io)?;
@@ -124,7 +124,7 @@ impl Checkpoint {
         for (stored, view) in parsed.iter() {
             let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
             debug_assert!(start >= data);
-            let entry = Entry {
+            let entry = StoredTensor {
                 shard: self.shards.len(),
                 stored: stored.to_string(),
                 dtype: view.dtype(),
@@ -141,12 +141,12 @@ impl Checkpoint {
                 });
             }
         }
-        self.shards.push(Shard { path, map });
+        self.shards.push(WeightFile { path, map });
         Ok(())
     }
 
     /// The index decides which of two copies of a tensor counts; where they differ, the user is told.
-    fn note_strays(&mut self, strays: &[Entry]) {
+    fn note_strays(&mut self, strays: &[StoredTensor]) {
         for stray in strays {
             let Ok(kept) = self.tensor(&canonical(&stray.stored)) else { continue };
             let (path, other) = (&self.shards[stray.shard].path, &self.shards[stray.shard].map[stray.bytes.clone()]);
@@ -204,7 +204,7 @@ impl Checkpoint {
         matches!((self.tensor(a), self.tensor(b)), (Ok(a), Ok(b)) if a.dtype == b.dtype && a.shape == b.shape && a.bytes == b.bytes)
     }
 
-    fn entry(&self, name: &str) -> Result<(&Entry, &Shard), CheckpointError> {
+    fn entry(&self, name: &str) -> Result<(&StoredTensor, &WeightFile), CheckpointError> {
         let entry = self
             .tensors
             .get(name)
@@ -293,7 +293,7 @@ impl Checkpoint {
 
 /// The index of the shards to read, none for `model.safetensors`. `transformers_weights`, a key of transformers 5, names
 /// the file to take in place of the first that is there.
-fn weights(dir: &Path, config: &serde_json::Value) -> Result<Option<Index>, CheckpointError> {
+fn weights(dir: &Path, config: &serde_json::Value) -> Result<Option<WeightIndex>, CheckpointError> {
     let chosen = match config.get("transformers_weights").filter(|v| !v.is_null()) {
         None => None,
         Some(v) => match v.as_str() {
@@ -321,7 +321,7 @@ pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointErro
     serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })
 }
 
-fn read_index(path: &Path) -> Result<Index, CheckpointError> {
+fn read_index(path: &Path) -> Result<WeightIndex, CheckpointError> {
     let json = read_json(path)?;
     let field = |field: &str| CheckpointError::Field { path: path.into(), field: field.into(), want: "a file name" };
     let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| field("weight_map"))?;

@@ -37,7 +37,7 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
             bail!("{}: no such file", path.display());
         }
     }
-    let pictures = args.image.iter().map(|path| Picture::of(path)).collect::<Result<Vec<_>>>()?;
+    let pictures = args.image.iter().map(|path| PictureArg::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
     check_pair(&args.model, &mmproj)?;
     let tool = runtime::tool(&runtime::directory(common.runtime.as_deref())?, "llama-mtmd-cli")?;
@@ -70,7 +70,7 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
 
 /// A picture as our loader reads it, upright and in a form and under a name that llama-mtmd-cli takes, which splits
 /// names at commas and knows fewer formats.
-struct Picture {
+struct PictureArg {
     /// On Unix the file has no name of its own, so that nothing is left behind however the program ends.
     path: PathBuf,
     #[cfg(unix)]
@@ -79,7 +79,7 @@ struct Picture {
     _file: tempfile::TempPath,
 }
 
-impl Picture {
+impl PictureArg {
     fn of(path: &Path) -> Result<Self> {
         let picture = load_rgb(path)?;
         let write = |file: &std::fs::File| -> Result<()> {
@@ -101,7 +101,7 @@ impl Picture {
         file.rewind()?;
         // The child inherits it.
         rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty())?;
-        Ok(Picture { path: format!("/dev/fd/{}", file.as_raw_fd()).into(), _file: file })
+        Ok(PictureArg { path: format!("/dev/fd/{}", file.as_raw_fd()).into(), _file: file })
     }
 
     #[cfg(not(unix))]
@@ -109,7 +109,7 @@ impl Picture {
         let file = tempfile::NamedTempFile::new()?;
         write(file.as_file())?;
         let file = file.into_temp_path();
-        Ok(Picture { path: file.to_path_buf(), _file: file })
+        Ok(PictureArg { path: file.to_path_buf(), _file: file })
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn the_tool_gets_what_the_loader_sees() {
         let photo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pictures/load/exif6.jpg");
-        let handed = Picture::of(&photo).unwrap();
+        let handed = PictureArg::of(&photo).unwrap();
         let bytes = std::fs::read(&handed.path).unwrap();
         let seen = mbq_convert::image::decode_rgb(&handed.path, &bytes).unwrap();
         assert_eq!((seen.width, seen.height), (13, 21), "upright");

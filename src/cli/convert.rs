@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate::{self, job};
 use mbq_convert::convert::{Conversion, ConvertOptions, Summary, Written};
 use mbq_convert::events::{Event, Observer};
-use mbq_convert::front::{Found, Pair, rotated};
+use mbq_convert::front::{FoundModel, Pair, rotated};
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
     /// How the weights are rounded
-    #[arg(long, value_enum, default_value_t = Method::Mbq)]
-    method: Method,
+    #[arg(long, value_enum, default_value_t = MethodArg::Mbq)]
+    method: MethodArg,
     /// Type of the decoder's linears: mbq3, f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q4_0, q3_k, q2_k, iq4_xs, iq3_s,
     /// iq3_xxs, or llama-quantize's mixes q4_k_m, q3_k_m, q3_k_s
     #[arg(long = "type", value_name = "TYPE", default_value = "mbq3", hide_possible_values = true)]
@@ -48,7 +48,7 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Method {
+enum MethodArg {
     /// Rounding errors are compensated (scales are searched, of types that cannot be), vision and text tokens balanced
     Mbq,
     /// The paper's search of scales alone
@@ -63,15 +63,15 @@ enum Method {
     Rtn,
 }
 
-impl From<Method> for calibrate::Method {
-    fn from(method: Method) -> Self {
+impl From<MethodArg> for calibrate::Method {
+    fn from(method: MethodArg) -> Self {
         match method {
-            Method::Mbq => calibrate::Method::Mbq,
-            Method::MbqScales => calibrate::Method::MbqScales,
-            Method::Awq => calibrate::Method::Awq,
-            Method::Smoothquant => calibrate::Method::SmoothQuant,
-            Method::Gptq => calibrate::Method::Gptq,
-            Method::Rtn => calibrate::Method::Rtn,
+            MethodArg::Mbq => calibrate::Method::Mbq,
+            MethodArg::MbqScales => calibrate::Method::MbqScales,
+            MethodArg::Awq => calibrate::Method::Awq,
+            MethodArg::Smoothquant => calibrate::Method::SmoothQuant,
+            MethodArg::Gptq => calibrate::Method::Gptq,
+            MethodArg::Rtn => calibrate::Method::Rtn,
         }
     }
 }
@@ -100,7 +100,7 @@ fn mmproj_type(name: &str) -> Result<GgmlType, String> {
 pub fn run(args: Args, common: &Common) -> Result<()> {
     let Some(model) = &args.model else { bail!("no MODEL given; see --help") };
     let bars = common.bars();
-    let found = Found::find(model, args.mmproj.as_deref(), &common.hub(), &bars)?;
+    let found = FoundModel::find(model, args.mmproj.as_deref(), &common.hub(), &bars)?;
     let options = ConvertOptions {
         output: args.output.clone(),
         types: TypeChoice {
@@ -147,7 +147,7 @@ fn rotated_if<'a>(args: &Args, pair: Pair<'a>, observer: &dyn Observer) -> Resul
         Rotate::Auto => {
             // Without a projector it would be a model that no projector fits.
             let seen = pair.mmproj.is_some() && rotated::has_own_head(&pair);
-            args.method == Method::Mbq && !float && seen
+            args.method == MethodArg::Mbq && !float && seen
         }
     };
     if !wanted {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate::importance::Weighting;
 use mbq_convert::calibrate::{Imatrix, Method, job};
 use mbq_convert::convert::{Conversion, ConvertOptions};
-use mbq_convert::front::Found;
+use mbq_convert::front::FoundModel;
 use mbq_convert::ggml::GgmlType;
 use mbq_convert::gguf::{FileType, TypeChoice};
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub struct Args {
 
 pub fn run(args: Args, common: &Common) -> Result<()> {
     let bars = common.bars();
-    let found = Found::find(&args.model, args.mmproj.as_deref(), &common.hub(), &bars)?;
+    let found = FoundModel::find(&args.model, args.mmproj.as_deref(), &common.hub(), &bars)?;
     let pair = found.pair()?;
     let mut job = args.calibration.job(Method::Rtn, common.runtime.as_deref())?;
     job.imatrix = match job.imatrix {

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: RuntimeCommand,
 }
 
 #[derive(clap::Subcommand)]
-enum Command {
+enum RuntimeCommand {
     /// Writes llama.cpp's libraries and tools into DIR; the folder may be moved afterwards
     Install {
         /// Made if it does not exist
@@ -25,11 +25,11 @@ enum Command {
 
 pub fn run(args: Args) -> Result<()> {
     match args.command {
-        Command::Install { dir } => {
+        RuntimeCommand::Install { dir } => {
             runtime::install(&dir)?;
             eprintln!("{}: llama-mtmd-cli and the other tools are here", dir.display());
         }
-        Command::Source { dir } => {
+        RuntimeCommand::Source { dir } => {
             runtime::write_source(&dir)?;
             eprintln!("{}: build it as {} says", dir.display(), dir.join("BUILD.md").display());
         }

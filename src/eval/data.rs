@@ -20,7 +20,7 @@ pub use crate::prompt::gguf::MARK as MEDIA_MARKER;
 /// How the text of a question becomes a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Form {
+pub enum QuestionForm {
     /// One user turn of the model's chat template; the answer ends with the end-of-turn token.
     Chat,
     /// The text as it stands; the answer continues it.
@@ -34,9 +34,9 @@ pub struct Question {
     pub id: String,
     /// The picture, with the image root in front.
     pub image: Option<PathBuf>,
-    pub form: Form,
+    pub form: QuestionForm,
     pub text: String,
-    /// The given answer, stripped of white space at both ends for [`Form::Chat`].
+    /// The given answer, stripped of white space at both ends for [`QuestionForm::Chat`].
     pub answer: String,
     /// "all" where the file names none.
     pub kind: String,
@@ -68,7 +68,7 @@ pub enum DataError {
 }
 
 #[derive(Deserialize)]
-struct Entry {
+struct QuestionEntry {
     id: Option<serde_json::Value>,
     image: Option<PathBuf>,
     question: Option<String>,
@@ -102,7 +102,7 @@ impl Questions {
                 break;
             }
             let fault = |what: String| DataError::Line { path: path.into(), line: index + 1, what };
-            let entry: Entry = serde_json::from_str(line).map_err(|e| {
+            let entry: QuestionEntry = serde_json::from_str(line).map_err(|e| {
                 fault(format!("{e}; expected one JSON object with question, answer and (optional) image"))
             })?;
             let question = entry.check(index + 1, image_root).map_err(fault)?;
@@ -134,7 +134,7 @@ impl Questions {
     }
 }
 
-impl Entry {
+impl QuestionEntry {
     fn check(self, line: usize, image_root: &Path) -> Result<Question, String> {
         let id = match self.id {
             None => format!("line {line}"),
@@ -143,13 +143,13 @@ impl Entry {
             Some(_) => return Err("id must be a string or a number".into()),
         };
         let (form, text) = match (self.question, self.prompt) {
-            (Some(q), None) => (Form::Chat, q),
-            (None, Some(p)) => (Form::Raw, p),
+            (Some(q), None) => (QuestionForm::Chat, q),
+            (None, Some(p)) => (QuestionForm::Raw, p),
             (None, None) => return Err("field question (or prompt, for raw text) is missing".into()),
             (Some(_), Some(_)) => return Err("give question or prompt, not both".into()),
         };
         let answer = self.answer.ok_or("field answer is missing")?;
-        let answer = if form == Form::Chat { answer.trim().to_owned() } else { answer };
+        let answer = if form == QuestionForm::Chat { answer.trim().to_owned() } else { answer };
         if text.trim().is_empty() {
             return Err("the question is empty".into());
         }
@@ -160,7 +160,9 @@ impl Entry {
             return Err(format!("the text holds {MEDIA_MARKER}, which stands for a picture"));
         }
         let image = match self.image {
-            Some(_) if form == Form::Raw => return Err("a raw prompt cannot have a picture; use question".into()),
+            Some(_) if form == QuestionForm::Raw => {
+                return Err("a raw prompt cannot have a picture; use question".into());
+            }
             Some(path) if path.as_os_str().is_empty() => {
                 return Err("field image is empty; leave it out for text".into());
             }
@@ -223,7 +225,7 @@ mod tests {
         assert_eq!(q.list[0].answer, "red");
         assert!(q.list[0].image.as_ref().unwrap().ends_with("a.png"));
         assert_eq!((q.list[1].id.as_str(), q.list[1].kind.as_str()), ("7", "all"));
-        assert_eq!((q.list[2].form, q.list[2].answer.as_str()), (Form::Raw, " a time"));
+        assert_eq!((q.list[2].form, q.list[2].answer.as_str()), (QuestionForm::Raw, " a time"));
         assert_eq!(q.kinds()["color"], 1);
     }
 

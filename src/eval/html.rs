@@ -192,8 +192,9 @@ fn accuracies(r: &Report, names: &[String], out: &mut String) -> std::fmt::Resul
 
 fn fidelities(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     out.push_str("<section aria-labelledby=\"h-num\">\n<h2 id=\"h-num\">The numbers</h2>\n");
-    type Pick = fn(&Candidate) -> Option<&Split>;
-    let picks: [(&str, Pick); 2] = [("with a picture", |c| c.picture.as_ref()), ("text only", |c| c.text.as_ref())];
+    type PickFigure = fn(&Candidate) -> Option<&Split>;
+    let picks: [(&str, PickFigure); 2] =
+        [("with a picture", |c| c.picture.as_ref()), ("text only", |c| c.text.as_ref())];
     for (title, pick) in picks {
         for (what, greedy) in [("the reference’s own answers", true), ("the given answers", false)] {
             let rows: Vec<_> = r

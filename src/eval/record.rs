@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::data::{Form, Question};
-use super::store::Key;
+use super::data::{Question, QuestionForm};
+use super::store::CacheKey;
 use super::{cache, stats};
 use crate::image;
 use crate::runtime::engine::{Media, Piece, Token};
@@ -28,7 +28,7 @@ pub enum PromptPiece {
 }
 
 /// Identity of a question: all that decides its prompt and answer.
-pub fn question_key(question: &Question, picture: Option<&Key>) -> Key {
+pub fn question_key(question: &Question, picture: Option<&CacheKey>) -> CacheKey {
     let form = format!("question {:?} {}", question.form, picture.is_some());
     let mut hash = Sha256::new();
     for part in [form.as_bytes(), question.text.as_bytes(), question.answer.as_bytes(), picture.map_or(&[], |p| &p[..])]
@@ -40,7 +40,7 @@ pub fn question_key(question: &Question, picture: Option<&Key>) -> Key {
 }
 
 /// Identity of a picture: its file's `bytes`, and how this version reads them.
-pub fn picture_key(bytes: &[u8]) -> Key {
+pub fn picture_key(bytes: &[u8]) -> CacheKey {
     Sha256::new().chain_update(b"picture").chain_update([image::load::VERSION]).chain_update(bytes).finalize().into()
 }
 
@@ -205,7 +205,7 @@ pub struct Measures {
 
 /// What a candidate makes of a question.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct Answered {
     /// On the reference's greedy answer, and on the given one.
     pub measures: [Measures; 2],
     /// Its own greedy answer, and the reference's.
@@ -215,7 +215,7 @@ pub struct Outcome {
 
 /// Exact match of answers without the white space around them; raw prompts have none.
 pub fn correct(question: &Question, answer: &str) -> Option<bool> {
-    (question.form == Form::Chat).then(|| answer.trim() == question.answer)
+    (question.form == QuestionForm::Chat).then(|| answer.trim() == question.answer)
 }
 
 #[cfg(test)]
@@ -262,7 +262,7 @@ mod tests {
         let q = |text: &str, answer: &str| Question {
             id: "1".into(),
             image: None,
-            form: Form::Chat,
+            form: QuestionForm::Chat,
             text: text.into(),
             answer: answer.into(),
             kind: "k".into(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::cache;
 use super::data::{Question, Questions};
-use super::record::{self, Measures, Outcome};
+use super::record::{self, Answered, Measures};
 use super::run::Setup;
 use super::stats::{self, Cluster, Interval};
 use crate::digest::hex;
@@ -28,7 +28,7 @@ pub struct Report {
     pub reference_speed: Speed,
     pub candidates: Vec<Candidate>,
     /// Every pair of candidates, in the order given.
-    pub pairs: Vec<Pair>,
+    pub pairs: Vec<Comparison>,
     pub cost: CostInfo,
     pub questions: Vec<QuestionResult>,
 }
@@ -112,7 +112,7 @@ pub struct Accuracy {
 
 /// Two candidates against each other on the same questions.
 #[derive(Debug, Clone, Serialize)]
-pub struct Pair {
+pub struct Comparison {
     pub a: usize,
     pub b: usize,
     /// Questions that only the one got right.
@@ -167,7 +167,7 @@ pub struct Measured<'a> {
     pub mmproj: Option<(&'a GgufFile, &'a str)>,
     pub digest: &'a str,
     pub times: Times,
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<Answered>,
 }
 
 /// What this run spent.
@@ -260,7 +260,7 @@ impl Bootstrap {
 
 fn candidate(list: &[&Question], model: &Measured, boot: &Bootstrap) -> Candidate {
     let split = |picture: bool| {
-        let chosen: Vec<&Outcome> =
+        let chosen: Vec<&Answered> =
             list.iter().zip(&model.outcomes).filter(|(q, _)| q.image.is_some() == picture).map(|(_, o)| o).collect();
         let side = |s: usize| fidelity(&chosen.iter().map(|o| &o.measures[s]).collect::<Vec<_>>(), boot);
         (!chosen.is_empty()).then(|| Split { questions: chosen.len(), greedy: side(0), given: side(1) })
@@ -323,11 +323,11 @@ fn accuracy(list: &[&Question], answers: &[&str], boot: &Bootstrap) -> Option<Ac
 }
 
 /// Mean divergence of one question.
-fn question_kl(outcome: &Outcome) -> Option<f64> {
+fn question_kl(outcome: &Answered) -> Option<f64> {
     outcome.measures.iter().map(|m| &m.kl).find(|kl| !kl.is_empty()).map(|kl| stats::mean(kl))
 }
 
-fn pairs(list: &[&Question], models: &[Measured], boot: &Bootstrap) -> Vec<Pair> {
+fn pairs(list: &[&Question], models: &[Measured], boot: &Bootstrap) -> Vec<Comparison> {
     const ROUNDS: usize = 20_000;
     let mut pairs = Vec::new();
     for a in 0..models.len() {
@@ -345,7 +345,7 @@ fn pairs(list: &[&Question], models: &[Measured], boot: &Bootstrap) -> Vec<Pair>
                 }
             }
             let clusters: Vec<_> = differences.iter().map(|d| Cluster { sum: *d, count: 1.0 }).collect();
-            pairs.push(Pair {
+            pairs.push(Comparison {
                 a,
                 b,
                 only_a,
@@ -369,7 +369,7 @@ fn pairs(list: &[&Question], models: &[Measured], boot: &Bootstrap) -> Vec<Pair>
 
 fn question(q: &Question, index: usize, models: &[Measured]) -> QuestionResult {
     let answer =
-        |o: &Outcome| Answer { text: o.answer.clone(), correct: record::correct(q, &o.answer), kl: question_kl(o) };
+        |o: &Answered| Answer { text: o.answer.clone(), correct: record::correct(q, &o.answer), kl: question_kl(o) };
     let reference = models.first().map_or("", |m| m.outcomes[index].reference.as_str());
     QuestionResult {
         id: q.id.clone(),

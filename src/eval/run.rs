@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::data::{DataError, Form, Question, Questions};
+use super::data::{DataError, Question, QuestionForm, Questions};
 use super::models::{Models, name};
-use super::record::{self, Measures, Outcome, Prompt, ReferenceRows, ReferenceWriter};
+use super::record::{self, Answered, Measures, Prompt, ReferenceRows, ReferenceWriter};
 use super::report::{self, Report};
 use super::stats;
-use super::store::{Key, Store, StoreError};
+use super::store::{CacheKey, CacheStore, StoreError};
 use crate::events::{Event, Observer};
 use crate::gguf::{GgufError, GgufFile, ReadError};
 use crate::image::{self, ImageError};
@@ -52,7 +52,7 @@ pub enum EvalError {
     #[error(transparent)]
     Prompt(#[from] PromptError),
     #[error(transparent)]
-    Store(#[from] StoreError),
+    CacheStore(#[from] StoreError),
     #[error(
         "{candidate} and the reference {reference} have different vocabularies ({what}): their probabilities \
              cannot be compared"
@@ -87,8 +87,8 @@ pub enum EvalError {
 /// A question on its way through the models.
 struct Item<'q> {
     question: &'q Question,
-    key: Key,
-    picture: Option<Key>,
+    key: CacheKey,
+    picture: Option<CacheKey>,
     prompt: Prompt,
 }
 
@@ -114,10 +114,10 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
     for inputs in &inputs {
         context = context.max(cells(setup, &inputs.items, &models.reference)?);
     }
-    let work = Work { setup, runtime: &runtime, context, observer };
+    let work = Evaluation { setup, runtime: &runtime, context, observer };
     let of = identity(setup, &models, &runtime, 0);
     let settings = json!({"max_tokens": setup.max_tokens, "batch": setup.compute.batch, "of": of});
-    let mut references = Store::open(&setup.cache, "reference", &settings)?;
+    let mut references = CacheStore::open(&setup.cache, "reference", &settings)?;
     work.phase(&format!("reference {}", name(&models.reference.path)), questions.list.len());
     let reference_times = work.reference(&mut inputs[0], &mut references)?;
     observer.event(Event::PhaseEnd);
@@ -132,7 +132,7 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
         if let Some((_, digest)) = own {
             key["mmproj"] = digest.into();
         }
-        let mut store = Store::open(&setup.cache, "candidate", &key)?;
+        let mut store = CacheStore::open(&setup.cache, "candidate", &key)?;
         let times = work.candidate(candidate, inputs, &mut references, &mut store)?;
         let outcomes = outcomes(&inputs.items, &mut store)?;
         measured.push(report::Measured { header: candidate, mmproj: own, digest: models.digest(i), times, outcomes });
@@ -181,7 +181,7 @@ fn all_inputs<'q>(
             Some(model) => model,
             None => Model::load(runtime, &setup.reference, setup.compute, false)?,
         };
-        let mut prompts = Store::open(&setup.cache, "prompts", &identity(setup, models, runtime, i))?;
+        let mut prompts = CacheStore::open(&setup.cache, "prompts", &identity(setup, models, runtime, i))?;
         let mmproj = projector.map(|(header, _)| header.path.as_path());
         let (items, vision, encode) = prepare(setup, questions, model, mmproj, &mut prompts, observer)?;
         all.push(Inputs { projector: projector.map(|(_, digest)| digest.into()), items, prompts, vision, encode });
@@ -195,7 +195,7 @@ struct Inputs<'q> {
     /// The projector's digest.
     projector: Option<String>,
     items: Vec<Item<'q>>,
-    prompts: Store,
+    prompts: CacheStore,
     vision: Option<Vision>,
     /// Seconds of embedding pictures.
     encode: f64,
@@ -227,7 +227,7 @@ fn prepare<'q>(
     questions: &'q Questions,
     model: Model,
     mmproj: Option<&Path>,
-    prompts: &mut Store,
+    prompts: &mut CacheStore,
     observer: &dyn Observer,
 ) -> Result<Prepared<'q>, EvalError> {
     let own = model.template();
@@ -268,7 +268,7 @@ fn prepare<'q>(
                     encode += clock.elapsed().as_secs_f64();
                 }
                 let mut given = model.tokenize(&question.answer, false, false)?;
-                if question.form == Form::Chat {
+                if question.form == QuestionForm::Chat {
                     given.extend(end);
                 }
                 remember(&pieces, given, picture, key, prompts)?
@@ -284,9 +284,9 @@ fn prepare<'q>(
 fn remember(
     pieces: &[Piece],
     given: Vec<Token>,
-    picture: Option<Key>,
-    key: Key,
-    prompts: &mut Store,
+    picture: Option<CacheKey>,
+    key: CacheKey,
+    prompts: &mut CacheStore,
 ) -> Result<Prompt, EvalError> {
     let prompt = Prompt::new(pieces, given);
     if let Some(picture) = picture.filter(|picture| !prompts.has(picture)) {
@@ -305,20 +305,20 @@ fn tokenize<'t>(
     vision: Option<&Vision>,
     bytes: Option<&[u8]>,
     template: &dyn Fn() -> Result<&'t ChatTemplate, EvalError>,
-    prompts: &Store,
+    prompts: &CacheStore,
 ) -> Result<Vec<Piece>, EvalError> {
     let turn = |pictures: usize| -> Result<String, EvalError> {
         Ok(template()?.prompt(&[Message::new("user", pictures, &question.text)])?)
     };
     Ok(match (question.form, &question.image, vision, bytes) {
-        (Form::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
-        (Form::Chat, Some(path), Some(vision), Some(bytes)) => {
+        (QuestionForm::Raw, ..) => vec![Piece::Text(model.tokenize(&question.text, true, false)?)],
+        (QuestionForm::Chat, Some(path), Some(vision), Some(bytes)) => {
             let embed = !prompts.has(&record::picture_key(bytes));
             let picture = image::decode_rgb(path, bytes)?;
             // As llama-mtmd-cli does it: the picture directly before the text.
             vision.tokenize(&turn(1)?, path, std::slice::from_ref(&picture))?.pieces(embed)?
         }
-        (Form::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(0)?, true, true)?)],
+        (QuestionForm::Chat, ..) => vec![Piece::Text(model.tokenize(&turn(0)?, true, true)?)],
     })
 }
 
@@ -338,7 +338,7 @@ fn cells(setup: &Setup, items: &[Item], reference: &GgufFile) -> Result<usize, E
     Ok(longest)
 }
 
-fn outcomes(items: &[Item], store: &mut Store) -> Result<Vec<Outcome>, EvalError> {
+fn outcomes(items: &[Item], store: &mut CacheStore) -> Result<Vec<Answered>, EvalError> {
     let mut all = Vec::new();
     for item in items {
         let bytes = store.get(&item.key)?.unwrap_or_default();
@@ -348,14 +348,14 @@ fn outcomes(items: &[Item], store: &mut Store) -> Result<Vec<Outcome>, EvalError
 }
 
 /// The record that keeps a model's times.
-const TIMES: Key = [0; 32];
+const TIMES: CacheKey = [0; 32];
 
-fn times(store: &mut Store) -> Result<Times, EvalError> {
+fn times(store: &mut CacheStore) -> Result<Times, EvalError> {
     Ok(store.get(&TIMES)?.and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default())
 }
 
 /// The model's times so far; one that ran has decoded enough tokens to be timed.
-fn finish(decoder: Option<Decoder>, store: &mut Store) -> Result<Times, EvalError> {
+fn finish(decoder: Option<Decoder>, store: &mut CacheStore) -> Result<Times, EvalError> {
     let Some(mut decoder) = decoder else { return times(store) };
     if decoder.times.decode_tokens < SPEED_TOKENS as u64 {
         decoder.time_decoding(SPEED_TOKENS)?;
@@ -363,7 +363,7 @@ fn finish(decoder: Option<Decoder>, store: &mut Store) -> Result<Times, EvalErro
     add_times(store, &decoder.times)
 }
 
-fn add_times(store: &mut Store, new: &Times) -> Result<Times, EvalError> {
+fn add_times(store: &mut CacheStore, new: &Times) -> Result<Times, EvalError> {
     let old = times(store)?;
     let sum = Times {
         load: old.load + new.load,
@@ -379,14 +379,14 @@ fn add_times(store: &mut Store, new: &Times) -> Result<Times, EvalError> {
     Ok(sum)
 }
 
-struct Work<'w> {
+struct Evaluation<'w> {
     setup: &'w Setup,
     runtime: &'w Arc<Runtime>,
     context: usize,
     observer: &'w dyn Observer,
 }
 
-impl Work<'_> {
+impl Evaluation<'_> {
     fn load<'v>(&self, path: &Path, vision: Option<&'v Vision>) -> Result<Decoder<'v>, EvalError> {
         Ok(Decoder::load(self.runtime, path, self.setup.compute, self.context, vision)?)
     }
@@ -399,7 +399,7 @@ impl Work<'_> {
         self.observer.event(Event::Advance { n: 1, detail: item.question.id.clone() });
     }
 
-    fn prefill(&self, decoder: &mut Decoder, item: &Item, prompts: &mut Store) -> Result<(), EvalError> {
+    fn prefill(&self, decoder: &mut Decoder, item: &Item, prompts: &mut CacheStore) -> Result<(), EvalError> {
         let media = match &item.picture {
             Some(key) => {
                 let bytes = prompts.get(key)?.unwrap_or_default();
@@ -413,7 +413,7 @@ impl Work<'_> {
 
     /// Runs the reference on every question that its cache lacks: its greedy answer, then both answers in one
     /// batch, just as a candidate will run them.
-    fn reference(&self, inputs: &mut Inputs, store: &mut Store) -> Result<Times, EvalError> {
+    fn reference(&self, inputs: &mut Inputs, store: &mut CacheStore) -> Result<Times, EvalError> {
         let Inputs { items, prompts, vision, .. } = inputs;
         let mut decoder = None;
         for item in items.iter() {
@@ -424,8 +424,8 @@ impl Work<'_> {
                 };
                 self.prefill(decoder, item, prompts)?;
                 let greedy = match item.question.form {
-                    Form::Chat => decoder.generate(&[], self.setup.max_tokens)?,
-                    Form::Raw => Vec::new(),
+                    QuestionForm::Chat => decoder.generate(&[], self.setup.max_tokens)?,
+                    QuestionForm::Raw => Vec::new(),
                 };
                 let text = answer_text(decoder.model(), &greedy);
                 let same = greedy == item.prompt.given;
@@ -451,8 +451,8 @@ impl Work<'_> {
         &self,
         header: &GgufFile,
         inputs: &mut Inputs,
-        references: &mut Store,
-        store: &mut Store,
+        references: &mut CacheStore,
+        store: &mut CacheStore,
     ) -> Result<Times, EvalError> {
         let Inputs { items, prompts, vision, .. } = inputs;
         let mut decoder = None;
@@ -481,8 +481,8 @@ impl Work<'_> {
         header: &GgufFile,
         item: &Item,
         reference: &ReferenceRows,
-        references: &Store,
-    ) -> Result<Outcome, EvalError> {
+        references: &CacheStore,
+    ) -> Result<Answered, EvalError> {
         let head = &reference.head;
         let same = head.greedy == item.prompt.given;
         let answers = answers(&head.greedy, &item.prompt.given, same);
@@ -516,10 +516,10 @@ impl Work<'_> {
             measures[1] = measures[0].clone();
         }
         let answer = match item.question.form {
-            Form::Raw => String::new(),
-            Form::Chat => self.own_answer(decoder, &own, &head.greedy)?,
+            QuestionForm::Raw => String::new(),
+            QuestionForm::Chat => self.own_answer(decoder, &own, &head.greedy)?,
         };
-        Ok(Outcome { measures, answer, reference: head.text.clone() })
+        Ok(Answered { measures, answer, reference: head.text.clone() })
     }
 
     /// A candidate's own greedy answer. As long as its first choices, `own`, are the reference's, it is the reference's;

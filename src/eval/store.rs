@@ -14,7 +14,7 @@ use crate::digest::hex;
 use sha2::{Digest, Sha256};
 
 /// Names a record: a digest of everything its content depends on beyond the header.
-pub type Key = [u8; 32];
+pub type CacheKey = [u8; 32];
 
 const MAGIC: &[u8; 8] = b"MBQEVAL1";
 const CHECK: usize = 8;
@@ -33,14 +33,14 @@ pub enum StoreError {
 
 /// An open record file, locked against other processes.
 #[derive(Debug)]
-pub struct Store {
+pub struct CacheStore {
     path: PathBuf,
     file: File,
-    index: HashMap<Key, (u64, u64)>,
+    index: HashMap<CacheKey, (u64, u64)>,
     end: u64,
 }
 
-impl Store {
+impl CacheStore {
     /// Opens the file for `header` in `dir`, or makes it. Its name is `kind` and the header's digest, so files of
     /// other models and settings stay beside it.
     ///
@@ -89,7 +89,7 @@ impl Store {
     }
 
     /// Whether there is a record of that key.
-    pub fn has(&self, key: &Key) -> bool {
+    pub fn has(&self, key: &CacheKey) -> bool {
         self.index.contains_key(key)
     }
 
@@ -97,7 +97,7 @@ impl Store {
     ///
     /// # Errors
     /// Reading fails. (Checksums were verified when the file was opened.)
-    pub fn get(&mut self, key: &Key) -> Result<Option<Vec<u8>>, StoreError> {
+    pub fn get(&mut self, key: &CacheKey) -> Result<Option<Vec<u8>>, StoreError> {
         let Some((at, len)) = self.index.get(key).copied() else { return Ok(None) };
         let mut read = || {
             self.file.seek(SeekFrom::Start(at))?;
@@ -112,7 +112,7 @@ impl Store {
     ///
     /// # Errors
     /// Writing fails: the disk is full.
-    pub fn put(&mut self, key: Key, payload: &[u8]) -> Result<(), StoreError> {
+    pub fn put(&mut self, key: CacheKey, payload: &[u8]) -> Result<(), StoreError> {
         let len = payload.len() as u64;
         let mut head = key.to_vec();
         head.extend(len.to_le_bytes());
@@ -135,10 +135,10 @@ impl Store {
     }
 }
 
-type Index = HashMap<Key, (u64, u64)>;
+type CacheIndex = HashMap<CacheKey, (u64, u64)>;
 
 /// Checks the header and every record; returns where the good part ends.
-fn scan(file: &mut File, header: &[u8], path: &Path) -> Result<(Index, u64), StoreError> {
+fn scan(file: &mut File, header: &[u8], path: &Path) -> Result<(CacheIndex, u64), StoreError> {
     let io = |source| StoreError::Io { path: path.into(), source };
     let size = file.metadata().map_err(io)?.len();
     let damaged = |what: &str| StoreError::Damaged { path: path.into(), what: what.into() };
@@ -149,7 +149,7 @@ fn scan(file: &mut File, header: &[u8], path: &Path) -> Result<(Index, u64), Sto
         return Err(damaged("it has another header"));
     }
     let mut at = head.len() as u64;
-    let mut index = Index::new();
+    let mut index = CacheIndex::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
         let mut start = [0; 40];
@@ -192,9 +192,9 @@ mod tests {
     fn records_survive_any_cut() {
         let dir = tempfile::tempdir().unwrap();
         let header = json!({"model": "x"});
-        let mut store = Store::open(dir.path(), "t", &header).unwrap();
+        let mut store = CacheStore::open(dir.path(), "t", &header).unwrap();
         assert!(store.is_empty());
-        assert!(matches!(Store::open(dir.path(), "t", &header), Err(StoreError::Busy { .. })));
+        assert!(matches!(CacheStore::open(dir.path(), "t", &header), Err(StoreError::Busy { .. })));
         let empty = store.len();
         store.put([1; 32], b"one").unwrap();
         let one = store.len();
@@ -204,12 +204,12 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         for len in empty as usize..=bytes.len() {
             std::fs::write(&path, &bytes[..len]).unwrap();
-            let mut store = Store::open(dir.path(), "t", &header).unwrap();
+            let mut store = CacheStore::open(dir.path(), "t", &header).unwrap();
             assert_eq!(store.get(&[1; 32]).unwrap(), (len as u64 >= one).then(|| b"one".to_vec()), "cut to {len}");
             assert_eq!(store.has(&[2; 32]), len == bytes.len());
             store.put([3; 32], b"three").unwrap();
             drop(store);
-            let mut store = Store::open(dir.path(), "t", &header).unwrap();
+            let mut store = CacheStore::open(dir.path(), "t", &header).unwrap();
             assert_eq!(store.get(&[3; 32]).unwrap().unwrap(), b"three");
         }
     }
@@ -218,7 +218,7 @@ mod tests {
     fn a_flipped_bit_ends_the_good_part() {
         let dir = tempfile::tempdir().unwrap();
         let header = json!(1);
-        let mut store = Store::open(dir.path(), "t", &header).unwrap();
+        let mut store = CacheStore::open(dir.path(), "t", &header).unwrap();
         store.put([1; 32], b"one").unwrap();
         let good = store.len();
         store.put([2; 32], b"two").unwrap();
@@ -229,7 +229,7 @@ mod tests {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
             std::fs::write(&path, &bad).unwrap();
-            let store = Store::open(dir.path(), "t", &header).unwrap();
+            let store = CacheStore::open(dir.path(), "t", &header).unwrap();
             assert!(store.has(&[1; 32]) && !store.has(&[2; 32]), "byte {at}");
         }
     }

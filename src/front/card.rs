@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// `Base-Size-FineTune-vX.Y`, the parts of a model's name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Name {
+pub struct ModelName {
     /// As on the hub, without the organisation.
     pub full: String,
     pub base: String,
@@ -25,7 +25,7 @@ fn is_version(part: &str) -> bool {
         .is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()) && n.parse::<f64>().is_ok())
 }
 
-impl Name {
+impl ModelName {
     /// Takes `full` apart. Without a size in it, `parameters` makes one.
     pub fn parse(full: &str, parameters: usize) -> Self {
         let parts: Vec<&str> = full.split(['-', '_', ' ']).filter(|p| !p.is_empty()).collect();
@@ -41,7 +41,7 @@ impl Name {
         };
         let base = join(&parts[..at.unwrap_or(parts.len())]);
         let finetune = at.map(|at| join(&parts[at + 1..])).filter(|f| !f.is_empty());
-        Name {
+        ModelName {
             full: full.to_string(),
             base: if base.is_empty() { full.to_string() } else { base },
             size: Some(at.map_or_else(|| size_label(parameters), |at| size_case(parts[at]))),
@@ -201,12 +201,12 @@ mod tests {
 
     #[test]
     fn names_are_taken_apart() {
-        let n = Name::parse("llava-onevision-qwen2-0.5b-ov-hf", 0);
+        let n = ModelName::parse("llava-onevision-qwen2-0.5b-ov-hf", 0);
         assert_eq!((n.base.as_str(), n.size.as_deref()), ("llava-onevision-qwen2", Some("0.5B")));
         assert_eq!(n.file("Q3_K"), "llava-onevision-qwen2-0.5B-ov-Q3_K.gguf");
-        assert_eq!(Name::parse("Some-8x7B-Chat-v1.2", 0).file("MBQ3"), "Some-8x7B-Chat-v1.2-MBQ3.gguf");
-        assert_eq!(Name::parse("model", 89_300_000).file("F16"), "model-89M-F16.gguf");
-        assert_eq!(Name::parse("model", 7_615_616_512).size.as_deref(), Some("7.6B"));
+        assert_eq!(ModelName::parse("Some-8x7B-Chat-v1.2", 0).file("MBQ3"), "Some-8x7B-Chat-v1.2-MBQ3.gguf");
+        assert_eq!(ModelName::parse("model", 89_300_000).file("F16"), "model-89M-F16.gguf");
+        assert_eq!(ModelName::parse("model", 7_615_616_512).size.as_deref(), Some("7.6B"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 /// What is done with a key.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Key {
+pub(crate) enum KeyRule {
     /// Read and obeyed, elsewhere.
     Read,
     /// Of no effect on the results, or none that a fixed checkpoint could show.
@@ -21,10 +21,10 @@ pub(crate) enum Key {
     Word(&'static str),
 }
 
-use Key::*;
+use KeyRule::*;
 
 /// transformers' `Qwen2Config` and `LlamaConfig`, and what custom code built on them adds.
-pub(crate) const TEXT: &[(&str, Key)] = &[
+pub(crate) const TEXT: &[(&str, KeyRule)] = &[
     ("model_type", Read),
     ("hidden_size", Read),
     ("intermediate_size", Read),
@@ -94,7 +94,7 @@ pub(crate) const TEXT: &[(&str, Key)] = &[
 ];
 
 /// transformers' `SiglipVisionConfig` and `CLIPVisionConfig`, and what other ViTs add.
-pub(crate) const VISION: &[(&str, Key)] = &[
+pub(crate) const VISION: &[(&str, KeyRule)] = &[
     ("model_type", Read),
     ("hidden_size", Read),
     ("intermediate_size", Read),
@@ -125,7 +125,7 @@ pub(crate) const VISION: &[(&str, Key)] = &[
 ];
 
 /// transformers' `LlavaOnevisionConfig`.
-pub(crate) const LLAVA_ONEVISION: &[(&str, Key)] = &[
+pub(crate) const LLAVA_ONEVISION: &[(&str, KeyRule)] = &[
     ("model_type", Read),
     ("text_config", Read),
     ("vision_config", Read),
@@ -153,7 +153,7 @@ pub(crate) const LLAVA_ONEVISION: &[(&str, Key)] = &[
 ///
 /// # Errors
 /// Such a key; the message names it, its value and what is understood.
-pub(crate) fn check(section: &Section, table: &[(&str, Key)]) -> Result<(), ConfigError> {
+pub(crate) fn check(section: &Section, table: &[(&str, KeyRule)]) -> Result<(), ConfigError> {
     for (name, key) in table {
         let Some(value) = section.get(name) else { continue };
         let (neutral, want) = match key {

@@ -8,7 +8,7 @@ use crate::runtime::find_mmproj;
 use std::path::{Path, PathBuf};
 
 /// A model on disk.
-pub enum Found {
+pub enum FoundModel {
     Checkpoint {
         checkpoint: Checkpoint,
         /// `org/name` on the hub, if it came from there.
@@ -20,7 +20,7 @@ pub enum Found {
     },
 }
 
-impl Found {
+impl FoundModel {
     /// Finds `model`, downloading it if it is a hub id. `mmproj` is the vision file of a GGUF model; without one the
     /// mmproj*.gguf beside the model is taken, and without that it is a text model.
     ///
@@ -41,18 +41,18 @@ impl Found {
                     Err(error) => return Err(fail(error.to_string()).into()),
                 },
             };
-            return Ok(Found::Gguf { text: path.into(), mmproj });
+            return Ok(FoundModel::Gguf { text: path.into(), mmproj });
         }
         if mmproj.is_some() {
             return Err(fail("--mmproj goes with a GGUF model; a checkpoint has its own vision tower".into()).into());
         }
         if path.is_dir() {
             let repository = repository_of(path);
-            return Ok(Found::Checkpoint { checkpoint: Checkpoint::open(path)?, repository });
+            return Ok(FoundModel::Checkpoint { checkpoint: Checkpoint::open(path)?, repository });
         }
         let id: HubId = model.parse()?;
         let dir = hub.fetch(&id, observer)?;
-        Ok(Found::Checkpoint { checkpoint: Checkpoint::open(&dir)?, repository: Some(id.name) })
+        Ok(FoundModel::Checkpoint { checkpoint: Checkpoint::open(&dir)?, repository: Some(id.name) })
     }
 
     /// The two files that it becomes.
@@ -61,21 +61,21 @@ impl Found {
     /// A family that is not supported; what the family's front refuses.
     pub fn pair(&self) -> Result<Pair<'_>, Error> {
         match self {
-            Found::Checkpoint { checkpoint, repository } => {
+            FoundModel::Checkpoint { checkpoint, repository } => {
                 let name = display_name(checkpoint.dir(), repository.as_deref());
                 llava_onevision::open(checkpoint, &name, repository.as_deref())
             }
-            Found::Gguf { text, mmproj } => gguf::pair(text, mmproj.as_deref()),
+            FoundModel::Gguf { text, mmproj } => gguf::pair(text, mmproj.as_deref()),
         }
     }
 
     /// Where it came from: `org/name` on the hub, or a path.
     pub fn origin(&self) -> String {
         match self {
-            Found::Checkpoint { checkpoint, repository } => {
+            FoundModel::Checkpoint { checkpoint, repository } => {
                 repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string())
             }
-            Found::Gguf { text, .. } => text.display().to_string(),
+            FoundModel::Gguf { text, .. } => text.display().to_string(),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What both files say about where they come from.
-use super::card::{Card, Name};
+use super::card::{Card, ModelName};
 use crate::gguf::{Metadata, stored_metadata};
 
 /// What both files say about where they come from.
 #[derive(Debug, Clone, Default)]
 pub struct General {
-    pub name: Name,
+    pub name: ModelName,
     pub card: Card,
     /// `org/name` on the hub, if it came from there.
     pub repository: Option<String>,

@@ -1,5 +1,5 @@
 //! The trivial front: a GGUF file that llama.cpp's own converter made, or anyone else's.
-use super::{FrontError, Name, Pair, Source, TensorSpec, Tensors};
+use super::{FrontError, ModelName, Pair, Source, TensorSpec, Tensors};
 use crate::Error;
 use crate::digest::{self, WHOLE, hex};
 use crate::ggml::{GgmlType, dequantize};
@@ -55,7 +55,7 @@ pub fn pair(text: &Path, mmproj: Option<&Path>) -> Result<Pair<'static>, Error> 
     }
     let stem = || text.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
     let name = source.metadata.str("general.name").map_or_else(stem, String::from);
-    let name = Name::parse(&name, source.elements());
+    let name = ModelName::parse(&name, source.elements());
     Ok(Pair { text: source, mmproj: vision, name, notes: Vec::new() })
 }
 

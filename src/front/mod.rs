@@ -19,9 +19,9 @@ pub(crate) mod testing;
 mod tower;
 pub mod vocabulary;
 
-pub use card::{Card, Name};
+pub use card::{Card, ModelName};
 pub use config::ConfigError;
-pub use find::Found;
+pub use find::FoundModel;
 pub use general::General;
 pub(crate) use renamed::{Renamed, Row};
 pub use source::{Source, TensorSpec, Tensors};
@@ -31,7 +31,7 @@ pub struct Pair<'a> {
     pub text: Source<'a>,
     /// Tower and projector; none: a text model.
     pub mmproj: Option<Source<'a>>,
-    pub name: Name,
+    pub name: ModelName,
     /// What the user should know.
     pub notes: Vec<String>,
 }

@@ -56,10 +56,10 @@ const PROBE: &str = "It's WE'RE they'Ve i'M x'Ll d'D'q 1 12 123 1234 12345678 ¼
     👍🏽👩\u{200d}👩 ✅❤\u{fe0f} a\u{200b}b\u{feff}c don’t “quoted” a+b=c <|x|> end \n";
 
 /// A piece of text and its byte range.
-type Piece = (String, (usize, usize));
+type PatternPiece = (String, (usize, usize));
 
 /// The cuts of `rules` in [`PROBE`], with the text that each piece becomes.
-fn pieces(rules: &PreTokenizerWrapper) -> Result<Vec<Piece>, String> {
+fn pieces(rules: &PreTokenizerWrapper) -> Result<Vec<PatternPiece>, String> {
     let mut text = PreTokenizedString::from(PROBE);
     rules.pre_tokenize(&mut text).map_err(|e| e.to_string())?;
     let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);

@@ -8,7 +8,7 @@ use crate::digest::hex;
 use crate::ggml::GgmlType;
 use crate::gguf::{PAIR_KEY, ROTATION_KEY};
 use crate::quant::rotate::Rotation;
-use crate::text::{self, Group, Name, Producer, TensorRole, TextConfig, Weights};
+use crate::text::{self, Group, LinearName, Producer, TensorRole, TextConfig, Weights};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -121,7 +121,7 @@ fn decoder<'a>(mut source: Source<'a>, config: &TextConfig, rotation: &Arc<Rotat
     let gain =
         |name: &str| -> Result<Option<Arc<[f32]>>, Error> { Ok(Some(source.f32(name, &[config.hidden_size])?.into())) };
     for t in text::tensors(config).into_iter().filter(|t| source.tensor(&t.name).is_some() || t.name == HEAD) {
-        let before = |name: Name| match (Group::of(name).producer(), t.layer) {
+        let before = |name: LinearName| match (Group::of(name).producer(), t.layer) {
             (Producer::AttnNorm, Some(layer)) => gain(&text::in_block(layer, "attn_norm.weight")),
             (Producer::MlpNorm, Some(layer)) => gain(&text::in_block(layer, "ffn_norm.weight")),
             _ => Ok(None),
@@ -133,7 +133,8 @@ fn decoder<'a>(mut source: Source<'a>, config: &TextConfig, rotation: &Arc<Rotat
                 let from = if source.tensor(HEAD).is_some() { HEAD } else { EMBEDDING };
                 Change::Reads { from: from.into(), gain: gain(HEAD_NORM)? }
             }
-            TensorRole::Weight(Name::O | Name::Down) | TensorRole::Bias(Name::O | Name::Down) => Change::Writes,
+            TensorRole::Weight(LinearName::O | LinearName::Down)
+            | TensorRole::Bias(LinearName::O | LinearName::Down) => Change::Writes,
             TensorRole::Weight(name) => Change::Reads { from: t.name.clone(), gain: before(name)? },
             TensorRole::Bias(_) | TensorRole::RopeFactors | TensorRole::FixedNorm => continue,
         };

@@ -44,12 +44,12 @@ pub struct Vocabulary {
 const FILE: &str = "tokenizer.json";
 
 /// `tokenizer.json` as JSON, with its path for messages.
-struct Source {
+struct TokenizerFile {
     path: PathBuf,
     json: Value,
 }
 
-impl Source {
+impl TokenizerFile {
     fn field(&self, field: &str, problem: impl Into<String>) -> GgufError {
         GgufError::TokenizerField { path: self.path.clone(), field: field.into(), problem: problem.into() }
     }
@@ -64,7 +64,7 @@ impl Vocabulary {
     pub fn read(checkpoint: &Checkpoint, vocab_size: usize) -> Result<Self, GgufError> {
         let path = checkpoint.dir().join(FILE);
         let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
-        let source = Source { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
+        let source = TokenizerFile { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
         let (ignore_merges, vocab, merges) = bpe(&source)?;
         normalizer(&source)?;
         let rules = source.json.get("pre_tokenizer").unwrap_or(&Value::Null);
@@ -135,7 +135,7 @@ impl Vocabulary {
 type Bpe = (bool, HashMap<String, usize>, Vec<String>);
 
 /// The BPE model: (ignore_merges, token -> id, merges).
-fn bpe(s: &Source) -> Result<Bpe, GgufError> {
+fn bpe(s: &TokenizerFile) -> Result<Bpe, GgufError> {
     let model = s.json.get("model").filter(|m| m.is_object()).ok_or_else(|| s.field("model", "missing"))?;
     let kind = model.get("type").and_then(Value::as_str).unwrap_or("absent");
     if kind != "BPE" {
@@ -181,7 +181,7 @@ fn bpe(s: &Source) -> Result<Bpe, GgufError> {
 
 /// llama.cpp normalises nothing for byte-level BPE. Published Qwen2 files ask for NFC, which changes only text that
 /// is not composed already; like every GGUF of these models, ours leaves it out.
-fn normalizer(s: &Source) -> Result<(), GgufError> {
+fn normalizer(s: &TokenizerFile) -> Result<(), GgufError> {
     let is_nfc = |n: &Value| n.get("type").and_then(Value::as_str) == Some("NFC");
     match s.json.get("normalizer") {
         None | Some(Value::Null) => Ok(()),
@@ -200,7 +200,7 @@ struct Added {
     special: bool,
 }
 
-fn added_tokens(s: &Source) -> Result<Vec<Added>, GgufError> {
+fn added_tokens(s: &TokenizerFile) -> Result<Vec<Added>, GgufError> {
     let Some(list) = s.json.get("added_tokens").filter(|v| !v.is_null()) else { return Ok(Vec::new()) };
     let list = list.as_array().ok_or_else(|| s.field("added_tokens", "not a list"))?;
     list.iter()
@@ -219,7 +219,7 @@ fn added_tokens(s: &Source) -> Result<Vec<Added>, GgufError> {
 
 /// Tokens by id, padded to `vocab_size` with unused ones.
 fn table(
-    s: &Source,
+    s: &TokenizerFile,
     vocab: HashMap<String, usize>,
     added: &[Added],
     vocab_size: usize,

@@ -72,7 +72,7 @@ impl Metadata {
 
 /// A tensor of the list.
 #[derive(Debug, Clone, PartialEq)]
-struct Entry {
+struct ListedTensor {
     name: String,
     ty: GgmlType,
     /// The row length first.
@@ -85,7 +85,7 @@ struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Header {
     pub metadata: Metadata,
-    tensors: Vec<Entry>,
+    tensors: Vec<ListedTensor>,
     names: std::collections::HashSet<String>,
     /// Of all data so far, padding included.
     end: u64,
@@ -122,7 +122,7 @@ impl Header {
         // ggml counts no dimensions behind the last that is not 1.
         let rank = shape.iter().rposition(|&d| d != 1).map_or(1, |last| last + 1);
         let shape = shape[..rank].iter().map(|&d| d as u64).collect();
-        self.tensors.push(Entry { name: name.into(), ty, shape, offset: self.end });
+        self.tensors.push(ListedTensor { name: name.into(), ty, shape, offset: self.end });
         self.end = (self.end + bytes).next_multiple_of(self.alignment());
         Ok(())
     }

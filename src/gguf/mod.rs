@@ -16,7 +16,7 @@ pub use header::{Header, Metadata};
 pub use output::Output;
 pub use pair::{PAIR_KEY, ROTATION_KEY, belongs, check_pair, pair_of};
 pub use plan::TypeChoice;
-pub use types::{FileType, Linear, Role, fitting};
+pub use types::{FileType, LinearKind, Role, fitting};
 pub use value::{Array, Value};
 pub use writer::{Changes, Encoder};
 

@@ -1,5 +1,5 @@
 //! Of which type each tensor of a GGUF file is written.
-use super::types::{FileType, Linear, Role, fitting};
+use super::types::{FileType, LinearKind, Role, fitting};
 use crate::front::TensorSpec;
 use crate::ggml::GgmlType;
 use std::collections::BTreeMap;
@@ -84,12 +84,12 @@ fn role(t: &TensorSpec) -> Option<Role> {
     let layer = layer.parse().ok()?;
     let part = part.strip_suffix(".weight")?;
     let linear = match part {
-        "attn_v" => Linear::AttentionV,
-        "attn_output" => Linear::AttentionOutput,
-        "ffn_down" => Linear::FfnDown,
-        "attn_q" | "attn_k" | "ffn_gate" | "ffn_up" => Linear::Other,
+        "attn_v" => LinearKind::AttentionV,
+        "attn_output" => LinearKind::AttentionOutput,
+        "ffn_down" => LinearKind::FfnDown,
+        "attn_q" | "attn_k" | "ffn_gate" | "ffn_up" => LinearKind::Other,
         _ if t.shape.len() < 2 || SMALL.iter().any(|small| part.contains(small)) => return None,
-        _ => Linear::Other,
+        _ => LinearKind::Other,
     };
     Some(Role::Linear(linear, layer))
 }

@@ -10,12 +10,12 @@ pub enum Role {
     /// The output head, when it is not the embedding.
     Output,
     /// A linear of decoder block `layer`.
-    Linear(Linear, usize),
+    Linear(LinearKind, usize),
 }
 
 /// The linears of a decoder block that the mixes tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Linear {
+pub enum LinearKind {
     AttentionV,
     AttentionOutput,
     FfnDown,
@@ -104,26 +104,26 @@ impl FileType {
         };
         let more_bits = layer < layers / 8 || layer >= 7 * layers / 8 || (layer - layers / 8) % 3 == 2;
         let mixed = match (self, linear) {
-            (FileType::Q4KM, Linear::AttentionV | Linear::FfnDown) if more_bits => Q6_K,
-            (FileType::Q3KM, Linear::AttentionV) => {
+            (FileType::Q4KM, LinearKind::AttentionV | LinearKind::FfnDown) if more_bits => Q6_K,
+            (FileType::Q3KM, LinearKind::AttentionV) => {
                 if layer < 2 {
                     Q5_K
                 } else {
                     Q4_K
                 }
             }
-            (FileType::Q3KM, Linear::FfnDown) => {
+            (FileType::Q3KM, LinearKind::FfnDown) => {
                 if layer < layers / 16 {
                     Q5_K
                 } else {
                     Q4_K
                 }
             }
-            (FileType::Q3KM, Linear::AttentionOutput) => Q4_K,
+            (FileType::Q3KM, LinearKind::AttentionOutput) => Q4_K,
             _ => base,
         };
         // llama.cpp calls 80 layers "70B", where v is an eighth of q and cheap to keep.
-        if large && linear == Linear::AttentionV && matches!(mixed, Q3_K | Q4_K) { Q5_K } else { mixed }
+        if large && linear == LinearKind::AttentionV && matches!(mixed, Q3_K | Q4_K) { Q5_K } else { mixed }
     }
 }
 
@@ -189,12 +189,12 @@ mod tests {
     #[test]
     fn mixes() {
         let t = |f: FileType, l, i| f.tensor_type(Role::Linear(l, i), 12, 768, true, false);
-        assert_eq!(t(FileType::Q4KM, Linear::FfnDown, 0), GgmlType::Q6_K);
-        assert_eq!(t(FileType::Q4KM, Linear::FfnDown, 2), GgmlType::Q4_K);
-        assert_eq!(t(FileType::Q4KM, Linear::AttentionV, 3), GgmlType::Q6_K);
-        assert_eq!(t(FileType::Q3KM, Linear::AttentionV, 1), GgmlType::Q5_K);
-        assert_eq!(t(FileType::Q3KM, Linear::AttentionV, 2), GgmlType::Q4_K);
-        assert_eq!(t(FileType::Q3KS, Linear::AttentionV, 0), GgmlType::Q3_K);
-        assert_eq!(t(FileType::Plain(GgmlType::Q3_K), Linear::FfnDown, 0), GgmlType::Q3_K);
+        assert_eq!(t(FileType::Q4KM, LinearKind::FfnDown, 0), GgmlType::Q6_K);
+        assert_eq!(t(FileType::Q4KM, LinearKind::FfnDown, 2), GgmlType::Q4_K);
+        assert_eq!(t(FileType::Q4KM, LinearKind::AttentionV, 3), GgmlType::Q6_K);
+        assert_eq!(t(FileType::Q3KM, LinearKind::AttentionV, 1), GgmlType::Q5_K);
+        assert_eq!(t(FileType::Q3KM, LinearKind::AttentionV, 2), GgmlType::Q4_K);
+        assert_eq!(t(FileType::Q3KS, LinearKind::AttentionV, 0), GgmlType::Q3_K);
+        assert_eq!(t(FileType::Plain(GgmlType::Q3_K), LinearKind::FfnDown, 0), GgmlType::Q3_K);
     }
 }

@@ -126,13 +126,11 @@ fn as_stored<'s>(source: &'s Source, t: &Planned, changes: &Changes) -> Result<O
     Ok(Some(bytes))
 }
 
+/// Takes bytes, and how many values they stand for.
+type Append<'a> = &'a mut dyn FnMut(&[u8], usize) -> Result<(), GgufError>;
+
 /// Rounds a tensor, slab by slab.
-fn rounded(
-    source: &Source,
-    t: &Planned,
-    changes: &Changes,
-    append: &mut dyn FnMut(&[u8], usize) -> Result<(), GgufError>,
-) -> Result<(), crate::Error> {
+fn rounded(source: &Source, t: &Planned, changes: &Changes, append: Append) -> Result<(), crate::Error> {
     let rows_per_chunk = (CHUNK / t.row().max(1)).max(1);
     let chunks: Vec<Range<usize>> =
         (0..t.rows()).step_by(rows_per_chunk).map(|r| r..(r + rows_per_chunk).min(t.rows())).collect();

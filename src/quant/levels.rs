@@ -1,6 +1,6 @@
 //! Storage types whose blocks are evenly spaced levels, `w = d*code + m`, taken apart so that codes can be chosen one
 //! column after the other: how a block's levels follow from its weights, and how levels and codes become bytes.
-use super::mbq3::{self, Block, Grid};
+use super::mbq3::{self, Grid, Mbq3Block};
 use crate::ggml::GgmlType;
 use half::f16;
 
@@ -166,7 +166,7 @@ impl Format {
                 // invariant: callers pass whole blocks.
                 let mut group = [0.0; mbq3::GROUP];
                 group.copy_from_slice(w);
-                let block = mbq3::Group::nearest(&group, Grid::Paper).block();
+                let block = mbq3::Mbq3Group::nearest(&group, Grid::Paper).block();
                 Levels { d: block.d.to_f32(), m: block.m.to_f32() }
             }
             Format::Q4_0 => {
@@ -183,7 +183,7 @@ impl Format {
 
     /// How far `levels` are from `w`, and what least squares need of the codes that they give.
     #[inline(always)]
-    fn measure(self, w: &[f32], importance: &[f64], levels: Levels) -> Sums {
+    fn measure(self, w: &[f32], importance: &[f64], levels: Levels) -> FitSums {
         // Eight sums of each: none waits for the addition before.
         const LANES: usize = 8;
         let zero = self.middle().unwrap_or(0.0);
@@ -200,15 +200,15 @@ impl Format {
             }
         }
         let [error, c1, c2, cy] = [error, c1, c2, cy].map(|lanes| lanes.iter().sum());
-        Sums { error, c1, c2, cy }
+        FitSums { error, c1, c2, cy }
     }
 
     /// The levels of least weighted squared error for codes of these sums; `n` and `y` are those of the weights'
     /// importance, and of it times the weights. None where the codes do not determine them (all alike, or without
     /// weight).
     #[inline(always)]
-    fn least_squares(self, (n, y): (f64, f64), sums: &Sums) -> Option<Levels> {
-        let Sums { c1, c2, cy, .. } = *sums;
+    fn least_squares(self, (n, y): (f64, f64), sums: &FitSums) -> Option<Levels> {
+        let FitSums { c1, c2, cy, .. } = *sums;
         let (d, m) = if self.middle().is_some() {
             (cy / c2, 0.0)
         } else {
@@ -231,7 +231,7 @@ impl Format {
             Format::Mbq3 => {
                 let mut all = [0; mbq3::GROUP];
                 all.copy_from_slice(codes);
-                out.extend(Block { d, m, codes: all }.pack());
+                out.extend(Mbq3Block { d, m, codes: all }.pack());
             }
             Format::Q4_0 | Format::Q4_1 => {
                 out.extend(d.to_le_bytes());
@@ -249,9 +249,9 @@ impl Format {
     }
 }
 
-/// Sums over a block's weights, each times its importance: the squared error, the codes (less the one that means 0), their
+/// FitSums over a block's weights, each times its importance: the squared error, the codes (less the one that means 0), their
 /// squares, codes times weights.
-struct Sums {
+struct FitSums {
     error: f64,
     c1: f64,
     c2: f64,

@@ -46,7 +46,7 @@ pub enum Grid {
 
 /// A group's codes and the f32 values its `d` and `m` come from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Group {
+pub struct Mbq3Group {
     /// Distance of two levels, in f32; codes are chosen with it.
     pub step: f32,
     /// Value of code 0, to be rounded to fp16.
@@ -65,14 +65,14 @@ pub enum Base {
 
 /// A block taken apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Block {
+pub struct Mbq3Block {
     pub d: f16,
     pub m: f16,
     /// Each in 0..=7, in the order of the weights.
     pub codes: [u8; GROUP],
 }
 
-impl Group {
+impl Mbq3Group {
     /// Rounds `weights` to the nearest level of `grid`, halves to even. `weights` must be finite.
     pub fn nearest(weights: &[f32; GROUP], grid: Grid) -> Self {
         let low = weights.iter().copied().fold(weights[0], f32::min);
@@ -100,14 +100,14 @@ impl Group {
     }
 
     /// Rounds step and base to fp16. The values may be infinite if the weights were too large.
-    pub fn block(&self) -> Block {
+    pub fn block(&self) -> Mbq3Block {
         let d = f16::from_f32(self.step);
         let m = match self.base {
             // 0 - x, not -x: a zero of 0 gives +0, as in C
             Base::Zero(zero) => f16::from_f32(0.0 - d.to_f32() * f32::from(zero)),
             Base::Value(value) => f16::from_f32(value),
         };
-        Block { d, m, codes: self.codes }
+        Mbq3Block { d, m, codes: self.codes }
     }
 }
 
@@ -115,7 +115,7 @@ fn to_code(level: f32) -> u8 {
     level.clamp(0.0, TOP) as u8
 }
 
-impl Block {
+impl Mbq3Block {
     /// The weights the block stands for: `d*code + m` in f32.
     pub fn values(&self) -> [f32; GROUP] {
         let (d, m) = (self.d.to_f32(), self.m.to_f32());
@@ -144,7 +144,7 @@ impl Block {
         bytes
     }
 
-    /// The inverse of [`Block::pack`].
+    /// The inverse of [`Mbq3Block::pack`].
     pub fn unpack(bytes: &[u8; BLOCK_BYTES]) -> Self {
         let mut codes = [0; GROUP];
         for t in 0..CHUNKS {
@@ -183,7 +183,7 @@ pub fn quantize(weights: &[f32], grid: Grid) -> Result<Vec<u8>, Mbq3Error> {
         if let Some(at) = group.iter().position(|w| !w.is_finite()) {
             return Err(Mbq3Error::NotFinite { index: n * GROUP + at, value: group[at] });
         }
-        let quantized = Group::nearest(group, grid);
+        let quantized = Mbq3Group::nearest(group, grid);
         let block = quantized.block();
         if !block.d.is_finite() || !block.m.is_finite() {
             return Err(Mbq3Error::TooWide { start: n * GROUP, range: quantized.step * TOP });
@@ -202,7 +202,7 @@ pub fn dequantize(bytes: &[u8]) -> Result<Vec<f32>, Mbq3Error> {
     if !rest.is_empty() {
         return Err(Mbq3Error::Bytes { len: bytes.len() });
     }
-    Ok(blocks.iter().flat_map(|block| Block::unpack(block).values()).collect())
+    Ok(blocks.iter().flat_map(|block| Mbq3Block::unpack(block).values()).collect())
 }
 
 #[cfg(test)]
@@ -214,12 +214,12 @@ mod tests {
     fn codes_survive_packing() {
         let mut random = Rng::new(1);
         for _ in 0..1000 {
-            let block = Block {
+            let block = Mbq3Block {
                 d: f16::from_bits(random.next_u64() as u16 & 0x7bff),
                 m: f16::from_bits(random.next_u64() as u16 & 0x7bff),
                 codes: std::array::from_fn(|_| (random.next_u64() & 7) as u8),
             };
-            assert_eq!(Block::unpack(&block.pack()), block);
+            assert_eq!(Mbq3Block::unpack(&block.pack()), block);
         }
     }
 
@@ -228,7 +228,7 @@ mod tests {
         let mut random = Rng::new(2);
         for _ in 0..100 {
             let bytes: [u8; BLOCK_BYTES] = std::array::from_fn(|_| random.next_u64() as u8);
-            assert_eq!(Block::unpack(&bytes).pack(), bytes);
+            assert_eq!(Mbq3Block::unpack(&bytes).pack(), bytes);
         }
     }
 
@@ -240,7 +240,7 @@ mod tests {
         for (w, code) in [1, 2, 3, 4, 5, 6, 7, 5].into_iter().enumerate() {
             codes[32 + 4 * w + 2] = code;
         }
-        let bytes = Block { d: f16::ONE, m: f16::ZERO, codes }.pack();
+        let bytes = Mbq3Block { d: f16::ONE, m: f16::ZERO, codes }.pack();
         let word = |n: usize| u32::from_le_bytes(bytes[4 + 4 * n..8 + 4 * n].try_into().unwrap());
         assert_eq!(word(1), 0b1101_0001 << 16); // c6 & 3, c1, c0
         assert_eq!(word(5), 0b0110_0011 << 16); // c7 & 3, c3, c2
@@ -257,7 +257,7 @@ mod tests {
         assert_ne!(step, rounded);
         let between = (step + rounded) / 2.0 * 2.5;
         (weights[0], weights[1], weights[2]) = (-0.5, 0.5007, between);
-        let group = Group::nearest(&weights, Grid::Paper);
+        let group = Mbq3Group::nearest(&weights, Grid::Paper);
         let Base::Zero(zero) = group.base else { panic!("the paper's grid has a zero") };
         let from = |step: f32| (between / step).round_ties_even() as u8 + zero;
         assert_ne!(from(step), from(rounded), "the weight does not tell the two apart");
@@ -272,7 +272,7 @@ mod tests {
         for (n, w) in [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5].into_iter().enumerate() {
             weights[2 + n] = w;
         }
-        let group = Group::nearest(&weights, Grid::Paper);
+        let group = Mbq3Group::nearest(&weights, Grid::Paper);
         assert_eq!((group.step, group.base), (1.0, Base::Zero(4)));
         assert_eq!(group.codes[2..8], [2, 2, 4, 4, 6, 6]);
     }
@@ -289,7 +289,7 @@ mod tests {
             let scale = 10f32.powi(n % 9 - 6);
             let shift = random.uniform();
             let weights: [f32; GROUP] = std::array::from_fn(|_| scale * (random.uniform() + shift));
-            let group = Group::nearest(&weights, Grid::Paper);
+            let group = Mbq3Group::nearest(&weights, Grid::Paper);
             let Base::Zero(zero) = group.base else { panic!("the paper's grid has a zero") };
             let block = group.block();
             for (code, value) in group.codes.iter().zip(block.values()) {
@@ -307,11 +307,11 @@ mod tests {
     fn groups_that_exclude_zero_collapse_unless_m_is_free() {
         let weights: [f32; GROUP] = std::array::from_fn(|n| 0.3 + 0.2 * n as f32 / 127.0);
         let worst = |grid| {
-            let values = Group::nearest(&weights, grid).block().values();
+            let values = Mbq3Group::nearest(&weights, grid).block().values();
             weights.iter().zip(values).map(|(w, v)| (w - v).abs()).fold(0.0, f32::max)
         };
         // the paper's grid: all weights become 7 steps = 0.2
-        let paper = Group::nearest(&weights, Grid::Paper).block().values();
+        let paper = Mbq3Group::nearest(&weights, Grid::Paper).block().values();
         assert!(paper.iter().all(|v| (v - 0.2).abs() < 1e-3));
         assert!(worst(Grid::Paper) > 0.29);
         // half a step, and a little for fp16
@@ -320,7 +320,7 @@ mod tests {
         }
         // a group with both signs is not touched by mending
         let both: [f32; GROUP] = std::array::from_fn(|n| n as f32 / 127.0 - 0.3);
-        assert_eq!(Group::nearest(&both, Grid::Mended), Group::nearest(&both, Grid::Paper));
+        assert_eq!(Mbq3Group::nearest(&both, Grid::Mended), Mbq3Group::nearest(&both, Grid::Paper));
     }
 
     #[test]
@@ -343,8 +343,8 @@ mod tests {
     #[test]
     fn a_constant_group_stays_near_its_value() {
         // the paper's floor of 1e-5 under the range: zeros stay zeros, tiny groups keep their sign
-        assert!(Group::nearest(&[0.0; GROUP], Grid::Paper).block().values().iter().all(|&v| v == 0.0));
-        let values = Group::nearest(&[0.5; GROUP], Grid::Free).block().values();
+        assert!(Mbq3Group::nearest(&[0.0; GROUP], Grid::Paper).block().values().iter().all(|&v| v == 0.0));
+        let values = Mbq3Group::nearest(&[0.5; GROUP], Grid::Free).block().values();
         assert!(values.iter().all(|&v| v == 0.5));
     }
 }

@@ -2,7 +2,7 @@
 //! of llama.cpp's `src/models/*.cpp` and of its converter, which decides how the tensors lie.
 //!
 //! The norms' gains are the stored ones (Gemma's `1 + w` is added by the converter).
-use super::Name;
+use super::LinearName;
 
 /// Which two values of a head turn together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,9 +50,9 @@ pub struct TextArch {
     /// `general.architecture`, and the prefix of the metadata keys.
     pub name: &'static str,
     /// Linears that always have a bias.
-    pub biased: &'static [Name],
+    pub biased: &'static [LinearName],
     /// Linears that may have one.
-    pub may_be_biased: &'static [Name],
+    pub may_be_biased: &'static [LinearName],
     /// RMS norms over each head's q and k, before they turn.
     pub qk_norms: bool,
     /// RMS norms between the attention, or the MLP, and the stream: `h = x + norm(attn(norm x))`.
@@ -67,7 +67,7 @@ pub struct TextArch {
     pub scaled_embedding: bool,
 }
 
-const QKV: &[Name] = &[Name::Q, Name::K, Name::V];
+const QKV: &[LinearName] = &[LinearName::Q, LinearName::K, LinearName::V];
 
 /// Qwen2's, from which the others differ.
 const QWEN2: TextArch = TextArch {
@@ -102,7 +102,7 @@ pub static ARCHITECTURES: [TextArch; 7] = [
     TextArch {
         name: "llama",
         biased: &[],
-        may_be_biased: &Name::ALL,
+        may_be_biased: &LinearName::ALL,
         pairs: Pairs::Neighbours,
         sliding: Sliding::All,
         ..QWEN2

@@ -52,7 +52,7 @@ pub struct Attention {
 }
 
 /// Some queries, by their places in a sample, and the keys that they see between them.
-struct Part {
+struct QueryPart {
     queries: Range<usize>,
     keys: Range<usize>,
     /// Of each query, among these keys.
@@ -92,7 +92,7 @@ impl Attention {
     }
 
     /// Divides queries at `positions` of the sample.
-    fn parts(&self, span: &Span, positions: &[usize]) -> impl DoubleEndedIterator<Item = Part> {
+    fn parts(&self, span: &Span, positions: &[usize]) -> impl DoubleEndedIterator<Item = QueryPart> {
         query_parts(positions.len()).map(|queries| {
             let all: Vec<Range<usize>> =
                 positions[queries.clone()].iter().map(|&t| span.seen(t, self.window)).collect();
@@ -100,11 +100,11 @@ impl Attention {
             let keys = start..all.iter().map(|seen| seen.end).max().unwrap_or(0);
             // A query of padding may see nothing but padding: one key then, so that its sum is not zero.
             let real = |seen: &Range<usize>| seen.start - start..seen.end.min(span.real).max(seen.start + 1) - start;
-            Part { queries, keys, seen: all.iter().map(real).collect() }
+            QueryPart { queries, keys, seen: all.iter().map(real).collect() }
         })
     }
 
-    fn probabilities(&self, q: &Tensor, k: &Tensor, part: &Part) -> Result<Tensor> {
+    fn probabilities(&self, q: &Tensor, k: &Tensor, part: &QueryPart) -> Result<Tensor> {
         masked_softmax(q.matmul(&k.t()?)?, self.scale, &part.seen)
     }
 

@@ -37,7 +37,7 @@ impl Linear {
 
 /// The seven linears, in the order of the tensors' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Name {
+pub enum LinearName {
     Q,
     K,
     V,
@@ -47,8 +47,16 @@ pub enum Name {
     Down,
 }
 
-impl Name {
-    pub const ALL: [Name; 7] = [Name::Q, Name::K, Name::V, Name::O, Name::Gate, Name::Up, Name::Down];
+impl LinearName {
+    pub const ALL: [LinearName; 7] = [
+        LinearName::Q,
+        LinearName::K,
+        LinearName::V,
+        LinearName::O,
+        LinearName::Gate,
+        LinearName::Up,
+        LinearName::Down,
+    ];
 }
 
 /// A block's weights in f32.
@@ -119,14 +127,14 @@ impl Block {
     ) -> std::result::Result<Self, Error> {
         let arch = config.arch;
         let read = |part: &str, shape: &[usize]| weights.tensor(&in_block(layer, part), shape, device);
-        let linear = |name: Name| -> std::result::Result<Linear, Error> {
+        let linear = |name: LinearName| -> std::result::Result<Linear, Error> {
             let (shape, bias) = (config.shape(name), format!("{}.bias", name.part()));
             let has_bias = arch.biased.contains(&name)
                 || arch.may_be_biased.contains(&name) && weights.contains(&in_block(layer, &bias));
             let weight = read(&format!("{}.weight", name.part()), &shape)?;
             Ok(Linear { weight, bias: has_bias.then(|| read(&bias, &shape[..1])).transpose()? })
         };
-        let [q, k, v, o, gate, up, down] = Name::ALL.map(linear);
+        let [q, k, v, o, gate, up, down] = LinearName::ALL.map(linear);
         let norm = |part: &str, width: usize| read(&format!("{part}.weight"), &[width]);
         let head_norm = |part: &str| arch.qk_norms.then(|| norm(part, config.head_dim)).transpose();
         let hidden = config.hidden_size;
@@ -155,11 +163,11 @@ impl Block {
         })
     }
 
-    pub fn linear(&self, name: Name) -> &Linear {
+    pub fn linear(&self, name: LinearName) -> &Linear {
         &self.linears[name as usize]
     }
 
-    pub fn linear_mut(&mut self, name: Name) -> &mut Linear {
+    pub fn linear_mut(&mut self, name: LinearName) -> &mut Linear {
         &mut self.linears[name as usize]
     }
 
@@ -238,19 +246,19 @@ impl Block {
         input: &dyn Fn(&Tensor) -> Result<Tensor>,
         all: bool,
     ) -> Result<Trace> {
-        let run = |name: Name, x: &Tensor| self.linear(name).forward(x);
+        let run = |name: LinearName, x: &Tensor| self.linear(name).forward(x);
         let attn_in = self.attn_norm(x)?;
         let a = input(&attn_in)?;
-        let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
+        let (q, k, v) = (run(LinearName::Q, &a)?, run(LinearName::K, &a)?, run(LinearName::V, &a)?);
         let o_in = self.attend(&q, &k, &v, spans)?;
-        let attn_out = run(Name::O, &input(&o_in)?)?;
+        let attn_out = run(LinearName::O, &input(&o_in)?)?;
         let h = self.after_attention(x, &attn_out)?;
         let mlp_in = self.mlp_norm(&h)?;
         let m = input(&mlp_in)?;
-        let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
+        let (gate, up) = (run(LinearName::Gate, &m)?, run(LinearName::Up, &m)?);
         let made = if all { Some(Made { q, k, v, gate: gate.copy()?, up: up.clone() }) } else { None };
         let down_in = self.activate(gate, &up)?;
-        let mlp_out = run(Name::Down, &input(&down_in)?)?;
+        let mlp_out = run(LinearName::Down, &input(&down_in)?)?;
         Ok(Trace { attn_in, o_in, attn_out, h, mlp_in, down_in, mlp_out, made })
     }
 
@@ -261,13 +269,13 @@ impl Block {
 
     /// The gradient at the input from the gradient `g` at the output; the forward pass is made again from `x`.
     pub fn backward(&self, x: &Tensor, spans: &[Span], g: &Tensor) -> Result<Gradients> {
-        let run = |name: Name, x: &Tensor| self.linear(name).forward(x);
+        let run = |name: LinearName, x: &Tensor| self.linear(name).forward(x);
         // Forward, up to the MLP's inner product.
         let a = self.attn_norm(x)?;
-        let (q, k, v) = (run(Name::Q, &a)?, run(Name::K, &a)?, run(Name::V, &a)?);
-        let attn_out = run(Name::O, &self.attend(&q, &k, &v, spans)?)?;
+        let (q, k, v) = (run(LinearName::Q, &a)?, run(LinearName::K, &a)?, run(LinearName::V, &a)?);
+        let attn_out = run(LinearName::O, &self.attend(&q, &k, &v, spans)?)?;
         let m = self.mlp_norm(&self.after_attention(x, &attn_out)?)?;
-        let (gate, up) = (run(Name::Gate, &m)?, run(Name::Up, &m)?);
+        let (gate, up) = (run(LinearName::Gate, &m)?, run(LinearName::Up, &m)?);
         self.backward_from(x, &attn_out, &Made { q, k, v, gate, up }, spans, g)
     }
 
@@ -280,20 +288,20 @@ impl Block {
         spans: &[Span],
         g: &Tensor,
     ) -> Result<Gradients> {
-        let back = |name: Name, g: &Tensor| self.linear(name).backward(g);
+        let back = |name: LinearName, g: &Tensor| self.linear(name).backward(g);
         let Made { q, k, v, gate, up } = made;
         let h = self.after_attention(x, attn_out)?;
         // y = h + down(f(gate) * up), or h + norm(down(…)).
         let mlp_out = match &self.post_norms {
             Some([_, gain]) => {
-                let out = self.linear(Name::Down).forward(&self.activate(gate.copy()?, up)?)?;
+                let out = self.linear(LinearName::Down).forward(&self.activate(gate.copy()?, up)?)?;
                 rms_backward(&out, gain, self.eps, g)?
             }
             None => g.clone(),
         };
-        let g_inner = back(Name::Down, &mlp_out)?;
+        let g_inner = back(LinearName::Down, &mlp_out)?;
         let (g_gate, g_up) = activate_backward(gate, up, &g_inner, self.activation)?;
-        let g_m = add_to(back(Name::Gate, &g_gate)?, &back(Name::Up, &g_up)?)?;
+        let g_m = add_to(back(LinearName::Gate, &g_gate)?, &back(LinearName::Up, &g_up)?)?;
         let g_h = add_to(rms_backward(&h, &self.norm2, self.eps, &g_m)?, g)?;
 
         // h = x + o(attend(q, k, v)), or x + norm(o(…)).
@@ -301,8 +309,9 @@ impl Block {
             Some([gain, _]) => rms_backward(attn_out, gain, self.eps, &g_h)?,
             None => g_h.clone(),
         };
-        let (g_q, g_k, g_v) = self.attention.backward([q, k, v], spans, &back(Name::O, &attn_out)?)?;
-        let g_a = add_to(add_to(back(Name::Q, &g_q)?, &back(Name::K, &g_k)?)?, &back(Name::V, &g_v)?)?;
+        let (g_q, g_k, g_v) = self.attention.backward([q, k, v], spans, &back(LinearName::O, &attn_out)?)?;
+        let g_a =
+            add_to(add_to(back(LinearName::Q, &g_q)?, &back(LinearName::K, &g_k)?)?, &back(LinearName::V, &g_v)?)?;
         let input = add_to(rms_backward(x, &self.norm1, self.eps, &g_a)?, &g_h)?;
         Ok(Gradients { input, attn_out, mlp_out })
     }

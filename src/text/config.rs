@@ -1,7 +1,7 @@
 //! A text model's hyperparameters, read from GGUF metadata keys, whoever has them: a GGUF file, or a front that
 //! translates another format's configuration. A key of the architecture that is not understood is refused: it may
 //! change what the model computes.
-use super::Name;
+use super::LinearName;
 use super::arch::{ARCHITECTURES, Sections, Sliding, TextArch};
 use crate::gguf::{Array, Metadata, Value};
 use std::path::{Path, PathBuf};
@@ -128,7 +128,7 @@ const READ: &[&str] = &[
 ];
 
 /// The keys of one architecture.
-struct Keys<'a> {
+struct ArchKeys<'a> {
     file: &'a Path,
     metadata: &'a Metadata,
     arch: &'static TextArch,
@@ -160,7 +160,7 @@ fn count(value: &Value) -> Option<usize> {
     value.as_u64().filter(|&v| v < 1 << 31).map(|v| v as usize)
 }
 
-impl Keys<'_> {
+impl ArchKeys<'_> {
     fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.arch.name)
     }
@@ -332,7 +332,7 @@ impl TextConfig {
             found: name.into(),
             supported: ARCHITECTURES.each_ref().map(|a| a.name).join(", "),
         })?;
-        let keys = Keys { file, metadata, arch };
+        let keys = ArchKeys { file, metadata, arch };
         keys.check()?;
         let (hidden_size, num_heads) = (keys.size("embedding_length")?, keys.size("attention.head_count")?);
         let num_kv_heads = keys.size_opt("attention.head_count_kv")?.unwrap_or(num_heads);
@@ -381,14 +381,14 @@ impl TextConfig {
     }
 
     /// Rows and columns of a linear: outputs and inputs.
-    pub fn shape(&self, name: Name) -> [usize; 2] {
+    pub fn shape(&self, name: LinearName) -> [usize; 2] {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         match name {
-            Name::Q => [self.num_heads * self.head_dim, hidden],
-            Name::K | Name::V => [self.num_kv_heads * self.head_dim, hidden],
-            Name::O => [hidden, self.num_heads * self.head_dim],
-            Name::Gate | Name::Up => [inner, hidden],
-            Name::Down => [hidden, inner],
+            LinearName::Q => [self.num_heads * self.head_dim, hidden],
+            LinearName::K | LinearName::V => [self.num_kv_heads * self.head_dim, hidden],
+            LinearName::O => [hidden, self.num_heads * self.head_dim],
+            LinearName::Gate | LinearName::Up => [inner, hidden],
+            LinearName::Down => [hidden, inner],
         }
     }
 }

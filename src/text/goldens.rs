@@ -170,10 +170,10 @@ const TOLERANCE: f32 = 4e-5;
 /// What a broken rule changes at least; mostly 1 was seen, 6e-3 where one slow pair turns by another position.
 const BROKEN: f32 = 3e-3;
 
-type Change<'a> = (&'a str, &'a dyn Fn(&mut TextConfig, &mut [Sample]));
+type RuleChange<'a> = (&'a str, &'a dyn Fn(&mut TextConfig, &mut [Sample]));
 
 /// The model is transformers', and is not once a rule is broken.
-fn compare(golden: &Golden, rules: &[Change]) {
+fn compare(golden: &Golden, rules: &[RuleChange]) {
     let off = difference(golden, &|_, _| ());
     println!("{}: {off:.1e}", golden.name);
     assert!(off < TOLERANCE, "{}: {off}", golden.name);
@@ -197,16 +197,16 @@ fn layouts(samples: &mut [Sample], change: impl Fn(&mut SampleLayout)) {
     }
 }
 
-const PAIRS: Change = ("pairs", &|c, _| {
+const PAIRS: RuleChange = ("pairs", &|c, _| {
     row(c, |a| TextArch { pairs: if a.pairs == Pairs::Halves { Pairs::Neighbours } else { Pairs::Halves }, ..*a })
 });
-const BIAS: Change = ("bias", &|c, _| row(c, |a| TextArch { biased: &[], may_be_biased: &[], ..*a }));
-const QK_NORMS: Change = ("q and k norms", &|c, _| row(c, |a| TextArch { qk_norms: false, ..*a }));
-const SCALING: Change = ("rope scaling", &|c, _| c.rotary.scaling = RopeScaling::None);
-const SECTIONS: Change = ("sections", &|c, _| c.rope_sections.rotate_right(1));
-const POSITIONS: Change = ("positions", &|_, s| layouts(s, |l| l.positions = None));
-const WINDOW: Change = ("window", &|c, _| c.windows.fill(None));
-const WIDER: Change = ("window's width", &|c, _| c.windows.iter_mut().flatten().for_each(|w| *w += 1));
+const BIAS: RuleChange = ("bias", &|c, _| row(c, |a| TextArch { biased: &[], may_be_biased: &[], ..*a }));
+const QK_NORMS: RuleChange = ("q and k norms", &|c, _| row(c, |a| TextArch { qk_norms: false, ..*a }));
+const SCALING: RuleChange = ("rope scaling", &|c, _| c.rotary.scaling = RopeScaling::None);
+const SECTIONS: RuleChange = ("sections", &|c, _| c.rope_sections.rotate_right(1));
+const POSITIONS: RuleChange = ("positions", &|_, s| layouts(s, |l| l.positions = None));
+const WINDOW: RuleChange = ("window", &|c, _| c.windows.fill(None));
+const WIDER: RuleChange = ("window's width", &|c, _| c.windows.iter_mut().flatten().for_each(|w| *w += 1));
 
 #[test]
 fn qwen2() {
@@ -215,7 +215,7 @@ fn qwen2() {
 
 #[test]
 fn qwen2vl() {
-    let kind: Change = ("kind", &|c, _| row(c, |a| TextArch { sections: Sections::Interleaved, ..*a }));
+    let kind: RuleChange = ("kind", &|c, _| row(c, |a| TextArch { sections: Sections::Interleaved, ..*a }));
     compare(&golden!("qwen2vl"), &[SECTIONS, POSITIONS, BIAS, kind]);
 }
 
@@ -235,8 +235,8 @@ fn qwen3() {
 
 #[test]
 fn qwen3vl() {
-    let kind: Change = ("kind", &|c, _| row(c, |a| TextArch { sections: Sections::Contiguous, ..*a }));
-    let deepstack: Change = ("deepstack", &|_, s| s[0].injections[1] = s[0].injections[1].zeros_like().unwrap());
+    let kind: RuleChange = ("kind", &|c, _| row(c, |a| TextArch { sections: Sections::Contiguous, ..*a }));
+    let deepstack: RuleChange = ("deepstack", &|_, s| s[0].injections[1] = s[0].injections[1].zeros_like().unwrap());
     compare(&golden!("qwen3vl"), &[SECTIONS, POSITIONS, QK_NORMS, kind, deepstack]);
 }
 
@@ -259,13 +259,13 @@ fn internlm2() {
 
 #[test]
 fn gemma3() {
-    let post: Change = ("post-norms", &|c, _| row(c, |a| TextArch { post_norms: false, ..*a }));
-    let silu: Change = ("activation", &|c, _| row(c, |a| TextArch { activation: Activation::Silu, ..*a }));
-    let scale: Change = ("attention scale", &|c, _| c.attention_scale = 0.25);
-    let local: Change = ("local base", &|c, _| c.local_rotary = c.rotary);
-    let runs: Change = ("runs", &|_, s| layouts(s, |l| l.runs.clear()));
-    let joined: Change = ("runs are apart", &|_, s| layouts(s, |l| l.runs.fill(2..11)));
-    let pattern: Change = ("pattern", &|c, _| c.windows.rotate_left(1));
+    let post: RuleChange = ("post-norms", &|c, _| row(c, |a| TextArch { post_norms: false, ..*a }));
+    let silu: RuleChange = ("activation", &|c, _| row(c, |a| TextArch { activation: Activation::Silu, ..*a }));
+    let scale: RuleChange = ("attention scale", &|c, _| c.attention_scale = 0.25);
+    let local: RuleChange = ("local base", &|c, _| c.local_rotary = c.rotary);
+    let runs: RuleChange = ("runs", &|_, s| layouts(s, |l| l.runs.clear()));
+    let joined: RuleChange = ("runs are apart", &|_, s| layouts(s, |l| l.runs.fill(2..11)));
+    let pattern: RuleChange = ("pattern", &|c, _| c.windows.rotate_left(1));
     let rules = [QK_NORMS, PAIRS, SCALING, WINDOW, WIDER, post, silu, scale, local, runs, joined, pattern];
     compare(&golden!("gemma3"), &rules);
 }

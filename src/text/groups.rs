@@ -1,5 +1,5 @@
 //! What enters each linear of a block, who produces it, and which linears are quantised together.
-use super::{Name, Trace};
+use super::{LinearName, Trace};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -27,38 +27,38 @@ pub enum Producer {
     /// The gain of the MLP's norm.
     MlpNorm,
     /// Rows and bias of a linear.
-    Linear(Name),
+    Linear(LinearName),
 }
 
 impl Group {
     /// In the order of the forward pass.
     pub const ALL: [Group; 4] = [Group::Qkv, Group::O, Group::GateUp, Group::Down];
 
-    pub fn linears(self) -> &'static [Name] {
+    pub fn linears(self) -> &'static [LinearName] {
         match self {
-            Group::Qkv => &[Name::Q, Name::K, Name::V],
-            Group::O => &[Name::O],
-            Group::GateUp => &[Name::Gate, Name::Up],
-            Group::Down => &[Name::Down],
+            Group::Qkv => &[LinearName::Q, LinearName::K, LinearName::V],
+            Group::O => &[LinearName::O],
+            Group::GateUp => &[LinearName::Gate, LinearName::Up],
+            Group::Down => &[LinearName::Down],
         }
     }
 
     pub fn producer(self) -> Producer {
         match self {
             Group::Qkv => Producer::AttnNorm,
-            Group::O => Producer::Linear(Name::V),
+            Group::O => Producer::Linear(LinearName::V),
             Group::GateUp => Producer::MlpNorm,
-            Group::Down => Producer::Linear(Name::Up),
+            Group::Down => Producer::Linear(LinearName::Up),
         }
     }
 
     /// The group of a linear.
-    pub fn of(name: Name) -> Group {
+    pub fn of(name: LinearName) -> Group {
         match name {
-            Name::Q | Name::K | Name::V => Group::Qkv,
-            Name::O => Group::O,
-            Name::Gate | Name::Up => Group::GateUp,
-            Name::Down => Group::Down,
+            LinearName::Q | LinearName::K | LinearName::V => Group::Qkv,
+            LinearName::O => Group::O,
+            LinearName::Gate | LinearName::Up => Group::GateUp,
+            LinearName::Down => Group::Down,
         }
     }
 }

@@ -18,7 +18,7 @@ pub use arch::{ARCHITECTURES, Activation, Pairs, Sections, Sliding, TextArch};
 pub use attention::{Attention, SCORES};
 #[cfg(test)]
 pub(crate) use block::tests;
-pub use block::{Block, Gradients, Linear, Made, Name, Trace};
+pub use block::{Block, Gradients, Linear, LinearName, Made, Trace};
 pub use config::{RopeScaling, Rotary, TextConfig, TextError};
 pub use groups::{Group, Producer};
 pub use rope::Rope;

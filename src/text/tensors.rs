@@ -1,7 +1,7 @@
 //! The tensors of a text model under GGUF's names: one table for whoever reads, plans, quantises or rotates them.
 use super::config::TextConfig;
 use super::groups::{Group, Producer};
-use super::{Error, Name};
+use super::{Error, LinearName};
 use candle_core::{Device, Tensor};
 
 /// Where tensors come from: a GGUF file, or a checkpoint whose front knows what they are called there.
@@ -37,8 +37,8 @@ pub enum TensorRole {
     Norm(Producer),
     /// A gain that nothing folds into: of a head's q or k, or behind the attention or the MLP.
     FixedNorm,
-    Weight(Name),
-    Bias(Name),
+    Weight(LinearName),
+    Bias(LinearName),
 }
 
 /// How a tensor meets the residual stream, for a rotation of it.
@@ -83,31 +83,31 @@ impl DecoderTensor {
     pub fn stream(&self) -> StreamSide {
         match self.role {
             TensorRole::Embedding => StreamSide::Rows,
-            TensorRole::Weight(Name::O | Name::Down) | TensorRole::Bias(Name::O | Name::Down) => StreamSide::Writes,
-            TensorRole::Weight(Name::Q | Name::K | Name::V | Name::Gate | Name::Up) | TensorRole::Output => {
-                StreamSide::Reads
-            }
+            TensorRole::Weight(LinearName::O | LinearName::Down)
+            | TensorRole::Bias(LinearName::O | LinearName::Down) => StreamSide::Writes,
+            TensorRole::Weight(LinearName::Q | LinearName::K | LinearName::V | LinearName::Gate | LinearName::Up)
+            | TensorRole::Output => StreamSide::Reads,
             _ => StreamSide::Inside,
         }
     }
 }
 
-impl Name {
+impl LinearName {
     /// As in `blk.N.<this>.weight`.
     pub fn part(self) -> &'static str {
         match self {
-            Name::Q => "attn_q",
-            Name::K => "attn_k",
-            Name::V => "attn_v",
-            Name::O => "attn_output",
-            Name::Gate => "ffn_gate",
-            Name::Up => "ffn_up",
-            Name::Down => "ffn_down",
+            LinearName::Q => "attn_q",
+            LinearName::K => "attn_k",
+            LinearName::V => "attn_v",
+            LinearName::O => "attn_output",
+            LinearName::Gate => "ffn_gate",
+            LinearName::Up => "ffn_up",
+            LinearName::Down => "ffn_down",
         }
     }
 }
 
-impl Name {
+impl LinearName {
     /// The tensor `blk.<layer>.<part>.weight`.
     pub fn weight(self, layer: usize) -> String {
         in_block(layer, &format!("{}.weight", self.part()))
@@ -152,7 +152,7 @@ pub fn tensors(c: &TextConfig) -> Vec<DecoderTensor> {
         if arch.post_norms {
             ["post_attention_norm", "post_ffw_norm"].iter().for_each(|part| norm(part, hidden, TensorRole::FixedNorm));
         }
-        for name in Name::ALL {
+        for name in LinearName::ALL {
             let (part, shape) = (name.part(), c.shape(name));
             push(in_block(layer, &format!("{part}.weight")), &shape, TensorRole::Weight(name), Some(layer), false);
             let may = arch.may_be_biased.contains(&name);

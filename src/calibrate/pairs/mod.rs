@@ -73,7 +73,7 @@ fn fail(path: &Path, problem: impl std::fmt::Display) -> Error {
 }
 
 /// An entry that nobody has looked into yet.
-enum Entry {
+enum PairEntry {
     Json(Value),
     /// A picture with its caption in a `.txt` beside it.
     Captioned(PathBuf),
@@ -84,7 +84,7 @@ enum Entry {
 pub struct List {
     path: PathBuf,
     root: PathBuf,
-    entries: Vec<Entry>,
+    entries: Vec<PairEntry>,
 }
 
 impl List {
@@ -125,8 +125,8 @@ impl List {
     /// In words: the entry is not understood, has no answer, or a picture does not exist.
     pub fn conversation(&self, index: usize) -> Result<Conversation, String> {
         let conversation = match &self.entries[index] {
-            Entry::Json(value) => entry::conversation(value, &self.root)?,
-            Entry::Captioned(picture) => captioned(picture)?,
+            PairEntry::Json(value) => entry::conversation(value, &self.root)?,
+            PairEntry::Captioned(picture) => captioned(picture)?,
         };
         conversation.pictures.iter().try_for_each(Picture::check)?;
         Ok(conversation)
@@ -135,13 +135,13 @@ impl List {
     /// Entry `index` for messages and progress: its number in the file, or the picture's path.
     pub fn name(&self, index: usize) -> String {
         match &self.entries[index] {
-            Entry::Json(_) => format!("{}: entry {}", self.path.display(), index + 1),
-            Entry::Captioned(picture) => picture.display().to_string(),
+            PairEntry::Json(_) => format!("{}: entry {}", self.path.display(), index + 1),
+            PairEntry::Captioned(picture) => picture.display().to_string(),
         }
     }
 }
 
-fn folder(path: &Path) -> Result<Vec<Entry>, Error> {
+fn folder(path: &Path) -> Result<Vec<PairEntry>, Error> {
     let mut pictures = Vec::new();
     for entry in std::fs::read_dir(path).map_err(|e| fail(path, e))? {
         let picture = entry.map_err(|e| fail(path, e))?.path();
@@ -151,7 +151,7 @@ fn folder(path: &Path) -> Result<Vec<Entry>, Error> {
         }
     }
     pictures.sort();
-    Ok(pictures.into_iter().map(Entry::Captioned).collect())
+    Ok(pictures.into_iter().map(PairEntry::Captioned).collect())
 }
 
 fn captioned(picture: &Path) -> Result<Conversation, String> {
@@ -166,7 +166,7 @@ fn captioned(picture: &Path) -> Result<Conversation, String> {
 }
 
 /// A JSON list, or JSON values one after the other (JSONL).
-fn file(path: &Path) -> Result<Vec<Entry>, Error> {
+fn file(path: &Path) -> Result<Vec<PairEntry>, Error> {
     let bytes = std::fs::read(path).map_err(|e| fail(path, e))?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(fail(path, "is UTF-16 text; save it as UTF-8"));
@@ -181,7 +181,7 @@ fn file(path: &Path) -> Result<Vec<Entry>, Error> {
     } else {
         serde_json::Deserializer::from_str(text).into_iter().collect::<Result<_, _>>().map_err(not_json)?
     };
-    Ok(values.into_iter().map(Entry::Json).collect())
+    Ok(values.into_iter().map(PairEntry::Json).collect())
 }
 
 fn draw(all: usize, n: usize, seed: u64) -> Vec<usize> {

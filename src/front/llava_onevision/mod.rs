@@ -8,7 +8,7 @@ use super::decoder::{DecoderArch, HEAD};
 use super::pair_id::pair_id;
 use super::tower::TowerArch;
 use super::vocabulary::Vocabulary;
-use super::{Card, General, Name, Pair, Row, Source, claims};
+use super::{Card, General, ModelName, Pair, Row, Source, claims};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Metadata, PAIR_KEY};
@@ -30,7 +30,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
         Card::default()
     });
     let parameters = text_rows.iter().map(|row| row.tensor.elements()).sum();
-    let general = General { name: Name::parse(name, parameters), card, repository: repository.map(String::from) };
+    let general = General { name: ModelName::parse(name, parameters), card, repository: repository.map(String::from) };
     let mut keys = Metadata::default();
     general.write(&mut keys, "model", model.text.architecture());
     model.text.write(&mut keys);

@@ -134,7 +134,7 @@ impl<'v> Decoder<'v> {
                     let entries: Vec<_> = tokens
                         .iter()
                         .enumerate()
-                        .map(|(k, t)| Entry {
+                        .map(|(k, t)| BatchEntry {
                             token: *t,
                             position: past + k as i32,
                             sequence: PROMPT,
@@ -223,7 +223,7 @@ impl<'v> Decoder<'v> {
                 row(a, 0, &self.first);
             }
             for (k, token) in tokens.iter().enumerate().take(tokens.len().saturating_sub(1)) {
-                entries.push(Entry { token: *token, position: past + k as i32, sequence, output: true });
+                entries.push(BatchEntry { token: *token, position: past + k as i32, sequence, output: true });
                 places.push((a, k + 1));
             }
         }
@@ -249,7 +249,7 @@ impl<'v> Decoder<'v> {
             if tokens.len() > fed {
                 let clock = Instant::now();
                 let entries: Vec<_> = (fed..tokens.len())
-                    .map(|k| Entry {
+                    .map(|k| BatchEntry {
                         token: tokens[k],
                         position: past + k as i32,
                         sequence: GENERATION,
@@ -288,7 +288,7 @@ impl<'v> Decoder<'v> {
         let mut token = stats::argmax(&self.first) as Token;
         let start = Instant::now();
         for k in 0..count {
-            let entry = Entry { token, position: self.past() + k as i32, sequence: GENERATION, output: true };
+            let entry = BatchEntry { token, position: self.past() + k as i32, sequence: GENERATION, output: true };
             self.decode(&[entry], |_, row| token = stats::argmax(row) as Token)?;
         }
         self.times.decode += start.elapsed().as_secs_f64();
@@ -308,7 +308,7 @@ impl<'v> Decoder<'v> {
     }
 
     /// Decodes entries in batches and hands out the logits of those marked for output, by their index among these.
-    fn decode(&mut self, entries: &[Entry], mut row: impl FnMut(usize, &[f32])) -> Result<(), EngineError> {
+    fn decode(&mut self, entries: &[BatchEntry], mut row: impl FnMut(usize, &[f32])) -> Result<(), EngineError> {
         let lib = &self.model.runtime.lib;
         let fail = |what| EngineError::Call { what, log: take_log() };
         let mut index = 0;
@@ -350,7 +350,7 @@ impl<'v> Decoder<'v> {
     }
 }
 
-struct Entry {
+struct BatchEntry {
     token: Token,
     position: i32,
     sequence: i32,

@@ -98,12 +98,12 @@ fn matches_autograd() {
         let x = x.as_tensor().narrow(0, span.start, n).unwrap();
         let a = rms(&x, &block.norm1);
         // Operations of candle's own: ours keep no graph.
-        let run = |name: Name, x: &Tensor| {
+        let run = |name: LinearName, x: &Tensor| {
             let Linear { weight, bias } = block.linear(name);
             let y = x.matmul(&weight.t().unwrap()).unwrap();
             bias.as_ref().map_or(y.clone(), |bias| y.broadcast_add(bias).unwrap())
         };
-        let heads = |name: Name| block.attention.split(&run(name, &a)).unwrap();
+        let heads = |name: LinearName| block.attention.split(&run(name, &a)).unwrap();
         let turn = |x: Tensor| {
             let angles: Vec<f32> = (0..2 * n).map(|i| (i / 2) as f32 * [1.0, 0.01][i % 2]).collect();
             let angles = Tensor::from_vec(angles, (n, 2), &Device::Cpu).unwrap();
@@ -114,25 +114,25 @@ fn matches_autograd() {
             let second = (times(half(2), &cos) + times(half(0), &sin)).unwrap();
             Tensor::cat(&[first, second], D::Minus1).unwrap()
         };
-        let q = turn(heads(Name::Q));
+        let q = turn(heads(LinearName::Q));
         let twice = |t: Tensor| {
             let (kv, n, d) = t.dims3().unwrap();
             let t = t.unsqueeze(1).unwrap().broadcast_as((kv, 2, n, d)).unwrap();
             t.contiguous().unwrap().reshape((2 * kv, n, d)).unwrap()
         };
-        let k = twice(turn(heads(Name::K)));
-        let v = twice(heads(Name::V));
+        let k = twice(turn(heads(LinearName::K)));
+        let v = twice(heads(LinearName::V));
         let mask: Vec<f32> = (0..n * n).map(|i| if i % n <= i / n { 0.0 } else { -1e30 }).collect();
         let mask = Tensor::from_vec(mask, (1, n, n), &Device::Cpu).unwrap();
         let s = (q.matmul(&k.t().unwrap()).unwrap() * 0.5).unwrap().broadcast_add(&mask).unwrap();
         let e = s.exp().unwrap();
         let p = e.broadcast_div(&e.sum_keepdim(D::Minus1).unwrap()).unwrap();
         let o = block.attention.join(&p.matmul(&v).unwrap()).unwrap();
-        let h = (x + run(Name::O, &o)).unwrap();
+        let h = (x + run(LinearName::O, &o)).unwrap();
         let m = rms(&h, &block.norm2);
-        let gate = run(Name::Gate, &m).silu().unwrap();
-        let inner = (gate * run(Name::Up, &m)).unwrap();
-        parts.push((h + run(Name::Down, &inner)).unwrap());
+        let gate = run(LinearName::Gate, &m).silu().unwrap();
+        let inner = (gate * run(LinearName::Up, &m)).unwrap();
+        parts.push((h + run(LinearName::Down, &inner)).unwrap());
     }
     let y = Tensor::cat(&parts, 0).unwrap();
     let loss = (y * of("g")).unwrap().sum_all().unwrap();
