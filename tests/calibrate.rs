@@ -122,7 +122,7 @@ fn pairs_without_a_picture() {
     let list = dir.path().join("pairs.jsonl");
     let text = "{\"question\": \"What is it?\", \"answer\": \"A red star.\"}\n";
     fs::write(&list, format!("{text}{text}{text}")).unwrap();
-    for more in [&["--method", "mbq-scales"][..], &["--set", "scales=true", "--imatrix", "balanced"]] {
+    for more in [&["--method", "mbq-scales"][..], &["--set", "scales=on", "--imatrix", "balanced"]] {
         let out = dir.path().join("o.gguf");
         let done = convert(&out, &[&["--calib", list.to_str().unwrap()], more].concat()).output().unwrap();
         assert!(done.status.success(), "{more:?}: {}", String::from_utf8_lossy(&done.stderr));

@@ -75,23 +75,23 @@ pub struct Switches {
     /// Samples of more tokens are skipped [default: the model's context].
     pub max_tokens: Option<usize>,
     pub activations: Option<ActivationBits>,
-    /// Look for scales before errors are compensated, too [default: false].
+    /// Look for scales before errors are compensated, too [default: off].
     pub scales: Option<bool>,
     /// How errors are added up in the search [default: mae for mbq, mse for awq].
     pub loss: Option<Loss>,
-    /// Search with activations as the quantised blocks before give them [default: false].
+    /// Search with activations as the quantised blocks before give them [default: off].
     pub distort: Option<bool>,
-    /// The balance of modalities in the search [default: true].
+    /// The balance of modalities in the search [default: on].
     pub balance: Option<bool>,
-    /// Score every candidate on every token [default: false].
+    /// Score every candidate on every token [default: off].
     pub exhaustive: Option<bool>,
-    /// Scale v -> o under grouped queries too, with one scale per value channel [default: false].
+    /// Scale v -> o under grouped queries too, with one scale per value channel [default: off].
     pub share_heads: Option<bool>,
-    /// Compensate in the order of the activations' sizes [default: false].
+    /// Compensate in the order of the activations' sizes [default: off].
     pub order: Option<bool>,
     /// How far compensation aims at the full-precision stream, 0 to 1 [default: 0.5].
     pub target: Option<f64>,
-    /// Aim o and down at what the residual stream has lost, too [default: false].
+    /// Aim o and down at what the residual stream has lost, too [default: off].
     pub residual: Option<bool>,
 }
 
@@ -116,8 +116,12 @@ impl Switches {
             }
         }
         let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair}: expected KEY=VALUE"))?;
-        let flag = || value.parse::<bool>().ok();
-        const FLAG: &str = "true or false";
+        let flag = || match value {
+            "on" => Some(true),
+            "off" => Some(false),
+            _ => None,
+        };
+        const FLAG: &str = "on or off";
         let done = match key {
             "seed" => put(&mut self.seed, value.parse().ok(), "a whole number"),
             "max-tokens" => put(&mut self.max_tokens, value.parse().ok().filter(|&n| n > 0), "a positive number"),
@@ -223,7 +227,7 @@ mod tests {
                 "activations" => "int8",
                 "loss" => "mse",
                 "target" => "1",
-                _ => "true",
+                _ => "on",
             };
             let pair = format!("{key}={value}");
             assert_ne!(switches(&[&pair]).unwrap(), Switches::default(), "{key}");
@@ -237,11 +241,9 @@ mod tests {
     fn what_changes_nothing_is_refused() {
         let weight = Some(VisionWeight::Fixed(0.3));
         let refused = |pairs: &[&str], method, weight| switches(pairs).unwrap().check(method, weight).is_err();
-        assert!(!refused(&["scales=true", "loss=mse", "target=1"], Method::Mbq, weight));
+        assert!(!refused(&["scales=on", "loss=mse", "target=1"], Method::Mbq, weight));
         assert!(refused(&["loss=mse"], Method::Mbq, None), "no scales are searched");
         assert!(refused(&["target=1"], Method::Gptq, None) && refused(&[], Method::Awq, weight));
-        assert!(
-            !refused(&["balance=false"], Method::MbqScales, None) && refused(&["balance=false"], Method::Awq, None)
-        );
+        assert!(!refused(&["balance=off"], Method::MbqScales, None) && refused(&["balance=off"], Method::Awq, None));
     }
 }

@@ -243,6 +243,20 @@ impl ArchKeys<'_> {
         Ok(head_dim)
     }
 
+    /// What scores are multiplied by. llama.cpp reads the key of none of these architectures: another value would be one
+    /// that the file's own runtime does not compute with.
+    fn attention_scale(&self, hidden_per_head: usize, head_dim: usize, layers: usize) -> Result<f64, TextError> {
+        // llama.cpp knows Gemma 3 27B by its blocks.
+        let width = if self.arch.name == "gemma3" && layers == 62 { hidden_per_head } else { head_dim };
+        let scale = 1.0 / (width as f64).sqrt();
+        match self.float_opt("attention.scale")? {
+            Some(given) if (given / scale - 1.0).abs() > 1e-5 => {
+                Err(self.invalid("attention.scale", format!("{scale}, as llama.cpp has it for this architecture")))
+            }
+            _ => Ok(scale),
+        }
+    }
+
     /// How blocks with a window turn, the others turning as `rotary` says.
     fn local_rotary(&self, rotary: Rotary) -> Result<Rotary, TextError> {
         match (self.arch.sliding, self.float_opt("rope.freq_base_swa")?) {
@@ -366,12 +380,7 @@ impl TextConfig {
             rms_norm_eps: keys
                 .float_opt("attention.layer_norm_rms_epsilon")?
                 .ok_or_else(|| keys.missing("attention.layer_norm_rms_epsilon"))?,
-            attention_scale: match keys.float_opt("attention.scale")? {
-                Some(scale) => scale,
-                // llama.cpp knows Gemma 3 27B by its blocks: its heads are scaled by hidden / heads instead.
-                None if arch.name == "gemma3" && num_layers == 62 => 1.0 / ((hidden_size / num_heads) as f64).sqrt(),
-                None => 1.0 / (head_dim as f64).sqrt(),
-            },
+            attention_scale: keys.attention_scale(hidden_size / num_heads, head_dim, num_layers)?,
             rotary,
             local_rotary,
             windows: keys.windows(num_layers)?,

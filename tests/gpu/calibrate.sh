@@ -23,7 +23,7 @@ device=${DEVICE:-cuda} python=${PYTHON:-python3}
 status=0
 measure() { # NAME MODE DEVICE
   case $2 in
-    mbq) args=(--method mbq --no-compensate) ;;
+    mbq) args=(--method mbq-scales) ;;
     compensate) args=(--method mbq) ;;
     gradients) args=(--method mbq --vision-weight ratio) ;;
   esac
@@ -32,7 +32,7 @@ measure() { # NAME MODE DEVICE
   # shellcheck disable=SC2086
   "$python" "$here/watch.py" "$1" "$work/table.jsonl" "$out/mbq-progress.json" "$out/model.mbq.json" "${limit:-600}" \
     "$binary" "$data/model" -o "$out/model.gguf" --type mbq3 "${args[@]}" --calib "$data/pairs.jsonl" \
-    --samples "$samples" --device "$3" --memory "${MEMORY:-16G}" --gpu-memory "${GPU_MEMORY:-24G}" \
+    --samples "$samples" --device "$3" --memory "${MEMORY:-16G},${GPU_MEMORY:-24G}" \
     --work-dir "$out" ${ARGS:-} > "$work/$1.log" 2>&1 || status=1
   cp "$out/model.mbq.json" "$work/$1.mbq.json" 2>/dev/null || { status=1; echo "$1:"; tail -n 5 "$work/$1.log"; }
   rm -rf "$out"

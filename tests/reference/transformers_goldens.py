@@ -1,4 +1,4 @@
-"""Makes the goldens of tests/onevision_fidelity.rs, and full dumps for docs/fidelity.md.
+"""Makes the goldens of tests/onevision_fidelity.rs, and full dumps for docs/notes/runtime-fidelity.md.
 
 Reference: transformers 4.45.2, torch 2.5.1, Pillow 11.3.0 (13 resamples in another order), CPU, float32, eager
 attention, slow (PIL) processor.
