@@ -82,6 +82,24 @@ fn a_few_bad_pairs_are_skipped() {
     }
 }
 
+/// What would change nothing is not passed over.
+#[test]
+fn settings_without_effect_are_refused() {
+    let nothing = |_: &Path| ();
+    for (more, words) in [
+        (&["--method", "rtn"][..], &["--calib", "rtn"][..]),
+        (&["--type", "f16"], &["--calib", "rtn"]),
+        (&["--method", "gptq", "--vision-weight", "0.3"], &["--vision-weight", "gptq"]),
+        // Of a type whose errors cannot be compensated the search is all there is.
+        (&["--type", "q4_k", "--set", "target=1"], &["--set target", "mbq-scales"]),
+        (&["--set", "loss=mse"], &["--set loss", "mbq"]),
+        (&["--set", "losses=mse"], &["losses", "share-heads"]),
+        (&["--method", "awq", "--bpw", "4"], &["--bpw"]),
+    ] {
+        refused(PAIR, nothing, more, words);
+    }
+}
+
 /// The shapes of lists that people have (MBQ_SHARED, cases/pairs): all entries are read but for those that name a
 /// picture that is missing or truncated.
 #[test]

@@ -1,7 +1,7 @@
 //! A GGUF pair as the input: the same files come out as from the checkpoint that it was made from.
 mod tiny;
 
-use mbq_convert::ggml::GgmlType;
+use mbq_convert::ggml::{GgmlType, dequantize, quantize_rows};
 use mbq_convert::gguf::{GgufFile, Header};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -141,4 +141,61 @@ fn everything_else_is_copied() {
     for t in file.tensors.iter().filter(|t| t.shape.len() == 1) {
         assert_eq!(made.data(made.tensor(&t.name).unwrap()), file.data(t), "{}", t.name);
     }
+}
+
+/// Weights of every type that is taken, a block type among them, are those that the file holds.
+#[test]
+fn every_source_type_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint(dir.path(), Naming::Published, 1);
+    let direct = made(dir.path(), "direct", &model, &["--type", "q4_0"]);
+    for ty in ["f32", "bf16", "q8_0"] {
+        let source = dir.path().join(format!("{ty}/model.gguf"));
+        std::fs::create_dir(dir.path().join(ty)).unwrap();
+        let done = convert(&model, &source, &["--type", ty, "--embedding-type", ty, "--output-type", ty]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        let through = made(dir.path(), &format!("{ty}-through"), &source, &["--type", "q4_0"]);
+        if ty != "q8_0" {
+            // The made-up weights fit both.
+            assert!(through == direct, "{ty}");
+            continue;
+        }
+        let path = dir.path().join("q8_0-through/out.gguf");
+        let (from, to) = (GgufFile::open(&source).unwrap(), GgufFile::open(&path).unwrap());
+        let mut compared = 0;
+        for t in to.tensors.iter().filter(|t| t.ty() == Some(GgmlType::Q4_0)) {
+            let values = dequantize(GgmlType::Q8_0, from.data(from.tensor(&t.name).unwrap())).unwrap();
+            assert!(to.data(t) == quantize_rows(GgmlType::Q4_0, &values, t.shape[0], None).unwrap(), "{}", t.name);
+            compared += 1;
+        }
+        assert_eq!(compared, 7 * 3);
+    }
+}
+
+/// A text model that this program does not know is rounded, and says so when it is to be calibrated.
+#[test]
+fn an_unknown_architecture_is_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, f16) = pair(dir.path());
+    let file = GgufFile::open(&f16).unwrap();
+    let mut metadata = file.metadata.clone();
+    metadata.set("general.architecture", "starcoder2");
+    let mut header = Header::new(metadata);
+    file.tensors.iter().for_each(|t| header.add_tensor(&t.name, t.ty().unwrap(), &t.shape).unwrap());
+    let mut bytes = header.encode();
+    for tensor in &file.tensors {
+        bytes.extend(file.data(tensor));
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+    }
+    std::fs::write(&f16, bytes).unwrap();
+    let out = dir.path().join("out.gguf");
+    let done = run(&[f16.as_os_str(), "-o".as_ref(), out.as_os_str()]);
+    let message = text(&done.stderr);
+    assert!(!done.status.success(), "{message}");
+    for words in ["starcoder2", "cannot be calibrated", "qwen3vl", "--method rtn"] {
+        assert!(message.contains(words), "{words}: {message}");
+    }
+    let done = convert(&f16, &out, &["--type", "q4_0"]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert_eq!(GgufFile::open(&out).unwrap().tensor("blk.0.attn_q.weight").unwrap().ty(), Some(GgmlType::Q4_0));
 }

@@ -252,6 +252,23 @@ fn check_pictures(folder: &Path) {
     }
 }
 
+/// The F16 pair of the checkpoint, whose weights are float16, gives the very bytes, calibrated or not.
+fn through_gguf(model: &Path, folder: &Path, kind: &str, method: &[&str]) {
+    let (f16, again) = (folder.join("f16"), folder.join("again"));
+    for dir in [&f16, &again] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let run = |from: &Path, to: &Path, more: &[&str]| {
+        let done = program().arg(from).arg("-o").arg(to.join("model.gguf")).arg("--quiet").args(more).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+    };
+    run(model, &f16, &["--type", "f16"]);
+    run(&f16.join("model.gguf"), &again, &[&["--type", kind], method].concat());
+    for file in ["model.gguf", "mmproj-model-f16.gguf"] {
+        assert!(std::fs::read(again.join(file)).unwrap() == std::fs::read(folder.join(file)).unwrap(), "{kind} {file}");
+    }
+}
+
 #[test]
 fn published_facts_convert() {
     let parent = tempfile::tempdir().unwrap();
@@ -269,5 +286,6 @@ fn published_facts_convert() {
         assert!(done.status.success(), "{kind}: {}", text(&done.stderr));
         check_files(&folder, ty);
         check_pictures(&folder);
+        through_gguf(&model, &folder, kind, method);
     }
 }

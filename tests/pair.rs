@@ -3,7 +3,7 @@ mod common;
 mod tiny;
 
 use common::{root, runtime_dir};
-use mbq_convert::gguf::pair_of;
+use mbq_convert::gguf::{GgufFile, Header, ROTATION_KEY, pair_of};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use tiny::{Naming, checkpoint, checkpoint_with, program, tensors, text};
@@ -94,7 +94,9 @@ fn chat_refuses_a_wrong_pair_of_ours() {
     let mut header = mbq_convert::gguf::Header::default();
     header.metadata.set("general.architecture", "clip");
     std::fs::write(&theirs, header.encode()).unwrap();
-    assert!(chat(dir.path(), &turned, &["--mmproj", theirs.to_str().unwrap()]).contains(reached));
+    assert!(chat(dir.path(), &plain, &["--mmproj", theirs.to_str().unwrap()]).contains(reached));
+    // But it is not rotated.
+    assert!(chat(dir.path(), &turned, &["--mmproj", theirs.to_str().unwrap()]).contains("does not belong to"));
 }
 
 fn eval(model: &Path, candidate: &Path, mmproj: &[&Path], more: &[&str]) -> Output {
@@ -140,4 +142,45 @@ fn eval_gives_a_rotated_model_its_own_pictures() {
     let message = text(&refused.stderr);
     let both = message.contains(plain_mmproj.to_str().unwrap()) && message.contains(turned.to_str().unwrap());
     assert!(!refused.status.success() && both, "{message}");
+}
+
+/// Where the head is a tensor of its own the default rotates, and says so in both files; elsewhere, and where the model is
+/// rotated already, it does not.
+#[test]
+fn models_with_a_head_are_rotated() {
+    let Some(_) = runtime_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let [tied, mmproj] = convert(&root().join("demo/model"), dir.path(), "f16", &["--type", "f16"]);
+    let file = GgufFile::open(&tied).unwrap();
+    let mut header = Header::new(file.metadata.clone());
+    let embedding = file.tensor("token_embd.weight").unwrap();
+    let list = || file.tensors.iter().map(|t| (t.name.as_str(), t)).chain([("output.weight", embedding)]);
+    list().for_each(|(name, t)| header.add_tensor(name, t.ty().unwrap(), &t.shape).unwrap());
+    let mut bytes = header.encode();
+    for (_, t) in list() {
+        bytes.extend(file.data(t));
+        bytes.resize(bytes.len().next_multiple_of(header.alignment() as usize), 0);
+    }
+    let untied = dir.path().join("untied.gguf");
+    std::fs::write(&untied, bytes).unwrap();
+    let list = dir.path().join("pairs.jsonl");
+    let line = "{\"question\": \"What is it?\", \"answer\": \"A red star.\"}\n";
+    std::fs::write(&list, line.repeat(3)).unwrap();
+    let rotation = |name: &str, model: &Path, more: &[&str]| {
+        let out = dir.path().join(name).join("out.gguf");
+        std::fs::create_dir(out.parent().unwrap()).unwrap();
+        let mut command = program();
+        command.arg(model).arg("-o").arg(&out).arg("--mmproj").arg(&mmproj).arg("--calib").arg(&list).args(more);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{name}: {}", text(&done.stderr));
+        let files = [out.clone(), out.with_file_name("mmproj-out-f16.gguf")];
+        let [model, mmproj] = files.each_ref().map(|f| GgufFile::open(f).unwrap().metadata.get(ROTATION_KEY).cloned());
+        assert_eq!(model, mmproj, "{name}");
+        (model.is_some(), text(&done.stderr))
+    };
+    assert!(rotation("auto", &untied, &[]).0);
+    assert!(!rotation("off", &untied, &["--rotate", "off"]).0);
+    assert!(!rotation("gptq", &untied, &["--method", "gptq"]).0, "a method to compare with is left as it is");
+    assert!(!rotation("tied", &tied, &[]).0);
+    assert!(rotation("bare", &tied, &["--rotate", "--quiet"]).0);
 }
