@@ -101,16 +101,19 @@ impl<'p, 'a> Conversion<'p, 'a> {
     /// An output that cannot be written, a tensor that cannot be listed or stored. Nothing is left of the attempt.
     pub fn begin(pair: &'p Pair<'a>, options: &'p ConvertOptions, observer: &dyn Observer) -> Result<Self, Error> {
         let start = Instant::now();
+        if options.types.output.is_some() && pair.text.tensor("output.weight").is_none() {
+            let why = "the output head is the embedding, whose type --embedding-type chooses";
+            return Err(GgufError::NoEffect { flag: "--output-type", why }.into());
+        }
+        if options.mmproj_type.is_some() && pair.mmproj.is_none() {
+            return Err(GgufError::NoEffect { flag: "--mmproj-type", why: "there is no vision file" }.into());
+        }
         let paths = Paths::new(&pair.name, options, pair.mmproj.as_ref());
         list(&mut Header::default(), &plan::text(&pair.text.tensors, &options.types))?;
         for path in [&paths.model, &paths.record] {
             Output::create(path)?;
         }
         pair.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
-        if options.types.output.is_some() && pair.text.tensor("output.weight").is_none() {
-            let note = "the output head is the embedding: --output-type changes nothing, --embedding-type does";
-            observer.event(Event::Note(note.into()));
-        }
         let mmproj = match (&pair.mmproj, &paths.mmproj) {
             (Some(source), Some(path)) => Some(write_mmproj(source, options, path, observer)?),
             _ => None,

@@ -49,8 +49,8 @@ pub struct Job {
     pub list: Option<PathBuf>,
     /// Where their pictures are; none: beside the list.
     pub image_root: Option<PathBuf>,
-    /// How many are used, at most.
-    pub samples: usize,
+    /// How many are used, at most [default: 128].
+    pub samples: Option<usize>,
     /// What a vision token weighs beside a text token in the compensation; none: 1.
     pub vision_weight: Option<VisionWeight>,
     /// Bits per weight that the decoder's linears may have on average, from MBQ3's own on.
@@ -121,18 +121,25 @@ impl Job {
 
     /// Refuses settings that would change nothing.
     fn check(&self, method: Method, types: &TypeChoice) -> Result<(), Error> {
-        let no_effect = |flag| Err(CalibrateError::NoEffect { flag, method: method.name() }.into());
         let gathers = matches!(self.imatrix, Some(Imatrix::Gathered(_)));
-        if method == Method::Rtn && !gathers {
-            let given = [
-                ("--calib", self.list.is_some()),
-                ("--set", self.switches != Switches::default()),
-                ("--resume", self.resume),
-                ("--work-dir", self.work_dir.is_some()),
-            ];
-            if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
-                return no_effect(flag);
-            }
+        let nothing = method == Method::Rtn && !gathers;
+        let built_in = self.list.is_none();
+        let rounded = || format!("with --method {}", method.name());
+        let used = [
+            ("--calib", !built_in, nothing),
+            ("--samples", self.samples.is_some(), nothing),
+            ("--device", !self.device.is_cpu(), nothing),
+            ("--memory", self.memory.is_some(), nothing),
+            ("--work-dir", self.work_dir.is_some(), nothing),
+            ("--resume", self.resume, nothing),
+            ("--runtime", self.runtime.is_some(), nothing),
+            ("--set", self.switches != Switches::default(), nothing),
+            ("--image-root", self.image_root.is_some(), built_in),
+            ("--set seed", self.switches.seed.is_some(), built_in),
+        ];
+        if let Some((flag, ..)) = used.into_iter().find(|(_, given, useless)| *given && *useless) {
+            let with = if nothing { rounded() } else { "without --calib".into() };
+            return Err(CalibrateError::NoEffect { flag, with }.into());
         }
         if self.bpw.is_some() && (types.file != FileType::Plain(GgmlType::MBQ3) || !method.compensates()) {
             let problem = "mixes mbq3 and q4_0 where errors are compensated: leave out --type and --method";
@@ -235,9 +242,9 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         let draw = Draw {
             list: job.list.as_deref(),
             image_root: job.image_root.as_deref(),
-            samples: job.samples,
+            samples: job.samples.unwrap_or(128),
             seed: job.switches.seed.unwrap_or(0),
-            max_tokens: job.switches.max_tokens.unwrap_or(context).min(context),
+            max_tokens: job.switches.max_tokens.map_or(context, |n| n.get().min(context)),
         };
         let samples = samples::embed(&embedder, draw, CHUNK_TOKENS, &room, observer)?;
         drop(embedder);

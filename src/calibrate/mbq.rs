@@ -53,6 +53,7 @@ impl Group {
 
 /// How errors are added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Loss {
     Mae,
     Mse,

@@ -61,8 +61,8 @@ pub enum CalibrateError {
     TooManyBad { path: PathBuf, bad: usize, drawn: usize, first: String },
     #[error("{tensor}: the importance of its input channels: {problem}; check the weights, or leave out --imatrix")]
     Importance { tensor: String, problem: String },
-    #[error("{flag} changes nothing with --method {method}: leave it out")]
-    NoEffect { flag: &'static str, method: &'static str },
+    #[error("{flag} changes nothing {with}: leave it out")]
+    NoEffect { flag: &'static str, with: String },
     #[error("{what}: {problem}")]
     Setting { what: String, problem: String },
     #[error("{path}: {problem}")]

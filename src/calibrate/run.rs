@@ -147,7 +147,6 @@ struct Run<'r, 'm> {
     batch: &'r Batch,
     options: &'r CalibrateOptions<'r>,
     budget: Budget,
-    search: Search<'r>,
     /// Whether scales are looked for, and vision errors weighed in that.
     scales: bool,
     balance: bool,
@@ -170,24 +169,11 @@ impl<'r, 'm> Run<'r, 'm> {
             None => Progress::default(),
         };
         let scales = options.scales && !matches!(options.method, Method::Gptq | Method::Rtn);
-        let search = Search {
-            weights: options.weights,
-            activations: options.activations,
-            loss: options.loss,
-            distort: options.distort,
-            exhaustive: options.exhaustive,
-            memory: budget.kept,
-            keys: budget.keys,
-            gather: budget.gather,
-            at_once: budget.at_once,
-            share_heads: options.share_heads,
-        };
         Ok(Run {
             model,
             batch,
             options,
             budget,
-            search,
             scales,
             balance: matches!(options.method, Method::Mbq | Method::MbqScales) && options.balance && scales,
             ratios: Vec::new(),
@@ -195,6 +181,10 @@ impl<'r, 'm> Run<'r, 'm> {
             importance: options.importance.map(|_| Importance::new(batch)),
             folds: Folds::new(),
         })
+    }
+
+    fn search(&self) -> Search<'_> {
+        Search { options: self.options, budget: &self.budget }
     }
 
     fn save(&self) -> Result<(), Error> {
@@ -218,7 +208,7 @@ impl<'r, 'm> Run<'r, 'm> {
             let reuse = self.scales && alone && self.model.device.is_cpu();
             budget.share(Phase::Gradients, x.room());
             x.settle()?;
-            let reuse = reuse.then_some((&self.search, most));
+            let reuse = reuse.then_some((self.search(), most));
             let found = sensitivities(self.model, self.batch, x, budget.at_once, reuse, observer)?;
             (self.progress.sensitivities, self.progress.loss, ahead) = (found.0, Some(found.1), found.2);
             self.save()?;
@@ -255,7 +245,7 @@ impl<'r, 'm> Run<'r, 'm> {
             }
             (_, x_q) => {
                 if let Some(x_q) = x_q {
-                    advance(&self.search.quantise(&scaled)?, layer, &batch.chunks, x_q, options.activations)?;
+                    advance(&self.search().quantise(&scaled)?, layer, &batch.chunks, x_q, options.activations)?;
                 }
                 if let Some((mut attn_out, mut mlp_out)) = outputs {
                     // What the pass has made is not made again.
@@ -297,7 +287,7 @@ impl<'r, 'm> Run<'r, 'm> {
         }
         let mut keep = Keep { outputs: alone, maxima: smoothed, ..Keep::default() };
         if searched {
-            keep = self.search.keep(block)?;
+            keep = self.search().keep(block)?;
         }
         let weighted = self.options.importance == Some(Weighting::Balanced);
         let ratios = self.ratios.get(layer).copied().filter(|_| weighted);
@@ -328,7 +318,7 @@ impl<'r, 'm> Run<'r, 'm> {
         if let (true, Some(pass)) = (self.is_searched(layer), pass) {
             let x_q = x_q.filter(|_| self.options.distort);
             let ratios = self.ratios.get(layer).copied().filter(|_| self.balance);
-            self.progress.blocks.push(self.search.block(block, self.batch, pass, x_q, ratios)?);
+            self.progress.blocks.push(self.search().block(block, self.batch, pass, x_q, ratios)?);
             self.save()?;
         }
         Ok(self.progress.blocks[layer].iter().map(|f| (f.group, f.scales.clone())).collect())

@@ -1,7 +1,9 @@
 //! The search for a block's scales ([`super::mbq`]): which groups, on which inputs, and how candidates are scored.
+use super::CalibrateOptions;
 use super::batch::{Batch, Kind};
+use super::budget::Budget;
 use super::gather::{ScoredRows, Wanted, pieces};
-use super::grid::{Activations, WeightGrid};
+use super::grid::Activations;
 use super::keys::Keys;
 use super::mbq::{FoundScales, GRID, Loss, Ratios, candidate, scales, token_weight};
 use super::pass::{Keep, Pass};
@@ -14,31 +16,17 @@ use candle_core::{Result, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The search's settings.
+/// The search, as a run's options and budget have it.
+#[derive(Clone, Copy)]
 pub struct Search<'a> {
-    pub weights: &'a dyn WeightGrid,
-    pub activations: Activations,
-    pub loss: Loss,
-    /// Whether activations enter as quantised by the blocks before.
-    pub distort: bool,
-    /// Score all 20 candidates on all tokens.
-    pub exhaustive: bool,
-    /// Bytes that candidates' quantised weights may take, to be used again.
-    pub memory: usize,
-    /// Bytes that candidates' keys and values may take, to be used again.
-    pub keys: usize,
-    /// Bytes of a group's inputs and targets that are gathered at once, at least one piece of them.
-    pub gather: usize,
-    /// Candidates and chunks that are worked on at a time.
-    pub at_once: usize,
-    /// With grouped queries, one s per key head, so that v -> o folds too (not in the authors' code).
-    pub share_heads: bool,
+    pub options: &'a CalibrateOptions<'a>,
+    pub(super) budget: &'a Budget,
 }
 
 impl Search<'_> {
     /// Whether v's outputs are o's inputs one to one, or can be made so by sharing.
     fn folds(&self, block: &Block) -> Result<bool> {
-        Ok(self.share_heads
+        Ok(self.options.share_heads
             || block.linear(LinearName::V).weight.dim(0)? == block.linear(LinearName::O).weight.dim(1)?)
     }
 
@@ -51,7 +39,7 @@ impl Search<'_> {
         piece: &ScoredRows,
         keys: &Keys,
     ) -> Result<Tensor> {
-        let scaled = |x: &Tensor| match self.activations {
+        let scaled = |x: &Tensor| match self.options.activations {
             Activations::Float => Ok(x.clone()),
             quantiser => quantiser.apply(&over_row(x.copy()?, s)?),
         };
@@ -78,7 +66,7 @@ impl Search<'_> {
     pub fn quantise(&self, block: &Block) -> Result<Block> {
         let mut q = block.clone();
         for name in LinearName::ALL {
-            q.linear_mut(name).weight = self.weights.round_trip(&block.linear(name).weight)?;
+            q.linear_mut(name).weight = self.options.weights.round_trip(&block.linear(name).weight)?;
         }
         Ok(q)
     }
@@ -107,7 +95,10 @@ impl Search<'_> {
             let mut scaled = block.clone();
             found.iter().try_for_each(|f| apply(&mut scaled, f.group, &f.scales))?;
             let q = self.quantise(&scaled)?;
-            let seen = Pass::run(&q, batch, x_q, self.activations, self.keep(block)?, self.at_once, |_, _| Ok(()))?;
+            let seen =
+                Pass::run(&q, batch, x_q, self.options.activations, self.keep(block)?, self.budget.at_once, |_, _| {
+                    Ok(())
+                })?;
             found.push(self.group(block, batch, group, (full, &seen), ratio)?);
         }
         Ok(found)
@@ -133,7 +124,7 @@ impl Search<'_> {
         let shared = if group == Group::O { share(block, &x_max)? } else { x_max.clone() };
         let candidates: Vec<Vec<f32>> = (0..GRID).map(|i| scales(&shared, i as f32 / GRID as f32)).collect();
         let (strata, rounds) = match group {
-            _ if self.exhaustive => (deal(batch), &[STRATA][..]),
+            _ if self.options.exhaustive => (deal(batch), &[STRATA][..]),
             Group::Qkv if batch.samples >= 12 => (deal_samples(batch), BY_SAMPLE),
             Group::Qkv => (deal(batch), BY_QUERY),
             _ => (deal(batch), BY_TOKEN),
@@ -149,12 +140,12 @@ impl Search<'_> {
             candidates: &candidates,
             strata,
             kept: BTreeMap::new(),
-            room: if self.exhaustive { 0 } else { self.memory / (4 * floats).max(1) },
-            keys: Keys::new(if self.exhaustive { 0 } else { self.keys }),
+            room: if self.options.exhaustive { 0 } else { self.budget.kept / (4 * floats).max(1) },
+            keys: Keys::new(if self.options.exhaustive { 0 } else { self.budget.keys }),
         };
         // In TF32 a product is off by 3e-4, the rounding of weights by 1e-1: errors add up in squares, so candidates
         // differ in the sixth digit. Those that are nearer to each other than a thousandth are scored again in f32.
-        let fast = Fast::on(&block.norm1).filter(|_| !self.exhaustive);
+        let fast = Fast::on(&block.norm1).filter(|_| !self.options.exhaustive);
         let mut losses = race(GRID, rounds, |wanted, part| scorer.score(wanted, part))?;
         if fast.is_some() {
             drop(fast);
@@ -193,12 +184,12 @@ impl Scorer<'_, '_> {
         self.keys.retain(wanted);
         let (batch, group, strata) = (self.batch, self.group, std::mem::take(&mut self.strata));
         let channels = self.block.norm1.elem_count();
-        let (loss, ratio) = (self.search.loss, self.ratio);
+        let (loss, ratio) = (self.search.options.loss, self.ratio);
         let weight = |kind: Kind| token_weight(kind, batch, channels, loss, ratio);
         let rows = Wanted { group, strata: &strata, part, weight: &weight };
         let mut shares = vec![vec![0.0; batch.samples]; wanted.len()];
-        let at_once = self.room.max(self.search.at_once);
-        pieces(&rows, batch, self.passes, self.search.gather, |pieces| {
+        let at_once = self.room.max(self.search.budget.at_once);
+        pieces(&rows, batch, self.passes, self.search.budget.gather, |pieces| {
             let parts = wanted.chunks(at_once).zip(shares.chunks_mut(at_once));
             parts.into_iter().try_for_each(|(wanted, shares)| self.add(wanted, pieces, shares))
         })?;
@@ -208,13 +199,13 @@ impl Scorer<'_, '_> {
 
     /// Adds the pieces' errors.
     fn add(&mut self, wanted: &[usize], pieces: &[ScoredRows], shares: &mut [Vec<f64>]) -> Result<()> {
-        let Search { weights, activations, at_once, .. } = *self.search;
+        let (options, at_once) = (self.search.options, self.search.budget.at_once);
         let q = each(wanted.len(), at_once, |i| {
             let s = &self.candidates[wanted[i]];
             let s = Tensor::from_slice(s, s.len(), self.block.norm1.device())?;
             let q = match self.kept.get(&wanted[i]) {
                 Some(q) => q.clone(),
-                None => candidate(self.block, self.group, &s, weights, activations)?,
+                None => candidate(self.block, self.group, &s, options.weights, options.activations)?,
             };
             Ok((q, s))
         })?;
@@ -227,7 +218,7 @@ impl Scorer<'_, '_> {
         let errors = each(wanted.len() * n, at_once, |i| {
             let ((q, s), piece) = (&q[i / n], &pieces[i % n]);
             let out = self.search.output(self.block, self.group, (wanted[i / n], q, s), piece, &self.keys)?;
-            row_errors(&piece.target, &out, self.search.loss == Loss::Mse)
+            row_errors(&piece.target, &out, self.search.options.loss == Loss::Mse)
         })?;
         for (i, errors) in errors.into_iter().enumerate() {
             let owners = pieces[i % n].owners.iter().zip(errors.values()?);

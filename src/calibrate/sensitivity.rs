@@ -79,7 +79,7 @@ pub fn sensitivities(
     batch: &Batch,
     inputs: &Stream,
     at_once: usize,
-    ahead: Option<(&Search, usize)>,
+    ahead: Option<(Search, usize)>,
     observer: &dyn Observer,
 ) -> std::result::Result<(Vec<BlockSensitivity>, f64, Vec<Kept>), crate::Error> {
     let layers = model.text.num_layers;
@@ -136,12 +136,12 @@ fn parts(model: &super::TextModel, batch: &Batch, inputs: &Stream) -> Vec<Range<
 }
 
 /// The way there and back through all blocks.
-struct WayBack<'g, 's> {
+struct WayBack<'g> {
     model: &'g super::TextModel<'g>,
     batch: &'g Batch,
     inputs: &'g Stream,
     at_once: usize,
-    ahead: Option<(&'g Search<'s>, usize)>,
+    ahead: Option<(Search<'g>, usize)>,
     observer: &'g dyn Observer,
     sums: Vec<BlockSensitivity>,
     loss: f64,
@@ -150,7 +150,7 @@ struct WayBack<'g, 's> {
     made: Vec<[Stream; 5]>,
 }
 
-impl WayBack<'_, '_> {
+impl WayBack<'_> {
     /// The inputs of each block but the first, then the last one's outputs, of the chunks `part`.
     fn forward(&mut self, part: &Range<usize>) -> std::result::Result<Vec<Stream>, crate::Error> {
         let mut stored: Vec<Stream> = Vec::new();
@@ -179,7 +179,7 @@ impl WayBack<'_, '_> {
         self.kept.len() == layer && (layer + 1) * each <= most && room
     }
 
-    fn forward_kept(&mut self, block: &Block, layer: usize, search: &Search, x: &Stream) -> Result<Stream> {
+    fn forward_kept(&mut self, block: &Block, layer: usize, search: Search, x: &Stream) -> Result<Stream> {
         let room = self.inputs.room();
         let mut next = room.stream();
         let wide = [LinearName::Q, LinearName::K, LinearName::V, LinearName::Gate, LinearName::Up]

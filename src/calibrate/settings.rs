@@ -5,6 +5,8 @@ use super::grid::{Activations, WeightGrid};
 use super::mbq::Loss;
 use super::{CalibrateError, CalibrateOptions};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Number, Value};
+use std::num::NonZeroUsize;
 
 /// Tokens that are packed together, at least.
 pub(super) const CHUNK_TOKENS: usize = 1024;
@@ -56,7 +58,7 @@ impl Method {
 }
 
 /// What linears' inputs are rounded to while they are calibrated for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ActivationBits {
     #[default]
@@ -67,13 +69,14 @@ pub enum ActivationBits {
     Paper,
 }
 
-/// Switches of research; `None` is the default.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+/// Switches of research, by the keys of `--set`; `None` is the default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Switches {
     /// Which pairs are drawn when there are more [default: 0].
     pub seed: Option<u64>,
     /// Samples of more tokens are skipped [default: the model's context].
-    pub max_tokens: Option<usize>,
+    pub max_tokens: Option<NonZeroUsize>,
     pub activations: Option<ActivationBits>,
     /// Look for scales before errors are compensated, too [default: off].
     pub scales: Option<bool>,
@@ -95,64 +98,32 @@ pub struct Switches {
     pub residual: Option<bool>,
 }
 
-/// Every key, for messages and the help.
-pub const SWITCHES: &str = "seed, max-tokens, activations, scales, loss, distort, balance, exhaustive, share-heads, order, \
-                            target, residual";
-
 impl Switches {
-    /// Sets one, `KEY=VALUE`.
+    /// Reads `KEY=VALUE` pairs; flags are `on` or `off`.
     ///
     /// # Errors
-    /// In words: an unknown key, a value that it does not take, or a key that is set already.
-    pub fn set(&mut self, pair: &str) -> Result<(), String> {
-        fn put<T>(slot: &mut Option<T>, value: Option<T>, want: &str) -> Result<(), String> {
-            match (value, slot.is_some()) {
-                (_, true) => Err("is set twice".into()),
-                (None, _) => Err(format!("takes {want}")),
-                (value, _) => {
-                    *slot = value;
-                    Ok(())
-                }
+    /// In words: an unknown key, a value that it does not take, a key that is set twice.
+    pub fn read(pairs: &[String]) -> Result<Self, String> {
+        let mut all = Map::new();
+        for pair in pairs {
+            let (key, text) = pair.split_once('=').ok_or_else(|| format!("{pair}: expected KEY=VALUE"))?;
+            let value = match text {
+                "on" => true.into(),
+                "off" => false.into(),
+                _ => text.parse::<Number>().map_or_else(|_| text.into(), Value::Number),
+            };
+            // Alone first: the message does not say which of several it is about.
+            let alone = Value::Object(Map::from_iter([(key.to_string(), value.clone())]));
+            serde_json::from_value::<Self>(alone).map_err(|e| format!("{key}: {e}"))?;
+            if all.insert(key.into(), value).is_some() {
+                return Err(format!("{key}: is set twice"));
             }
         }
-        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair}: expected KEY=VALUE"))?;
-        let flag = || match value {
-            "on" => Some(true),
-            "off" => Some(false),
-            _ => None,
-        };
-        const FLAG: &str = "on or off";
-        let done = match key {
-            "seed" => put(&mut self.seed, value.parse().ok(), "a whole number"),
-            "max-tokens" => put(&mut self.max_tokens, value.parse().ok().filter(|&n| n > 0), "a positive number"),
-            "activations" => {
-                let of = |name: &str| match name {
-                    "float" => Some(ActivationBits::Float),
-                    "int8" => Some(ActivationBits::Int8),
-                    "paper" => Some(ActivationBits::Paper),
-                    _ => None,
-                };
-                put(&mut self.activations, of(value), "float, int8 or paper")
-            }
-            "scales" => put(&mut self.scales, flag(), FLAG),
-            "loss" => {
-                let of = |name: &str| match name {
-                    "mae" => Some(Loss::Mae),
-                    "mse" => Some(Loss::Mse),
-                    _ => None,
-                };
-                put(&mut self.loss, of(value), "mae or mse")
-            }
-            "distort" => put(&mut self.distort, flag(), FLAG),
-            "balance" => put(&mut self.balance, flag(), FLAG),
-            "exhaustive" => put(&mut self.exhaustive, flag(), FLAG),
-            "share-heads" => put(&mut self.share_heads, flag(), FLAG),
-            "order" => put(&mut self.order, flag(), FLAG),
-            "target" => put(&mut self.target, value.parse().ok().filter(|t| (0.0..=1.0).contains(t)), "0 to 1"),
-            "residual" => put(&mut self.residual, flag(), FLAG),
-            _ => return Err(format!("{key}: no such key; there are {SWITCHES}")),
-        };
-        done.map_err(|problem| format!("{key} {problem}"))
+        let this: Self = serde_json::from_value(all.into()).map_err(|e| e.to_string())?;
+        match this.target {
+            Some(target) if !(0.0..=1.0).contains(&target) => Err("target: 0 to 1".into()),
+            _ => Ok(this),
+        }
     }
 
     /// What a run is told of `method`; nothing is kept on disk, and memory is not bounded.
@@ -204,7 +175,9 @@ impl Switches {
             ("--vision-weight", vision_weight.is_some(), own),
         ];
         match used.into_iter().find(|(_, given, useful)| *given && !useful) {
-            Some((flag, ..)) => Err(CalibrateError::NoEffect { flag, method: method.name() }),
+            Some((flag, ..)) => {
+                Err(CalibrateError::NoEffect { flag, with: format!("with --method {}", method.name()) })
+            }
             None => Ok(()),
         }
     }
@@ -215,14 +188,16 @@ mod tests {
     use super::*;
 
     fn switches(pairs: &[&str]) -> Result<Switches, String> {
-        let mut all = Switches::default();
-        pairs.iter().try_for_each(|pair| all.set(pair)).map(|()| all)
+        Switches::read(&pairs.iter().map(|p| p.to_string()).collect::<Vec<_>>())
     }
 
     #[test]
     fn every_key_is_taken_once() {
-        for key in SWITCHES.split(", ") {
-            let value = match key {
+        let keys = serde_json::to_value(Switches::default()).unwrap();
+        let keys = keys.as_object().unwrap();
+        assert_eq!(keys.len(), 12);
+        for key in keys.keys() {
+            let value = match key.as_str() {
                 "seed" | "max-tokens" => "3",
                 "activations" => "int8",
                 "loss" => "mse",
@@ -235,6 +210,8 @@ mod tests {
             assert!(switches(&[&format!("{key}=?")]).unwrap_err().starts_with(key));
         }
         assert!(switches(&["speed=1"]).unwrap_err().contains("share-heads"));
+        assert!(switches(&["target=2"]).unwrap_err().contains("0 to 1"));
+        assert!(switches(&["max-tokens=0"]).is_err() && switches(&["seed"]).is_err());
     }
 
     #[test]

@@ -16,9 +16,9 @@ pub struct Args {
     /// Where the pairs' pictures are [default: beside the file]
     #[arg(long, value_name = "DIR")]
     image_root: Option<PathBuf>,
-    /// How many pairs to use
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    samples: u32,
+    /// How many pairs to use [default: 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    samples: Option<u32>,
     /// What a vision token weighs in the compensation beside a text token: a number, or `ratio` for the layer's own
     /// [default: 1]
     #[arg(long, value_name = "W", value_parser = vision_weight)]
@@ -54,8 +54,7 @@ pub struct Args {
 impl Args {
     /// The job that they describe.
     pub fn job(&self, method: Method, runtime: Option<&Path>) -> Result<Job> {
-        let mut switches = Switches::default();
-        self.set.iter().try_for_each(|pair| switches.set(pair)).map_err(anyhow::Error::msg).context("--set")?;
+        let switches = Switches::read(&self.set).map_err(anyhow::Error::msg).context("--set")?;
         let device = match self.device {
             DeviceArg::Cpu => Device::Cpu,
             DeviceArg::Cuda(n) => Device::new_cuda(n)
@@ -65,7 +64,7 @@ impl Args {
             method,
             list: self.calib.clone(),
             image_root: self.image_root.clone(),
-            samples: self.samples as usize,
+            samples: self.samples.map(|n| n as usize),
             vision_weight: self.vision_weight,
             bpw: self.bpw,
             imatrix: self.imatrix.0.clone(),

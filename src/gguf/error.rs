@@ -22,6 +22,8 @@ pub enum GgufError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
+    #[error("{flag} changes nothing: {why}; leave it out")]
+    NoEffect { flag: &'static str, why: &'static str },
     #[error("GGUF tensor {tensor:?}: {problem}")]
     Entry { tensor: String, problem: String },
     #[error(
