@@ -1,6 +1,7 @@
 //! `text_config` of Hugging Face's configurations: GGUF's keys for it, and its tensors' names.
 use super::config::{ConfigError, Section};
 use super::{Row, config_keys};
+use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
 
 /// Text models that the decoder block covers.
@@ -35,17 +36,38 @@ pub struct DecoderConfig {
 }
 
 impl DecoderConfig {
+    /// Reads `text_config` of the configuration `c`, and what the user should know about it.
+    ///
+    /// # Errors
+    /// A missing key, an unsupported architecture or value.
+    pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, c: &Section) -> Result<(Self, Option<String>), ConfigError> {
+        let section = c.section("text_config")?;
+        let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        // Published 0.5B files of LLaVA-OneVision tie in the text model only.
+        let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        let mut text = DecoderConfig::read(&section, Some(tied))?;
+        // transformers 5 ties only what is equal: a head that was trained on is kept.
+        if !tied || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
+            return Ok((text, None));
+        }
+        text.tie_word_embeddings = false;
+        let head = checkpoint.stored_name(HEAD);
+        let note = format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept");
+        Ok((text, Some(note)))
+    }
+
     /// Reads `text_config`. `tied` is the outer configuration's `tie_word_embeddings`, which published files set
     /// there or in the text model.
     pub(crate) fn read(s: &Section, tied: Option<bool>) -> Result<Self, ConfigError> {
-        let arch = match s.str("model_type")? {
+        let model_type = s.str("model_type")?;
+        let arch = match model_type {
             "qwen2" => DecoderArch::Qwen2,
-            "llama" => DecoderArch::Llama,
+            "llama" | "mistral" => DecoderArch::Llama,
             other => {
                 return Err(ConfigError::Unsupported {
                     file: s.file.clone(),
                     found: format!("{}: {other}", s.key("model_type")),
-                    supported: "qwen2, llama",
+                    supported: "qwen2, llama, mistral",
                 });
             }
         };
@@ -54,11 +76,20 @@ impl DecoderConfig {
             _ => return Err(s.invalid("hidden_act", "silu")),
         }
         config_keys::check(s, config_keys::TEXT)?;
-        let num_layers = s.size("num_hidden_layers")?;
-        config_keys::check_windows(s, num_layers)?;
-        let hidden_size = s.size("hidden_size")?;
-        let num_heads = s.size("num_attention_heads")?;
-        let num_kv_heads = s.size_opt("num_key_value_heads")?.unwrap_or(num_heads);
+        let size = |key: &str| match s.size_opt(key)? {
+            Some(size) => Ok(size),
+            None => default_size(model_type, key).ok_or_else(|| s.missing(key)),
+        };
+        let num_layers = size("num_hidden_layers")?;
+        let hidden_size = size("hidden_size")?;
+        let num_heads = size("num_attention_heads")?;
+        let max_position_embeddings = size("max_position_embeddings")?;
+        match model_type {
+            "mistral" => check_mistral_window(s, max_position_embeddings)?,
+            _ => config_keys::check_windows(s, num_layers)?,
+        }
+        let num_kv_heads =
+            s.size_opt("num_key_value_heads")?.or(default_size(model_type, "num_key_value_heads")).unwrap_or(num_heads);
         if num_heads % num_kv_heads != 0 {
             return Err(s.invalid("num_key_value_heads", "a divisor of num_attention_heads"));
         }
@@ -74,20 +105,50 @@ impl DecoderConfig {
         Ok(DecoderConfig {
             arch,
             hidden_size,
-            intermediate_size: s.size("intermediate_size")?,
+            intermediate_size: size("intermediate_size")?,
             num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
-            vocab_size: s.size("vocab_size")?,
-            // The defaults of transformers' Qwen2Config and LlamaConfig, for keys that published files leave out.
-            max_position_embeddings: s.size_opt("max_position_embeddings")?.unwrap_or(if llama { 2048 } else { 32768 }),
+            vocab_size: size("vocab_size")?,
+            max_position_embeddings,
             rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta: rope_theta(s)?.unwrap_or(10_000.0),
             tie_word_embeddings: tied.or(s.bool_opt("tie_word_embeddings")?).unwrap_or(false),
             qkv_bias: if llama { s.bool_opt("attention_bias")?.unwrap_or(false) } else { true },
         })
     }
+}
+
+/// The sizes of transformers' `LlamaConfig`, `MistralConfig` and `Qwen2Config` that published files leave out.
+fn default_size(model_type: &str, key: &str) -> Option<usize> {
+    Some(match (model_type, key) {
+        ("llama" | "mistral", "hidden_size") => 4096,
+        ("llama" | "mistral", "num_hidden_layers" | "num_attention_heads") => 32,
+        ("llama" | "mistral", "vocab_size") => 32000,
+        ("llama", "intermediate_size") => 11008,
+        ("mistral", "intermediate_size") => 14336,
+        ("mistral", "num_key_value_heads") => 8,
+        ("llama", "max_position_embeddings") => 2048,
+        ("mistral", "max_position_embeddings") => 131_072,
+        ("qwen2", "max_position_embeddings") => 32768,
+        _ => return None,
+    })
+}
+
+/// Refuses a Mistral whose window is narrower than its context: llama.cpp's `llama` attends to everything.
+fn check_mistral_window(s: &Section, context: usize) -> Result<(), ConfigError> {
+    const KEY: &str = "sliding_window";
+    let window = match s.json.get(KEY) {
+        Some(serde_json::Value::Null) => return Ok(()),
+        Some(_) => s.size(KEY)?,
+        // transformers' default.
+        None => 4096,
+    };
+    if window < context {
+        return Err(s.invalid(KEY, "null, or at least max_position_embeddings: sliding windows are not supported"));
+    }
+    Ok(())
 }
 
 /// The base of plain rotary positions. transformers 5 keeps it in `rope_parameters`, earlier ones beside the other keys.
@@ -145,6 +206,11 @@ impl DecoderConfig {
         ];
         for (key, value) in sizes {
             keys.set(&format!("{arch}.{key}"), value as u32);
+        }
+        if self.arch == DecoderArch::Llama {
+            for key in ["key_length", "value_length"] {
+                keys.set(&format!("{arch}.attention.{key}"), self.head_dim as u32);
+            }
         }
         keys.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), self.rms_norm_eps as f32);
         keys.set(&format!("{arch}.rope.freq_base"), self.rope_theta as f32);

@@ -1,5 +1,5 @@
 //! What MODEL names: a checkpoint's folder, a hub id, or a GGUF file.
-use super::{FrontError, Pair, gguf, llava_onevision};
+use super::{ConfigError, FrontError, Pair, gguf, llava, llava_onevision};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::Observer;
@@ -63,7 +63,7 @@ impl FoundModel {
         match self {
             FoundModel::Checkpoint { checkpoint, repository } => {
                 let name = display_name(checkpoint.dir(), repository.as_deref());
-                llava_onevision::open(checkpoint, &name, repository.as_deref())
+                open(checkpoint, &name, repository.as_deref())
             }
             FoundModel::Gguf { text, mmproj } => gguf::pair(text, mmproj.as_deref()),
         }
@@ -76,6 +76,22 @@ impl FoundModel {
                 repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string())
             }
             FoundModel::Gguf { text, .. } => text.display().to_string(),
+        }
+    }
+}
+
+/// Families whose checkpoints are read.
+pub const SUPPORTED: &str = "llava_onevision, llava (1.5), llava_next (1.6)";
+
+/// Both files of a checkpoint, by the front of its family.
+fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
+    match checkpoint.config()["model_type"].as_str() {
+        Some("llava_onevision") => llava_onevision::open(checkpoint, name, repository),
+        Some("llava" | "llava_next") => llava::open(checkpoint, name, repository),
+        other => {
+            let file = checkpoint.dir().join("config.json");
+            let found = other.unwrap_or("absent").into();
+            Err(ConfigError::Unsupported { file, found, supported: SUPPORTED }.into())
         }
     }
 }

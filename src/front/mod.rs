@@ -1,5 +1,6 @@
 //! The door: a model on disk, of whatever make, becomes a [`Pair`] of [`Source`]s, metadata and tensors as GGUF names
 //! them. Behind it nothing knows where a model came from. A family of checkpoints is one folder here.
+mod assemble;
 mod card;
 mod claims;
 pub(crate) mod config;
@@ -8,11 +9,14 @@ mod decoder;
 mod find;
 mod general;
 pub mod gguf;
+pub mod llava;
 pub mod llava_onevision;
 mod pair_id;
 mod pretokenizer;
+pub(crate) mod processor;
 mod renamed;
 pub mod rotated;
+mod sentencepiece;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;
