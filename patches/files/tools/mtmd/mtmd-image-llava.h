@@ -4,8 +4,8 @@
 
 #include "llava-anyres.h"
 
-// Counterpart of LlavaOnevisionImageProcessor (transformers 4.45.2, slow, bicubic), and of LlavaNextImageProcessor, which
-// does the same to pictures.
+// Counterpart of LlavaOnevisionImageProcessor (transformers 4.45.2, slow, bicubic), and of LlavaNextImageProcessor
+// (transformers 5), whose files have no anyres_max.
 //
 // The output is one image: the overview and the tiles of the grid in raster order, stacked on the
 // Y axis, so that the whole picture goes through one graph. The overview is the picture stretched
@@ -36,7 +36,9 @@ mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess(const cl
         const int pad_x = (target.w - fit.w) / 2;
         const int pad_y = (target.h - fit.h) / 2;
         clip_image_u8 padded;
-        padded.set_size({fit.w + 2 * pad_x, fit.h + 2 * pad_y}, false);
+        // LLaVA-NeXT, as transformers 5 has it, pads that pixel behind.
+        const bool next = hparams.llava_anyres_max == 0;
+        padded.set_size({next ? target.w : fit.w + 2 * pad_x, next ? target.h : fit.h + 2 * pad_y}, false);
         img_tool::fill(padded, {0, 0, 0});
         img_tool::composite(padded, resize(img, fit.w, fit.h), pad_x, pad_y);
 
