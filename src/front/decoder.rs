@@ -1,6 +1,7 @@
 //! `text_config` of Hugging Face's configurations: GGUF's keys for it, and its tensors' names.
 use super::config::{ConfigError, Section};
 use super::{Row, config_keys};
+use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
 
 /// Text models that the decoder block covers.
@@ -10,6 +11,39 @@ pub enum DecoderArch {
     Qwen2,
     /// No biases.
     Llama,
+    /// Qwen2 with positions in sections: Qwen2-VL and Qwen2.5-VL.
+    Qwen2Vl,
+    /// Norms of q and k, positions in interleaved sections, features that enter the first blocks.
+    Qwen3Vl,
+}
+
+impl DecoderArch {
+    /// The architecture of a `model_type`, the text model's or, where its keys lie on the outside, the model's.
+    fn of(model_type: &str) -> Option<Self> {
+        Some(match model_type {
+            "qwen2" => DecoderArch::Qwen2,
+            "llama" => DecoderArch::Llama,
+            "qwen2_vl" | "qwen2_vl_text" | "qwen2_5_vl" | "qwen2_5_vl_text" => DecoderArch::Qwen2Vl,
+            "qwen3_vl_text" => DecoderArch::Qwen3Vl,
+            _ => return None,
+        })
+    }
+
+    /// Positions are time, height and width, each with its section of a head.
+    fn has_sections(self) -> bool {
+        matches!(self, DecoderArch::Qwen2Vl | DecoderArch::Qwen3Vl)
+    }
+
+    /// What transformers' configuration class takes for keys that published files leave out: context length, epsilon,
+    /// and the first block that slides.
+    fn defaults(self) -> (usize, f64, u64) {
+        match self {
+            DecoderArch::Qwen2 => (32768, 1e-6, 28),
+            DecoderArch::Llama => (2048, 1e-6, 28),
+            DecoderArch::Qwen2Vl => (32768, 1e-5, 80),
+            DecoderArch::Qwen3Vl => (128_000, 1e-6, 28),
+        }
+    }
 }
 
 /// A text model: decoder blocks of `x + attn(norm(x))`, `h + mlp(norm(h))` with SwiGLU and rotary positions.
@@ -28,6 +62,8 @@ pub struct DecoderConfig {
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
+    /// Pairs of a head that turn by time, height and width; none: there is one position.
+    pub rope_sections: Option<[usize; 3]>,
     /// The output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Biases on q, k, v.
@@ -38,39 +74,50 @@ impl DecoderConfig {
     /// Reads `text_config`. `tied` is the outer configuration's `tie_word_embeddings`, which published files set
     /// there or in the text model.
     pub(crate) fn read(s: &Section, tied: Option<bool>) -> Result<Self, ConfigError> {
-        let arch = match s.str("model_type")? {
-            "qwen2" => DecoderArch::Qwen2,
-            "llama" => DecoderArch::Llama,
-            other => {
-                return Err(ConfigError::Unsupported {
-                    file: s.file.clone(),
-                    found: format!("{}: {other}", s.key("model_type")),
-                    supported: "qwen2, llama",
-                });
-            }
-        };
+        let model_type = s.str("model_type")?;
+        let arch = DecoderArch::of(model_type).ok_or_else(|| ConfigError::Unsupported {
+            file: s.file.clone(),
+            found: format!("{}: {model_type}", s.key("model_type")),
+            supported: "qwen2, llama, qwen2_vl_text, qwen2_5_vl_text, qwen3_vl_text".into(),
+        })?;
+        let (context, eps, first_window) = arch.defaults();
         match s.str_opt("hidden_act")? {
             None | Some("silu") => (),
             _ => return Err(s.invalid("hidden_act", "silu")),
         }
         config_keys::check(s, config_keys::TEXT)?;
         let num_layers = s.size("num_hidden_layers")?;
-        config_keys::check_windows(s, num_layers)?;
+        config_keys::check_windows(s, num_layers, first_window)?;
         let hidden_size = s.size("hidden_size")?;
         let num_heads = s.size("num_attention_heads")?;
-        let num_kv_heads = s.size_opt("num_key_value_heads")?.unwrap_or(num_heads);
+        let num_kv_heads = match s.size_opt("num_key_value_heads")? {
+            Some(n) => n,
+            // The classes' defaults are of one size of model.
+            None if arch.has_sections() => return Err(s.missing("num_key_value_heads")),
+            None => num_heads,
+        };
         if num_heads % num_kv_heads != 0 {
             return Err(s.invalid("num_key_value_heads", "a divisor of num_attention_heads"));
         }
         let head_dim = match s.size_opt("head_dim")? {
             Some(d) => d,
+            None if arch == DecoderArch::Qwen3Vl => 128,
             None if hidden_size % num_heads == 0 => hidden_size / num_heads,
             None => return Err(s.invalid("num_attention_heads", "a divisor of hidden_size")),
         };
+        if arch == DecoderArch::Qwen2Vl && num_heads * head_dim != hidden_size {
+            return Err(s.invalid("head_dim", "hidden_size / num_attention_heads, as this architecture has it"));
+        }
         if head_dim % 2 != 0 {
             return Err(s.invalid("head_dim", "even, for rotary positions"));
         }
-        let llama = arch == DecoderArch::Llama;
+        let sections = if arch.has_sections() { Some(rope_sections(s, arch, head_dim)?) } else { None };
+        let rope_theta = match rope_theta(s, arch.has_sections())? {
+            Some(theta) => theta,
+            // Versions of transformers differ in what they take.
+            None if arch.has_sections() => return Err(s.missing("rope_theta")),
+            None => 10_000.0,
+        };
         Ok(DecoderConfig {
             arch,
             hidden_size,
@@ -80,33 +127,46 @@ impl DecoderConfig {
             num_kv_heads,
             head_dim,
             vocab_size: s.size("vocab_size")?,
-            // The defaults of transformers' Qwen2Config and LlamaConfig, for keys that published files leave out.
-            max_position_embeddings: s.size_opt("max_position_embeddings")?.unwrap_or(if llama { 2048 } else { 32768 }),
-            rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(1e-6),
-            rope_theta: rope_theta(s)?.unwrap_or(10_000.0),
+            max_position_embeddings: s.size_opt("max_position_embeddings")?.unwrap_or(context),
+            rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(eps),
+            rope_theta,
+            rope_sections: sections,
             tie_word_embeddings: tied.or(s.bool_opt("tie_word_embeddings")?).unwrap_or(false),
-            qkv_bias: if llama { s.bool_opt("attention_bias")?.unwrap_or(false) } else { true },
+            qkv_bias: match arch {
+                DecoderArch::Qwen2 | DecoderArch::Qwen2Vl => true,
+                DecoderArch::Llama | DecoderArch::Qwen3Vl => s.bool_opt("attention_bias")?.unwrap_or(false),
+            },
         })
     }
 }
 
-/// The base of plain rotary positions. transformers 5 keeps it in `rope_parameters`, earlier ones beside the other keys.
+/// Where the rotary positions are described. transformers 5 keeps them in `rope_parameters`, earlier ones beside the other
+/// keys and in `rope_scaling`.
+const ROPE: [&str; 2] = ["rope_scaling", "rope_parameters"];
+
+/// The base of rotary positions, which are plain, or in sections if `sections`.
 ///
 /// # Errors
-/// The positions are scaled, partial, in sections, or differ between blocks.
-fn rope_theta(s: &Section) -> Result<Option<f64>, ConfigError> {
+/// The positions are scaled, partial, in sections where they should not be, or differ between blocks.
+fn rope_theta(s: &Section, sections: bool) -> Result<Option<f64>, ConfigError> {
     let mut theta = s.float_opt("rope_theta")?;
-    for key in ["rope_scaling", "rope_parameters"] {
+    for key in ROPE {
         if s.get(key).is_none() {
             continue;
         }
         let rope = s.section(key)?;
         for key in ["rope_type", "type"] {
-            if !matches!(rope.str_opt(key)?, None | Some("default")) {
+            let plain = match rope.str_opt(key)? {
+                None | Some("default") => true,
+                // An old name of positions in sections that are not scaled.
+                Some("mrope") => sections,
+                Some(_) => false,
+            };
+            if !plain {
                 return Err(rope.invalid(key, "\"default\": scaled rotary positions are not supported yet"));
             }
         }
-        if rope.get("mrope_section").is_some() {
+        if !sections && rope.get("mrope_section").is_some() {
             return Err(rope.invalid("mrope_section", "absent: positions in sections are not supported"));
         }
         if rope.float_opt("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
@@ -121,12 +181,54 @@ fn rope_theta(s: &Section) -> Result<Option<f64>, ConfigError> {
     Ok(theta)
 }
 
+/// How many pairs of a head turn by time, height and width.
+///
+/// # Errors
+/// They are not said, said twice, do not make up a head, or are ordered as this architecture's are not.
+fn rope_sections(s: &Section, arch: DecoderArch, head_dim: usize) -> Result<[usize; 3], ConfigError> {
+    const KEY: &str = "mrope_section";
+    let mut found = None;
+    for key in ROPE {
+        let Some(rope) = s.get(key).map(|_| s.section(key)).transpose()? else { continue };
+        // transformers orders them by the class, whatever the key says.
+        let interleaved = rope.bool_opt("mrope_interleaved")?;
+        if interleaved.is_some_and(|i| i != (arch == DecoderArch::Qwen3Vl)) {
+            return Err(rope.invalid("mrope_interleaved", "true for Qwen3-VL, else false or absent"));
+        }
+        let Some(list) = rope.get(KEY) else { continue };
+        let sizes: Option<Vec<usize>> =
+            list.as_array().and_then(|l| l.iter().map(|v| usize::try_from(v.as_u64()?).ok()).collect());
+        let sections = sizes.and_then(|sizes| <[usize; 3]>::try_from(sizes).ok());
+        let sections = sections.filter(|n| n.iter().all(|n| *n <= head_dim) && n.iter().sum::<usize>() * 2 == head_dim);
+        let sections =
+            sections.ok_or_else(|| rope.invalid(KEY, "three numbers whose sum is half of a head's width"))?;
+        if found.is_some_and(|other| other != sections) {
+            return Err(rope.invalid(KEY, "the same in rope_scaling and rope_parameters"));
+        }
+        found = Some(sections);
+    }
+    found.ok_or_else(|| s.missing("rope_scaling.mrope_section"))
+}
+
 impl DecoderConfig {
+    /// Takes a head for one of its own that is stored and not the embedding, and says so: transformers 5 ties only what
+    /// is equal, and keeps a head that was trained on.
+    pub(crate) fn settle_head(&mut self, checkpoint: &Checkpoint) -> Option<String> {
+        if !self.tie_word_embeddings || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
+            return None;
+        }
+        self.tie_word_embeddings = false;
+        let head = checkpoint.stored_name(HEAD);
+        Some(format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept"))
+    }
+
     /// `general.architecture`.
     pub fn architecture(&self) -> &'static str {
         match self.arch {
             DecoderArch::Qwen2 => "qwen2",
             DecoderArch::Llama => "llama",
+            DecoderArch::Qwen2Vl => "qwen2vl",
+            DecoderArch::Qwen3Vl => "qwen3vl",
         }
     }
 
@@ -148,6 +250,16 @@ impl DecoderConfig {
         }
         keys.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), self.rms_norm_eps as f32);
         keys.set(&format!("{arch}.rope.freq_base"), self.rope_theta as f32);
+        if let Some([time, height, width]) = self.rope_sections {
+            // The fourth is of no use here.
+            let sections = [time, height, width, 0].map(|n| n as i32);
+            keys.set_array(&format!("{arch}.rope.dimension_sections"), sections.as_slice());
+        }
+        if self.arch == DecoderArch::Qwen3Vl {
+            for key in ["key_length", "value_length"] {
+                keys.set(&format!("{arch}.attention.{key}"), self.head_dim as u32);
+            }
+        }
     }
 
     /// The tensors in file order: embedding, output, blocks.
@@ -176,6 +288,12 @@ impl DecoderConfig {
             let from = |part: &str| format!("{BLOCKS}{layer}.{part}");
             for (name, stored) in [("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")] {
                 rows.push(Row::vector(to(&format!("{name}.weight")), from(&format!("{stored}.weight")), &[hidden]));
+            }
+            if self.arch == DecoderArch::Qwen3Vl {
+                for (name, stored) in [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")] {
+                    let (to, from) = (to(&format!("{name}.weight")), from(&format!("{stored}.weight")));
+                    rows.push(Row::vector(to, from, &[self.head_dim]));
+                }
             }
             for (name, stored, shape, bias) in linears {
                 // ggml turns neighbours of Llama's heads, transformers halves.

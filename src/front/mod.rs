@@ -1,5 +1,6 @@
 //! The door: a model on disk, of whatever make, becomes a [`Pair`] of [`Source`]s, metadata and tensors as GGUF names
 //! them. Behind it nothing knows where a model came from. A family of checkpoints is one folder here.
+mod assemble;
 mod card;
 mod claims;
 pub(crate) mod config;
@@ -11,6 +12,8 @@ pub mod gguf;
 pub mod llava_onevision;
 mod pair_id;
 mod pretokenizer;
+mod processor;
+pub mod qwen_vl;
 mod renamed;
 pub mod rotated;
 mod source;
@@ -21,7 +24,7 @@ pub mod vocabulary;
 
 pub use card::{Card, ModelName};
 pub use config::ConfigError;
-pub use find::FoundModel;
+pub use find::{FoundModel, families};
 pub use general::General;
 pub(crate) use renamed::{Renamed, Row};
 pub use source::{Source, TensorSpec, Tensors};

@@ -1,17 +1,16 @@
 //! LLaVA-OneVision: its keys, the names of its tensors, and what the runtime cannot do.
 mod config;
 
-pub use config::{LlavaOnevision, Preprocessing, SUPPORTED};
+pub use config::{LlavaOnevision, Preprocessing};
 
+use super::assemble::{self, Parts};
 use super::config::ConfigError;
 use super::decoder::{DecoderArch, HEAD};
-use super::pair_id::pair_id;
 use super::tower::TowerArch;
-use super::vocabulary::Vocabulary;
-use super::{Card, General, ModelName, Pair, Row, Source, claims};
+use super::{Pair, Row};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
-use crate::gguf::{Metadata, PAIR_KEY};
+use crate::gguf::Metadata;
 
 /// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
 ///
@@ -20,30 +19,15 @@ use crate::gguf::{Metadata, PAIR_KEY};
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = LlavaOnevision::read(checkpoint)?;
     check_runtime_limits(checkpoint, &model)?;
-    let (text_rows, vision_rows) = (model.text.rows(), vision_rows(&model));
-    check_claims(checkpoint, &model, text_rows.iter().chain(&vision_rows))?;
-    let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    let mut notes = [checkpoint.notes(), &model.notes, &vocabulary.notes].concat();
-    // A card is no reason to refuse a model, but its licence is not dropped without a word.
-    let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {
-        notes.push(format!("{problem}; licence, languages and tags are left out"));
-        Card::default()
-    });
-    let parameters = text_rows.iter().map(|row| row.tensor.elements()).sum();
-    let general = General { name: ModelName::parse(name, parameters), card, repository: repository.map(String::from) };
-    let mut keys = Metadata::default();
-    general.write(&mut keys, "model", model.text.architecture());
-    model.text.write(&mut keys);
-    vocabulary.write(&mut keys);
-    let mut vision_keys = Metadata::default();
-    general.write(&mut vision_keys, "mmproj", "clip");
-    model.write_vision(&mut vision_keys);
-    let mut text = Source::renamed(checkpoint, keys, text_rows)?;
-    let mut mmproj = Source::renamed(checkpoint, vision_keys, vision_rows)?;
-    let id = pair_id(&mmproj)?;
-    text.metadata.set(PAIR_KEY, &id);
-    mmproj.metadata.set(PAIR_KEY, &id);
-    Ok(Pair { text, mmproj: Some(mmproj), name: general.name, notes })
+    let parts = Parts {
+        text: &model.text,
+        text_keys: &|_| (),
+        vision_rows: vision_rows(&model),
+        vision_keys: &|keys| model.write_vision(keys),
+        harmless: &|name| harmless(&model, name),
+        notes: &model.notes,
+    };
+    assemble::pair(checkpoint, name, repository, parts)
 }
 
 /// What transformers can do and llama.cpp's qwen2 cannot.
@@ -53,7 +37,7 @@ fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(
         return Err(ConfigError::Unsupported {
             file,
             found: "text_config: llama".into(),
-            supported: "qwen2 text models in LLaVA-OneVision",
+            supported: "qwen2 text models in LLaVA-OneVision".into(),
         });
     }
     if m.text.num_heads * m.text.head_dim != m.text.hidden_size {
@@ -67,29 +51,20 @@ fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(
     Ok(())
 }
 
-/// Every tensor of the checkpoint has its place in the two files, or is known not to be needed.
-fn check_claims<'r>(
-    checkpoint: &Checkpoint,
-    model: &LlavaOnevision,
-    rows: impl Iterator<Item = &'r Row>,
-) -> Result<(), Error> {
-    let tower = "vision_tower.vision_model.";
-    let used = model.vision.used_layers;
-    let harmless = |name: &str| {
-        // The same bytes as the embedding: else the head is not tied, and claimed.
-        if name == HEAD {
-            return model.text.tie_word_embeddings;
-        }
-        let Some(part) = name.strip_prefix(tower) else { return false };
-        // Blocks behind the one whose output the projector reads, and what follows the last block.
-        let block = part.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        block.is_some_and(|block| block >= used)
-            || part.starts_with("post_layernorm.")
-            || part.starts_with("head.")
-            // 0, 1, 2, …
-            || part == "embeddings.position_ids"
-    };
-    Ok(claims::check(checkpoint, rows, &harmless)?)
+/// Tensors that the model's answers do not depend on.
+fn harmless(model: &LlavaOnevision, name: &str) -> bool {
+    // The same bytes as the embedding: else the head is not tied, and claimed.
+    if name == HEAD {
+        return model.text.tie_word_embeddings;
+    }
+    let Some(part) = name.strip_prefix("vision_tower.vision_model.") else { return false };
+    // Blocks behind the one whose output the projector reads, and what follows the last block.
+    let block = part.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    block.is_some_and(|block| block >= model.vision.used_layers)
+        || part.starts_with("post_layernorm.")
+        || part.starts_with("head.")
+        // 0, 1, 2, …
+        || part == "embeddings.position_ids"
 }
 
 /// The tensors of tower, projector and `image_newline`, of the blocks that run only.
