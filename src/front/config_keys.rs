@@ -199,6 +199,32 @@ pub(crate) const QWEN_VISION: &[(&str, KeyRule)] = &[
     ("pruned_heads", Off),
 ];
 
+/// transformers' `LlavaConfig` and `LlavaNextConfig`.
+pub(crate) const LLAVA: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("text_config", Read),
+    ("vision_config", Read),
+    ("image_token_index", Read),
+    ("image_token_id", Read),
+    ("projector_hidden_act", Read),
+    ("vision_feature_select_strategy", Read),
+    ("vision_feature_layer", Read),
+    ("image_grid_pinpoints", Read),
+    ("multimodal_projector_bias", Read),
+    ("tie_word_embeddings", Read),
+    ("quantization_config", Read),
+    ("transformers_weights", Read),
+    // The processor's, for prompts that are made before the picture is seen.
+    ("image_seq_length", Harmless),
+    ("ignore_index", Harmless),
+    ("pad_token_id", Harmless),
+    // The text model's counts.
+    ("vocab_size", Harmless),
+    // `image_newline` is always there in LLaVA-NeXT.
+    ("use_image_newline_parameter", Harmless),
+    ("logit_scale", Number(1.0)),
+];
+
 /// Refuses the keys of `section` that `table` allows only with other values.
 ///
 /// # Errors
@@ -320,7 +346,12 @@ mod tests {
         let outer = "vision_config text_config image_token_index video_token_index projector_hidden_act \
                      vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
                      image_grid_pinpoints vision_aspect_ratio";
-        for (fields, table) in [(qwen2, TEXT), (llama, TEXT), (vision, VISION), (outer, LLAVA_ONEVISION)] {
+        let llava = "vision_config text_config image_token_index image_seq_length projector_hidden_act \
+                     vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
+                     image_grid_pinpoints use_image_newline_parameter ignore_index vocab_size";
+        for (fields, table) in
+            [(qwen2, TEXT), (llama, TEXT), (vision, VISION), (outer, LLAVA_ONEVISION), (llava, LLAVA)]
+        {
             for field in fields.split_whitespace() {
                 assert!(table.iter().any(|(key, _)| *key == field), "{field}");
             }

@@ -22,7 +22,7 @@ impl DecoderArch {
     fn of(model_type: &str) -> Option<Self> {
         Some(match model_type {
             "qwen2" => DecoderArch::Qwen2,
-            "llama" => DecoderArch::Llama,
+            "llama" | "mistral" => DecoderArch::Llama,
             "qwen2_vl" | "qwen2_vl_text" | "qwen2_5_vl" | "qwen2_5_vl_text" => DecoderArch::Qwen2Vl,
             "qwen3_vl_text" => DecoderArch::Qwen3Vl,
             _ => return None,
@@ -34,15 +34,14 @@ impl DecoderArch {
         matches!(self, DecoderArch::Qwen2Vl | DecoderArch::Qwen3Vl)
     }
 
-    /// What transformers' configuration class takes for keys that published files leave out: context length, epsilon,
-    /// and the first block that slides.
-    fn defaults(self) -> (usize, f64, u64) {
-        match self {
-            DecoderArch::Qwen2 => (32768, 1e-6, 28),
-            DecoderArch::Llama => (2048, 1e-6, 28),
-            DecoderArch::Qwen2Vl => (32768, 1e-5, 80),
-            DecoderArch::Qwen3Vl => (128_000, 1e-6, 28),
-        }
+    /// The `rms_norm_eps` that transformers' class takes where the key is absent.
+    fn epsilon(self) -> f64 {
+        if self == DecoderArch::Qwen2Vl { 1e-5 } else { 1e-6 }
+    }
+
+    /// The `max_window_layers` that it takes.
+    fn first_window(self) -> u64 {
+        if self == DecoderArch::Qwen2Vl { 80 } else { 28 }
     }
 }
 
@@ -68,9 +67,42 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
     /// Biases on q, k, v.
     pub qkv_bias: bool,
+    /// Of Qwen3-VL: the first blocks, which get features of their own from the tower.
+    pub deepstack_layers: usize,
 }
 
 impl DecoderConfig {
+    /// Reads `text_config` of the configuration `c`, and what the user should know about it.
+    ///
+    /// # Errors
+    /// A missing key, an unsupported architecture or value.
+    pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, c: &Section) -> Result<(Self, Option<String>), ConfigError> {
+        Self::of_section(checkpoint, c, &c.section("text_config")?)
+    }
+
+    /// The same where the text model's keys lie in `section`.
+    ///
+    /// # Errors
+    /// As [`Self::of_checkpoint`].
+    pub(crate) fn of_section(
+        checkpoint: &Checkpoint,
+        c: &Section,
+        section: &Section,
+    ) -> Result<(Self, Option<String>), ConfigError> {
+        let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        // Published 0.5B files of LLaVA-OneVision tie in the text model only.
+        let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        let mut text = DecoderConfig::read(section, Some(tied))?;
+        // transformers 5 ties only what is equal: a head that was trained on is kept.
+        if !tied || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
+            return Ok((text, None));
+        }
+        text.tie_word_embeddings = false;
+        let head = checkpoint.stored_name(HEAD);
+        let note = format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept");
+        Ok((text, Some(note)))
+    }
+
     /// Reads `text_config`. `tied` is the outer configuration's `tie_word_embeddings`, which published files set
     /// there or in the text model.
     pub(crate) fn read(s: &Section, tied: Option<bool>) -> Result<Self, ConfigError> {
@@ -78,19 +110,27 @@ impl DecoderConfig {
         let arch = DecoderArch::of(model_type).ok_or_else(|| ConfigError::Unsupported {
             file: s.file.clone(),
             found: format!("{}: {model_type}", s.key("model_type")),
-            supported: "qwen2, llama, qwen2_vl_text, qwen2_5_vl_text, qwen3_vl_text".into(),
+            supported: "qwen2, llama, mistral, qwen2_vl_text, qwen2_5_vl_text, qwen3_vl_text".into(),
         })?;
-        let (context, eps, first_window) = arch.defaults();
         match s.str_opt("hidden_act")? {
             None | Some("silu") => (),
             _ => return Err(s.invalid("hidden_act", "silu")),
         }
         config_keys::check(s, config_keys::TEXT)?;
-        let num_layers = s.size("num_hidden_layers")?;
-        config_keys::check_windows(s, num_layers, first_window)?;
-        let hidden_size = s.size("hidden_size")?;
-        let num_heads = s.size("num_attention_heads")?;
-        let num_kv_heads = match s.size_opt("num_key_value_heads")? {
+        let size = |key: &str| match s.size_opt(key)? {
+            Some(size) => Ok(size),
+            None => default_size(model_type, key).ok_or_else(|| s.missing(key)),
+        };
+        let num_layers = size("num_hidden_layers")?;
+        let hidden_size = size("hidden_size")?;
+        let num_heads = size("num_attention_heads")?;
+        let max_position_embeddings = size("max_position_embeddings")?;
+        match model_type {
+            "mistral" => check_mistral_window(s, max_position_embeddings)?,
+            _ => config_keys::check_windows(s, num_layers, arch.first_window())?,
+        }
+        let num_kv_heads = match s.size_opt("num_key_value_heads")?.or(default_size(model_type, "num_key_value_heads"))
+        {
             Some(n) => n,
             // The classes' defaults are of one size of model.
             None if arch.has_sections() => return Err(s.missing("num_key_value_heads")),
@@ -121,16 +161,18 @@ impl DecoderConfig {
         Ok(DecoderConfig {
             arch,
             hidden_size,
-            intermediate_size: s.size("intermediate_size")?,
+            intermediate_size: size("intermediate_size")?,
             num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
-            vocab_size: s.size("vocab_size")?,
-            max_position_embeddings: s.size_opt("max_position_embeddings")?.unwrap_or(context),
-            rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(eps),
+            vocab_size: size("vocab_size")?,
+            max_position_embeddings,
+            rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(arch.epsilon()),
             rope_theta,
             rope_sections: sections,
+            // The tower's configuration says it.
+            deepstack_layers: 0,
             tie_word_embeddings: tied.or(s.bool_opt("tie_word_embeddings")?).unwrap_or(false),
             qkv_bias: match arch {
                 DecoderArch::Qwen2 | DecoderArch::Qwen2Vl => true,
@@ -138,6 +180,39 @@ impl DecoderConfig {
             },
         })
     }
+}
+
+/// The sizes of transformers' configuration classes that published files leave out.
+fn default_size(model_type: &str, key: &str) -> Option<usize> {
+    Some(match (model_type, key) {
+        ("llama" | "mistral", "hidden_size") => 4096,
+        ("llama" | "mistral", "num_hidden_layers" | "num_attention_heads") => 32,
+        ("llama" | "mistral", "vocab_size") => 32000,
+        ("llama", "intermediate_size") => 11008,
+        ("mistral", "intermediate_size") => 14336,
+        ("mistral", "num_key_value_heads") => 8,
+        ("llama", "max_position_embeddings") => 2048,
+        ("mistral", "max_position_embeddings") => 131_072,
+        ("qwen3_vl_text", "max_position_embeddings") => 128_000,
+        // Qwen2's, and Qwen2-VL's and 2.5's.
+        (_, "max_position_embeddings") => 32768,
+        _ => return None,
+    })
+}
+
+/// Refuses a Mistral whose window is narrower than its context: llama.cpp's `llama` attends to everything.
+fn check_mistral_window(s: &Section, context: usize) -> Result<(), ConfigError> {
+    const KEY: &str = "sliding_window";
+    let window = match s.json.get(KEY) {
+        Some(serde_json::Value::Null) => return Ok(()),
+        Some(_) => s.size(KEY)?,
+        // transformers' default.
+        None => 4096,
+    };
+    if window < context {
+        return Err(s.invalid(KEY, "null, or at least max_position_embeddings: sliding windows are not supported"));
+    }
+    Ok(())
 }
 
 /// Where the rotary positions are described. transformers 5 keeps them in `rope_parameters`, earlier ones beside the other
@@ -211,17 +286,6 @@ fn rope_sections(s: &Section, arch: DecoderArch, head_dim: usize) -> Result<[usi
 }
 
 impl DecoderConfig {
-    /// Takes a head for one of its own that is stored and not the embedding, and says so: transformers 5 ties only what
-    /// is equal, and keeps a head that was trained on.
-    pub(crate) fn settle_head(&mut self, checkpoint: &Checkpoint) -> Option<String> {
-        if !self.tie_word_embeddings || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
-            return None;
-        }
-        self.tie_word_embeddings = false;
-        let head = checkpoint.stored_name(HEAD);
-        Some(format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept"))
-    }
-
     /// `general.architecture`.
     pub fn architecture(&self) -> &'static str {
         match self.arch {
@@ -248,6 +312,11 @@ impl DecoderConfig {
         for (key, value) in sizes {
             keys.set(&format!("{arch}.{key}"), value as u32);
         }
+        if matches!(self.arch, DecoderArch::Llama | DecoderArch::Qwen3Vl) {
+            for key in ["key_length", "value_length"] {
+                keys.set(&format!("{arch}.attention.{key}"), self.head_dim as u32);
+            }
+        }
         keys.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), self.rms_norm_eps as f32);
         keys.set(&format!("{arch}.rope.freq_base"), self.rope_theta as f32);
         if let Some([time, height, width]) = self.rope_sections {
@@ -256,9 +325,7 @@ impl DecoderConfig {
             keys.set_array(&format!("{arch}.rope.dimension_sections"), sections.as_slice());
         }
         if self.arch == DecoderArch::Qwen3Vl {
-            for key in ["key_length", "value_length"] {
-                keys.set(&format!("{arch}.attention.{key}"), self.head_dim as u32);
-            }
+            keys.set(&format!("{arch}.n_deepstack_layers"), self.deepstack_layers as u32);
         }
     }
 

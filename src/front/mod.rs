@@ -9,13 +9,15 @@ mod decoder;
 mod find;
 mod general;
 pub mod gguf;
+pub mod llava;
 pub mod llava_onevision;
 mod pair_id;
 mod pretokenizer;
-mod processor;
+pub(crate) mod processor;
 pub mod qwen_vl;
 mod renamed;
 pub mod rotated;
+mod sentencepiece;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -2,24 +2,16 @@
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
 use crate::front::decoder::{BLOCKS, DecoderConfig};
-use crate::front::processor::{self, Processor};
+use crate::front::processor::{self, Normalisation, ProcessorFile, Size};
 use crate::front::tower::{self, TowerConfig};
 use crate::front::{claims, config_keys};
-
-/// A canvas' sides, pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    pub height: usize,
-    pub width: usize,
-}
 
 /// How pictures become pixel values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessing {
     /// Canvases that tiles are cut from, in the order of the file (ties are broken by it).
     pub pinpoints: Vec<Size>,
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
+    pub normalisation: Normalisation,
 }
 
 /// A LLaVA-OneVision checkpoint's shape.
@@ -76,12 +68,7 @@ impl LlavaOnevision {
             Some(id) => id,
             None => c.size_opt("image_token_id")?.ok_or_else(|| c.missing("image_token_index"))?,
         };
-        let section = c.section("text_config")?;
-        let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
-        // Published 0.5B files tie in the text model only.
-        let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
-        let mut text = DecoderConfig::read(&section, Some(tied))?;
-        let notes = text.settle_head(checkpoint).into_iter().collect();
+        let (text, note) = DecoderConfig::of_checkpoint(checkpoint, &c)?;
         let vision = TowerConfig::read(&c.section("vision_config")?, feature_layer)?;
         let preprocessing = Preprocessing::read(checkpoint, &c, vision.image_size)?;
         let layers = [text.num_layers, text.num_layers];
@@ -89,15 +76,29 @@ impl LlavaOnevision {
         let layers = [vision.used_layers, vision.num_layers];
         claims::blocks(checkpoint, "vision_config.num_hidden_layers", vision.num_layers, tower::BLOCKS, layers)?;
         let projector_bias = c.bool_opt("multimodal_projector_bias")?.unwrap_or(true);
-        Ok(LlavaOnevision { text, vision, preprocessing, projector_bias, image_token_id, anyres_max, notes })
+        Ok(LlavaOnevision {
+            text,
+            vision,
+            preprocessing,
+            projector_bias,
+            image_token_id,
+            anyres_max,
+            notes: note.into_iter().collect(),
+        })
     }
 }
 
 impl Preprocessing {
     fn read(checkpoint: &Checkpoint, config: &Section, side: usize) -> Result<Self, crate::Error> {
-        let processor = Processor::read(checkpoint)?;
+        let processor = ProcessorFile::read(checkpoint)?;
         let p = processor.section();
-        processor::check_steps(&p, "LlavaOnevisionImageProcessor")?;
+        let kind = p.str_opt("image_processor_type")?;
+        if kind.is_some_and(|kind| !kind.starts_with("LlavaOnevisionImageProcessor")) {
+            return Err(p.invalid("image_processor_type", "LlavaOnevisionImageProcessor").into());
+        }
+        if p.bool_opt("do_center_crop")? == Some(true) {
+            return Err(p.invalid("do_center_crop", "false or absent").into());
+        }
         let size = p.section("size")?;
         if (size.size("height")?, size.size("width")?) != (side, side) {
             return Err(p.invalid("size", "the vision tower's image_size on both sides").into());
@@ -106,27 +107,16 @@ impl Preprocessing {
         if self::pinpoints(config, side)? != pinpoints {
             return Err(p.invalid("image_grid_pinpoints", "the same list as in config.json").into());
         }
-        let (mean, std) = (processor::colours(&p, "image_mean")?, processor::colours(&p, "image_std")?);
-        Ok(Preprocessing { pinpoints, mean, std })
+        Ok(Preprocessing { pinpoints, normalisation: Normalisation::read(&p)? })
     }
 }
 
 /// The canvases; where the key is absent, transformers' default of 6 x 6 up to 2304 pixels.
 fn pinpoints(s: &Section, side: usize) -> Result<Vec<Size>, ConfigError> {
-    const KEY: &str = "image_grid_pinpoints";
-    let bad = || s.invalid(KEY, "a list of [height, width], multiples of image_size");
-    let Some(list) = s.get(KEY) else {
-        let sides = || (1..=6).map(|n| 384 * n);
-        let all = sides().flat_map(|height| sides().map(move |width| Size { height, width })).collect();
-        return if side == 384 { Ok(all) } else { Err(s.missing(KEY)) };
-    };
-    let list = list.as_array().ok_or_else(bad)?;
-    let side_of = |v: Option<&serde_json::Value>| {
-        v.and_then(|v| v.as_u64()).map(|n| n as usize).filter(|n| *n > 0 && n % side == 0 && *n < 1 << 16)
-    };
-    let all: Option<Vec<Size>> =
-        list.iter().map(|p| Some(Size { height: side_of(p.get(0))?, width: side_of(p.get(1))? })).collect();
-    all.filter(|v| !v.is_empty()).ok_or_else(bad)
+    let given = processor::pinpoints(s, side)?;
+    let sides = || (1..=6).map(|n| 384 * n);
+    let all = || sides().flat_map(|height| sides().map(move |width| Size { height, width })).collect();
+    given.or((side == 384).then(all)).ok_or_else(|| s.missing("image_grid_pinpoints"))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ use super::tower::{self, Generation, MERGE, QwenTower};
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
 use crate::front::decoder::{BLOCKS, DecoderConfig};
-use crate::front::processor::{self, Processor};
+use crate::front::processor::{Normalisation, ProcessorFile};
 use crate::front::{claims, config_keys};
 
 /// How many pixels a picture may have when it enters the tower: it is resized to fit.
@@ -19,8 +19,7 @@ pub struct QwenVl {
     pub text: DecoderConfig,
     pub tower: QwenTower,
     pub pixels: PixelLimits,
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
+    pub normalisation: Normalisation,
     /// What the user should know about how the configuration was read.
     pub notes: Vec<String>,
 }
@@ -47,9 +46,8 @@ impl QwenVl {
         } else {
             c.section("text_config")?
         };
-        let tied = |s: &Section| Ok::<_, ConfigError>(s.bool_opt("tie_word_embeddings")?.unwrap_or(false));
-        let mut text = DecoderConfig::read(&section, Some(tied(&c)? || tied(&section)?))?;
-        let mut notes: Vec<String> = text.settle_head(checkpoint).into_iter().collect();
+        let (mut text, note) = DecoderConfig::of_section(checkpoint, &c, &section)?;
+        let mut notes: Vec<String> = note.into_iter().collect();
         let vision = c.section("vision_config")?;
         let tower = QwenTower::read(&vision, generation, text.hidden_size)?;
         if tower.deepstack.len() > text.num_layers {
@@ -57,17 +55,24 @@ impl QwenVl {
                 .invalid("deepstack_visual_indexes", "no more of them than the text model has blocks")
                 .into());
         }
+        text.deepstack_layers = tower.deepstack.len();
         let key = if flat { "num_hidden_layers" } else { "text_config.num_hidden_layers" };
         claims::blocks(checkpoint, key, text.num_layers, BLOCKS, [text.num_layers; 2])?;
         let layers = [tower.num_layers; 2];
         claims::blocks(checkpoint, "vision_config.depth", tower.num_layers, tower::BLOCKS, layers)?;
-        let processor = Processor::read(checkpoint)?;
+        let processor = ProcessorFile::read(checkpoint)?;
         let p = processor.section();
-        processor::check_steps(&p, "Qwen2VLImageProcessor")?;
+        const CLASS: &str = "Qwen2VLImageProcessor";
+        if p.str_opt("image_processor_type")?.is_some_and(|kind| !kind.starts_with(CLASS)) {
+            return Err(p.invalid("image_processor_type", CLASS).into());
+        }
+        if p.bool_opt("do_center_crop")? == Some(true) {
+            return Err(p.invalid("do_center_crop", "false or absent").into());
+        }
         let mut pixels = PixelLimits::read(&p, &tower)?;
         notes.extend(pixels.settle(&tower));
-        let (mean, std) = (processor::colours(&p, "image_mean")?, processor::colours(&p, "image_std")?);
-        Ok(QwenVl { text, tower, pixels, mean, std, notes })
+        let normalisation = Normalisation::read(&p)?;
+        Ok(QwenVl { text, tower, pixels, normalisation, notes })
     }
 }
 

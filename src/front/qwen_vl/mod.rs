@@ -7,10 +7,11 @@ pub use tower::{Generation, QwenTower};
 
 use super::assemble::{self, Parts};
 use super::decoder::HEAD;
-use super::{FrontError, Pair};
+use super::{FrontError, Pair, claims};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
+use crate::prompt::PictureText;
 
 /// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
 ///
@@ -18,16 +19,15 @@ use crate::gguf::Metadata;
 /// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = QwenVl::read(checkpoint)?;
-    let parts = Parts {
-        text: &model.text,
-        text_keys: &|keys| model.write_text(keys),
-        vision_rows: model.tower.rows(model.text.hidden_size),
-        vision_keys: &|keys| model.write_vision(keys),
-        // The same bytes as the embedding: else the head is not tied, and claimed.
-        harmless: &|name| name == HEAD && model.text.tie_word_embeddings,
-        notes: &model.notes,
-    };
-    let pair = assemble::pair(checkpoint, name, repository, parts)?;
+    let (text_rows, vision_rows) = (model.text.rows(), model.tower.rows(model.text.hidden_size));
+    // The same bytes as the embedding: else the head is not tied, and claimed.
+    let harmless = |name: &str| name == HEAD && model.text.tie_word_embeddings;
+    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
+    let (text, notes) = (&model.text, model.notes.as_slice());
+    let picture = PictureText::QWEN;
+    let parts = Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes };
+    let pair = assemble::pair(checkpoint, parts)?;
     check_brackets(checkpoint, &pair)?;
     Ok(pair)
 }
@@ -51,12 +51,6 @@ fn check_brackets(checkpoint: &Checkpoint, pair: &Pair) -> Result<(), FrontError
 }
 
 impl QwenVl {
-    fn write_text(&self, keys: &mut Metadata) {
-        if self.tower.generation == Generation::Three {
-            keys.set("qwen3vl.n_deepstack_layers", self.tower.deepstack.len() as u32);
-        }
-    }
-
     /// The keys of tower and projector.
     fn write_vision(&self, keys: &mut Metadata) {
         let t = &self.tower;
@@ -76,8 +70,7 @@ impl QwenVl {
             keys.set(&format!("clip.vision.{key}"), value as u32);
         }
         keys.set("clip.vision.attention.layer_norm_epsilon", tower::EPSILON);
-        keys.set_array("clip.vision.image_mean", self.mean.as_slice());
-        keys.set_array("clip.vision.image_std", self.std.as_slice());
+        self.normalisation.write(keys);
         match t.generation {
             // Without a key it is the quick GELU.
             Generation::Two => (),
