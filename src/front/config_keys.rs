@@ -349,6 +349,18 @@ mod tests {
         let llava = "vision_config text_config image_token_index image_seq_length projector_hidden_act \
                      vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
                      image_grid_pinpoints use_image_newline_parameter ignore_index vocab_size";
+        // The outer and vision classes of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+        let qwen = "text_config vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id \
+                    tie_word_embeddings";
+        let qwen_vision = "depth embed_dim hidden_size hidden_act mlp_ratio num_heads in_channels patch_size spatial_merge_size \
+                           temporal_patch_size initializer_range rope_parameters intermediate_size tokens_per_second \
+                           window_size out_hidden_size fullatt_block_indexes num_position_embeddings \
+                           deepstack_visual_indexes";
+        for (fields, table) in [(qwen, QWEN_VL), (qwen_vision, QWEN_VISION)] {
+            for field in fields.split_whitespace() {
+                assert!(table.iter().any(|(key, _)| *key == field), "{field}");
+            }
+        }
         for (fields, table) in
             [(qwen2, TEXT), (llama, TEXT), (vision, VISION), (outer, LLAVA_ONEVISION), (llava, LLAVA)]
         {
@@ -373,7 +385,7 @@ mod tests {
                 for key in ["text_config", "llm_config", "vision_config"] {
                     let Some(json) = config.get(key) else { continue };
                     let table = match json.get("model_type").and_then(Value::as_str) {
-                        Some("qwen2" | "llama") => TEXT,
+                        Some("qwen2" | "llama" | "qwen3_vl_text") => TEXT,
                         Some("siglip_vision_model" | "clip_vision_model") => VISION,
                         _ => continue,
                     };

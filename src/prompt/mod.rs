@@ -105,7 +105,8 @@ pub struct PictureText {
 impl PictureText {
     pub const LLAVA: PictureText = PictureText { text: None, line_end: true };
     /// The runtime writes the two outer tokens.
-    pub const QWEN: PictureText = PictureText { text: Some("<|vision_start|><|image_pad|><|vision_end|>"), line_end: false };
+    pub const QWEN: PictureText =
+        PictureText { text: Some("<|vision_start|><|image_pad|><|vision_end|>"), line_end: false };
 }
 
 /// A chat template that cannot be found or applied.

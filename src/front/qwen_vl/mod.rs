@@ -1,5 +1,7 @@
 //! Qwen2-VL, Qwen2.5-VL and Qwen3-VL (dense): one text model behind three towers, which keep a picture's aspect.
 mod config;
+#[cfg(test)]
+mod tests;
 mod tower;
 
 pub use config::{PixelLimits, QwenVl};
