@@ -6,6 +6,7 @@ use super::{Card, General, ModelName, Pair, Row, Source};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Metadata, PAIR_KEY};
+use crate::prompt::PictureText;
 
 /// What a family says about a checkpoint.
 pub(super) struct Parts<'p> {
@@ -17,6 +18,8 @@ pub(super) struct Parts<'p> {
     pub vision_rows: Vec<Row>,
     /// Writes the projector's keys.
     pub vision_keys: &'p dyn Fn(&mut Metadata),
+    /// What the chat template writes for a picture.
+    pub picture: PictureText,
     /// What the user should know.
     pub notes: &'p [String],
 }
@@ -26,7 +29,7 @@ pub(super) struct Parts<'p> {
 /// # Errors
 /// A vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<'a>, Error> {
-    let vocabulary = Vocabulary::read(checkpoint, parts.text.vocab_size)?;
+    let vocabulary = Vocabulary::read(checkpoint, parts.text.vocab_size, parts.picture)?;
     let mut notes = [checkpoint.notes(), parts.notes, &vocabulary.notes].concat();
     // A card is no reason to refuse a model, but its licence is not dropped without a word.
     let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {

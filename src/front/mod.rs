@@ -14,6 +14,7 @@ pub mod llava_onevision;
 mod pair_id;
 mod pretokenizer;
 pub(crate) mod processor;
+pub mod qwen_vl;
 mod renamed;
 pub mod rotated;
 mod sentencepiece;
@@ -25,7 +26,7 @@ pub mod vocabulary;
 
 pub use card::{Card, ModelName};
 pub use config::ConfigError;
-pub use find::FoundModel;
+pub use find::{FoundModel, families};
 pub use general::General;
 pub(crate) use renamed::{Renamed, Row};
 pub use source::{Source, TensorSpec, Tensors};

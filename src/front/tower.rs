@@ -46,7 +46,7 @@ impl TowerConfig {
                 return Err(ConfigError::Unsupported {
                     file: s.file.clone(),
                     found: format!("{}: {other}", s.key("model_type")),
-                    supported: "siglip_vision_model, clip_vision_model",
+                    supported: "siglip_vision_model, clip_vision_model".into(),
                 });
             }
         };

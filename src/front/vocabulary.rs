@@ -2,6 +2,7 @@
 use super::{pretokenizer, sentencepiece};
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Array, GgufError, Metadata};
+use crate::prompt::PictureText;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -68,12 +69,13 @@ impl TokenizerFile {
 }
 
 impl Vocabulary {
-    /// Reads the tokenizer of `checkpoint` and pads it to `vocab_size`, the rows of the embedding.
+    /// Reads the tokenizer of `checkpoint` and pads it to `vocab_size`, the rows of the embedding. `picture` is what its
+    /// chat template writes for one.
     ///
     /// # Errors
     /// `tokenizer.json` is absent or broken, is no BPE, has rules that llama.cpp does not, or has more tokens than the
     /// embedding has rows.
-    pub fn read(checkpoint: &Checkpoint, vocab_size: usize) -> Result<Self, GgufError> {
+    pub fn read(checkpoint: &Checkpoint, vocab_size: usize, picture: PictureText) -> Result<Self, GgufError> {
         let path = checkpoint.dir().join(FILE);
         let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
         let source = TokenizerFile { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
@@ -110,7 +112,7 @@ impl Vocabulary {
         // What the tokenizer adds is what bos and eos mean to the runtime, whatever the other files say.
         let bos = prefix.first().copied().or(special.bos);
         let eos = suffix.first().copied().or(special.eos);
-        let template = crate::prompt::gguf::read(checkpoint.dir())?;
+        let template = crate::prompt::gguf::read(checkpoint.dir(), picture)?;
         notes.extend(template.as_ref().and_then(|t| t.note.clone()));
         Ok(Vocabulary {
             unk: special.unk.filter(|_| matches!(segmentation, Segmentation::SentencePiece { .. })),

@@ -10,6 +10,7 @@ use super::{Pair, Row, claims};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
+use crate::prompt::PictureText;
 
 /// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
 ///
@@ -25,10 +26,23 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
     };
     claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
+    let picture = match model.view {
+        View::Centre => PictureText::LLAVA_1_5,
+        View::Tiles(_) => PictureText::LLAVA,
+    };
     let (text, notes) = (&model.text, model.notes.as_slice());
     assemble::pair(
         checkpoint,
-        Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, notes },
+        Parts {
+            name,
+            repository,
+            text,
+            text_rows,
+            vision_rows,
+            vision_keys: &vision_keys,
+            picture,
+            notes,
+        },
     )
 }
 

@@ -39,9 +39,12 @@ impl LlavaOnevision {
         let c = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
         let model_type = c.str("model_type")?;
         if model_type != "llava_onevision" {
-            return Err(
-                ConfigError::Unsupported { file, found: model_type.into(), supported: "llava_onevision" }.into()
-            );
+            return Err(ConfigError::Unsupported {
+                file,
+                found: model_type.into(),
+                supported: "llava_onevision".into(),
+            }
+            .into());
         }
         config_keys::check(&c, config_keys::LLAVA_ONEVISION)?;
         if !matches!(c.str_opt("projector_hidden_act")?, None | Some("gelu")) {

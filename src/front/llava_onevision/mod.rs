@@ -11,6 +11,7 @@ use super::{Pair, Row, claims};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
+use crate::prompt::PictureText;
 
 /// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
 ///
@@ -25,7 +26,16 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
     let (text, notes) = (&model.text, model.notes.as_slice());
     assemble::pair(
         checkpoint,
-        Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, notes },
+        Parts {
+            name,
+            repository,
+            text,
+            text_rows,
+            vision_rows,
+            vision_keys: &vision_keys,
+            picture: PictureText::LLAVA,
+            notes,
+        },
     )
 }
 
@@ -36,7 +46,7 @@ fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(
         return Err(ConfigError::Unsupported {
             file,
             found: "text_config: llama".into(),
-            supported: "qwen2 text models in LLaVA-OneVision",
+            supported: "qwen2 text models in LLaVA-OneVision".into(),
         });
     }
     if m.text.num_heads * m.text.head_dim != m.text.hidden_size {
