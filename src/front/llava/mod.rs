@@ -33,16 +33,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
     let (text, notes) = (&model.text, model.notes.as_slice());
     assemble::pair(
         checkpoint,
-        Parts {
-            name,
-            repository,
-            text,
-            text_rows,
-            vision_rows,
-            vision_keys: &vision_keys,
-            picture,
-            notes,
-        },
+        Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes },
     )
 }
 
