@@ -1,6 +1,12 @@
-/// Prefixes of transformers 5 and of nested saves, and what the published llava-hf files call the same tensor.
-const PREFIXES: [(&str, &str); 5] = [
+/// Prefixes of transformers 5, of nested saves and of text models, and what the published llava-hf files (and Qwen's for
+/// `visual`) call the same tensor.
+const PREFIXES: [(&str, &str); 9] = [
     ("model.language_model.", "language_model.model."),
+    // Qwen2-VL and Qwen2.5-VL are published with a plain text model's names.
+    ("model.layers.", "language_model.model.layers."),
+    ("model.embed_tokens.", "language_model.model.embed_tokens."),
+    ("model.norm.", "language_model.model.norm."),
+    ("model.visual.", "visual."),
     ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.image_newline", "image_newline"),
@@ -29,6 +35,11 @@ mod tests {
             ("language_model.model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
             ("model.language_model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
             ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
+            ("model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
+            ("model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
+            ("model.norm.weight", "language_model.model.norm.weight"),
+            ("visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),
+            ("model.visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),
             ("lm_head.weight", "language_model.lm_head.weight"),
             ("language_model.lm_head.weight", "language_model.lm_head.weight"),
             ("model.image_newline", "image_newline"),

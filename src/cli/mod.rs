@@ -10,6 +10,7 @@ mod progress;
 mod runtime;
 
 use clap::{Parser, Subcommand};
+use mbq_convert::front::families;
 use mbq_convert::hub::Hub;
 use progress::Bars;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 /// Turns Hugging Face vision-language models into GGUF files for llama.cpp, quantised.
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(after_help = format!("Checkpoints are read of {}; any other model that llama.cpp knows as a GGUF pair", families()))]
 struct Cli {
     #[command(flatten)]
     convert: convert::Args,

@@ -15,7 +15,7 @@ pub(super) fn check<'r>(
 ) -> Result<(), CheckpointError> {
     let mut claimed = BTreeSet::new();
     for row in rows {
-        checkpoint.check(&row.from, &row.tensor.shape)?;
+        checkpoint.check(&row.from, &row.stored_shape())?;
         claimed.insert(row.from.as_str());
     }
     // Computed from `rope_theta`; older transformers stored them.

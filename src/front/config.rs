@@ -10,7 +10,7 @@ pub enum ConfigError {
     #[error("{file}: key `{key}` is {found}; expected {want}")]
     Invalid { file: PathBuf, key: String, found: String, want: &'static str },
     #[error("{file}: model_type `{found}` is not supported; supported: {supported}")]
-    Unsupported { file: PathBuf, found: String, supported: &'static str },
+    Unsupported { file: PathBuf, found: String, supported: String },
 }
 
 /// A JSON object and where it stands, for messages.

@@ -149,6 +149,82 @@ pub(crate) const LLAVA_ONEVISION: &[(&str, KeyRule)] = &[
     ("logit_scale", Number(1.0)),
 ];
 
+/// transformers' `Qwen2VLConfig`, `Qwen2_5_VLConfig` and `Qwen3VLConfig`, but for the text model's keys that may lie among
+/// them.
+pub(crate) const QWEN_VL: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("text_config", Read),
+    ("vision_config", Read),
+    ("tie_word_embeddings", Read),
+    ("quantization_config", Read),
+    ("transformers_weights", Read),
+    ("vision_start_token_id", Read),
+    ("vision_end_token_id", Read),
+    // Where a picture goes is said by the runtime.
+    ("image_token_id", Harmless),
+    // Videos are not converted.
+    ("video_token_id", Harmless),
+    ("vision_token_id", Harmless),
+    ("logit_scale", Number(1.0)),
+];
+
+/// transformers' `Qwen2VLVisionConfig`, `Qwen2_5_VLVisionConfig` and `Qwen3VLVisionConfig`.
+pub(crate) const QWEN_VISION: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("depth", Read),
+    ("embed_dim", Read),
+    ("hidden_size", Read),
+    ("out_hidden_size", Read),
+    ("intermediate_size", Read),
+    ("mlp_ratio", Read),
+    ("num_heads", Read),
+    ("hidden_act", Read),
+    ("patch_size", Read),
+    ("window_size", Read),
+    ("fullatt_block_indexes", Read),
+    ("num_position_embeddings", Read),
+    ("deepstack_visual_indexes", Read),
+    ("spatial_merge_size", Number(2.0)),
+    ("temporal_patch_size", Number(2.0)),
+    ("in_channels", Number(3.0)),
+    // An old name of the channels, which no class reads.
+    ("in_chans", Harmless),
+    ("spatial_patch_size", Harmless),
+    // Videos are not converted.
+    ("tokens_per_second", Harmless),
+    ("initializer_range", Harmless),
+    ("rope_parameters", Read),
+    ("qk_normalization", Off),
+    ("use_qk_norm", Off),
+    ("pruned_heads", Off),
+];
+
+/// transformers' `LlavaConfig` and `LlavaNextConfig`.
+pub(crate) const LLAVA: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("text_config", Read),
+    ("vision_config", Read),
+    ("image_token_index", Read),
+    ("image_token_id", Read),
+    ("projector_hidden_act", Read),
+    ("vision_feature_select_strategy", Read),
+    ("vision_feature_layer", Read),
+    ("image_grid_pinpoints", Read),
+    ("multimodal_projector_bias", Read),
+    ("tie_word_embeddings", Read),
+    ("quantization_config", Read),
+    ("transformers_weights", Read),
+    // The processor's, for prompts that are made before the picture is seen.
+    ("image_seq_length", Harmless),
+    ("ignore_index", Harmless),
+    ("pad_token_id", Harmless),
+    // The text model's counts.
+    ("vocab_size", Harmless),
+    // `image_newline` is always there in LLaVA-NeXT.
+    ("use_image_newline_parameter", Harmless),
+    ("logit_scale", Number(1.0)),
+];
+
 /// Refuses the keys of `section` that `table` allows only with other values.
 ///
 /// # Errors
@@ -182,11 +258,12 @@ fn is_nothing(value: &Value) -> bool {
 }
 
 /// Refuses a text model some of whose `layers` blocks see only the last tokens. Follows transformers' `Qwen2Config`: without
-/// `use_sliding_window` the width is not used, and with it the blocks from `max_window_layers` on slide.
+/// `use_sliding_window` the width is not used, and with it the blocks from `max_window_layers` on slide, which is `first`
+/// where the key is absent.
 ///
 /// # Errors
 /// A block slides, or is of a kind that is not supported.
-pub(crate) fn check_windows(s: &Section, layers: usize) -> Result<(), ConfigError> {
+pub(crate) fn check_windows(s: &Section, layers: usize, first: u64) -> Result<(), ConfigError> {
     if let Some(types) = s.get("layer_types") {
         let types = types.as_array().ok_or_else(|| s.invalid("layer_types", "a list"))?;
         if types.iter().any(|t| t.as_str() != Some("full_attention")) {
@@ -197,7 +274,7 @@ pub(crate) fn check_windows(s: &Section, layers: usize) -> Result<(), ConfigErro
     let slides =
         s.bool_opt("use_sliding_window")?.unwrap_or(false) && s.json.get("sliding_window") != Some(&Value::Null);
     let from = match s.get("max_window_layers") {
-        None => 28,
+        None => first,
         Some(v) => v.as_u64().ok_or_else(|| s.invalid("max_window_layers", "a whole number"))?,
     };
     if slides && from < layers as u64 {
@@ -227,7 +304,7 @@ mod tests {
             (json!({"layer_types": ["full_attention", "full_attention"]}), false),
             (json!({"layer_types": ["full_attention", "sliding_attention"]}), true),
         ] {
-            let message = check_windows(&section(&json), 4).err().map(|e| e.to_string());
+            let message = check_windows(&section(&json), 4, 28).err().map(|e| e.to_string());
             assert_eq!(message.is_some(), slides, "{json}: {message:?}");
         }
     }
@@ -269,7 +346,24 @@ mod tests {
         let outer = "vision_config text_config image_token_index video_token_index projector_hidden_act \
                      vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
                      image_grid_pinpoints vision_aspect_ratio";
-        for (fields, table) in [(qwen2, TEXT), (llama, TEXT), (vision, VISION), (outer, LLAVA_ONEVISION)] {
+        let llava = "vision_config text_config image_token_index image_seq_length projector_hidden_act \
+                     vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
+                     image_grid_pinpoints use_image_newline_parameter ignore_index vocab_size";
+        // The outer and vision classes of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+        let qwen = "text_config vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id \
+                    tie_word_embeddings";
+        let qwen_vision = "depth embed_dim hidden_size hidden_act mlp_ratio num_heads in_channels patch_size spatial_merge_size \
+                           temporal_patch_size initializer_range rope_parameters intermediate_size tokens_per_second \
+                           window_size out_hidden_size fullatt_block_indexes num_position_embeddings \
+                           deepstack_visual_indexes";
+        for (fields, table) in [(qwen, QWEN_VL), (qwen_vision, QWEN_VISION)] {
+            for field in fields.split_whitespace() {
+                assert!(table.iter().any(|(key, _)| *key == field), "{field}");
+            }
+        }
+        for (fields, table) in
+            [(qwen2, TEXT), (llama, TEXT), (vision, VISION), (outer, LLAVA_ONEVISION), (llava, LLAVA)]
+        {
             for field in fields.split_whitespace() {
                 assert!(table.iter().any(|(key, _)| *key == field), "{field}");
             }
@@ -291,21 +385,21 @@ mod tests {
                 for key in ["text_config", "llm_config", "vision_config"] {
                     let Some(json) = config.get(key) else { continue };
                     let table = match json.get("model_type").and_then(Value::as_str) {
-                        Some("qwen2" | "llama") => TEXT,
+                        Some("qwen2" | "llama" | "qwen3_vl_text") => TEXT,
                         Some("siglip_vision_model" | "clip_vision_model") => VISION,
                         _ => continue,
                     };
                     read += 1;
                     check(&section(json), table).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
                     if table == TEXT {
-                        check_windows(&section(json), 24).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+                        check_windows(&section(json), 24, 28).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
                     }
                 }
                 // lmms-lab's fine-tunes have the text model's keys on the outside.
                 if config.get("use_sliding_window").is_some() {
                     read += 1;
                     check(&section(&config), TEXT).unwrap();
-                    check_windows(&section(&config), 28).unwrap();
+                    check_windows(&section(&config), 28, 28).unwrap();
                 }
             }
         }

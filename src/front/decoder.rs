@@ -1,6 +1,7 @@
 //! `text_config` of Hugging Face's configurations: GGUF's keys for it, and its tensors' names.
 use super::config::{ConfigError, Section};
 use super::{Row, config_keys};
+use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
 
 /// Text models that the decoder block covers.
@@ -10,6 +11,38 @@ pub enum DecoderArch {
     Qwen2,
     /// No biases.
     Llama,
+    /// Qwen2 with positions in sections: Qwen2-VL and Qwen2.5-VL.
+    Qwen2Vl,
+    /// Norms of q and k, positions in interleaved sections, features that enter the first blocks.
+    Qwen3Vl,
+}
+
+impl DecoderArch {
+    /// The architecture of a `model_type`, the text model's or, where its keys lie on the outside, the model's.
+    fn of(model_type: &str) -> Option<Self> {
+        Some(match model_type {
+            "qwen2" => DecoderArch::Qwen2,
+            "llama" | "mistral" => DecoderArch::Llama,
+            "qwen2_vl" | "qwen2_vl_text" | "qwen2_5_vl" | "qwen2_5_vl_text" => DecoderArch::Qwen2Vl,
+            "qwen3_vl_text" => DecoderArch::Qwen3Vl,
+            _ => return None,
+        })
+    }
+
+    /// Positions are time, height and width, each with its section of a head.
+    fn has_sections(self) -> bool {
+        matches!(self, DecoderArch::Qwen2Vl | DecoderArch::Qwen3Vl)
+    }
+
+    /// The `rms_norm_eps` that transformers' class takes where the key is absent.
+    fn epsilon(self) -> f64 {
+        if self == DecoderArch::Qwen2Vl { 1e-5 } else { 1e-6 }
+    }
+
+    /// The `max_window_layers` that it takes.
+    fn first_window(self) -> u64 {
+        if self == DecoderArch::Qwen2Vl { 80 } else { 28 }
+    }
 }
 
 /// A text model: decoder blocks of `x + attn(norm(x))`, `h + mlp(norm(h))` with SwiGLU and rotary positions.
@@ -28,85 +61,187 @@ pub struct DecoderConfig {
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
+    /// Pairs of a head that turn by time, height and width; none: there is one position.
+    pub rope_sections: Option<[usize; 3]>,
     /// The output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Biases on q, k, v.
     pub qkv_bias: bool,
+    /// Of Qwen3-VL: the first blocks, which get features of their own from the tower.
+    pub deepstack_layers: usize,
 }
 
 impl DecoderConfig {
+    /// Reads `text_config` of the configuration `c`, and what the user should know about it.
+    ///
+    /// # Errors
+    /// A missing key, an unsupported architecture or value.
+    pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, c: &Section) -> Result<(Self, Option<String>), ConfigError> {
+        Self::of_section(checkpoint, c, &c.section("text_config")?)
+    }
+
+    /// The same where the text model's keys lie in `section`.
+    ///
+    /// # Errors
+    /// As [`Self::of_checkpoint`].
+    pub(crate) fn of_section(
+        checkpoint: &Checkpoint,
+        c: &Section,
+        section: &Section,
+    ) -> Result<(Self, Option<String>), ConfigError> {
+        let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        // Published 0.5B files of LLaVA-OneVision tie in the text model only.
+        let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        let mut text = DecoderConfig::read(section, Some(tied))?;
+        // transformers 5 ties only what is equal: a head that was trained on is kept.
+        if !tied || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
+            return Ok((text, None));
+        }
+        text.tie_word_embeddings = false;
+        let head = checkpoint.stored_name(HEAD);
+        let note = format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept");
+        Ok((text, Some(note)))
+    }
+
     /// Reads `text_config`. `tied` is the outer configuration's `tie_word_embeddings`, which published files set
     /// there or in the text model.
     pub(crate) fn read(s: &Section, tied: Option<bool>) -> Result<Self, ConfigError> {
-        let arch = match s.str("model_type")? {
-            "qwen2" => DecoderArch::Qwen2,
-            "llama" => DecoderArch::Llama,
-            other => {
-                return Err(ConfigError::Unsupported {
-                    file: s.file.clone(),
-                    found: format!("{}: {other}", s.key("model_type")),
-                    supported: "qwen2, llama",
-                });
-            }
-        };
+        let model_type = s.str("model_type")?;
+        let arch = DecoderArch::of(model_type).ok_or_else(|| ConfigError::Unsupported {
+            file: s.file.clone(),
+            found: format!("{}: {model_type}", s.key("model_type")),
+            supported: "qwen2, llama, mistral, qwen2_vl_text, qwen2_5_vl_text, qwen3_vl_text".into(),
+        })?;
         match s.str_opt("hidden_act")? {
             None | Some("silu") => (),
             _ => return Err(s.invalid("hidden_act", "silu")),
         }
         config_keys::check(s, config_keys::TEXT)?;
-        let num_layers = s.size("num_hidden_layers")?;
-        config_keys::check_windows(s, num_layers)?;
-        let hidden_size = s.size("hidden_size")?;
-        let num_heads = s.size("num_attention_heads")?;
-        let num_kv_heads = s.size_opt("num_key_value_heads")?.unwrap_or(num_heads);
+        let size = |key: &str| match s.size_opt(key)? {
+            Some(size) => Ok(size),
+            None => default_size(model_type, key).ok_or_else(|| s.missing(key)),
+        };
+        let num_layers = size("num_hidden_layers")?;
+        let hidden_size = size("hidden_size")?;
+        let num_heads = size("num_attention_heads")?;
+        let max_position_embeddings = size("max_position_embeddings")?;
+        match model_type {
+            "mistral" => check_mistral_window(s, max_position_embeddings)?,
+            _ => config_keys::check_windows(s, num_layers, arch.first_window())?,
+        }
+        let num_kv_heads = match s.size_opt("num_key_value_heads")?.or(default_size(model_type, "num_key_value_heads"))
+        {
+            Some(n) => n,
+            // The classes' defaults are of one size of model.
+            None if arch.has_sections() => return Err(s.missing("num_key_value_heads")),
+            None => num_heads,
+        };
         if num_heads % num_kv_heads != 0 {
             return Err(s.invalid("num_key_value_heads", "a divisor of num_attention_heads"));
         }
         let head_dim = match s.size_opt("head_dim")? {
             Some(d) => d,
+            None if arch == DecoderArch::Qwen3Vl => 128,
             None if hidden_size % num_heads == 0 => hidden_size / num_heads,
             None => return Err(s.invalid("num_attention_heads", "a divisor of hidden_size")),
         };
+        if arch == DecoderArch::Qwen2Vl && num_heads * head_dim != hidden_size {
+            return Err(s.invalid("head_dim", "hidden_size / num_attention_heads, as this architecture has it"));
+        }
         if head_dim % 2 != 0 {
             return Err(s.invalid("head_dim", "even, for rotary positions"));
         }
-        let llama = arch == DecoderArch::Llama;
+        let sections = if arch.has_sections() { Some(rope_sections(s, arch, head_dim)?) } else { None };
+        let rope_theta = match rope_theta(s, arch.has_sections())? {
+            Some(theta) => theta,
+            // Versions of transformers differ in what they take.
+            None if arch.has_sections() => return Err(s.missing("rope_theta")),
+            None => 10_000.0,
+        };
         Ok(DecoderConfig {
             arch,
             hidden_size,
-            intermediate_size: s.size("intermediate_size")?,
+            intermediate_size: size("intermediate_size")?,
             num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
-            vocab_size: s.size("vocab_size")?,
-            // The defaults of transformers' Qwen2Config and LlamaConfig, for keys that published files leave out.
-            max_position_embeddings: s.size_opt("max_position_embeddings")?.unwrap_or(if llama { 2048 } else { 32768 }),
-            rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(1e-6),
-            rope_theta: rope_theta(s)?.unwrap_or(10_000.0),
+            vocab_size: size("vocab_size")?,
+            max_position_embeddings,
+            rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(arch.epsilon()),
+            rope_theta,
+            rope_sections: sections,
+            // The tower's configuration says it.
+            deepstack_layers: 0,
             tie_word_embeddings: tied.or(s.bool_opt("tie_word_embeddings")?).unwrap_or(false),
-            qkv_bias: if llama { s.bool_opt("attention_bias")?.unwrap_or(false) } else { true },
+            qkv_bias: match arch {
+                DecoderArch::Qwen2 | DecoderArch::Qwen2Vl => true,
+                DecoderArch::Llama | DecoderArch::Qwen3Vl => s.bool_opt("attention_bias")?.unwrap_or(false),
+            },
         })
     }
 }
 
-/// The base of plain rotary positions. transformers 5 keeps it in `rope_parameters`, earlier ones beside the other keys.
+/// The sizes of transformers' configuration classes that published files leave out.
+fn default_size(model_type: &str, key: &str) -> Option<usize> {
+    Some(match (model_type, key) {
+        ("llama" | "mistral", "hidden_size") => 4096,
+        ("llama" | "mistral", "num_hidden_layers" | "num_attention_heads") => 32,
+        ("llama" | "mistral", "vocab_size") => 32000,
+        ("llama", "intermediate_size") => 11008,
+        ("mistral", "intermediate_size") => 14336,
+        ("mistral", "num_key_value_heads") => 8,
+        ("llama", "max_position_embeddings") => 2048,
+        ("mistral", "max_position_embeddings") => 131_072,
+        ("qwen3_vl_text", "max_position_embeddings") => 128_000,
+        // Qwen2's, and Qwen2-VL's and 2.5's.
+        (_, "max_position_embeddings") => 32768,
+        _ => return None,
+    })
+}
+
+/// Refuses a Mistral whose window is narrower than its context: llama.cpp's `llama` attends to everything.
+fn check_mistral_window(s: &Section, context: usize) -> Result<(), ConfigError> {
+    const KEY: &str = "sliding_window";
+    let window = match s.json.get(KEY) {
+        Some(serde_json::Value::Null) => return Ok(()),
+        Some(_) => s.size(KEY)?,
+        // transformers' default.
+        None => 4096,
+    };
+    if window < context {
+        return Err(s.invalid(KEY, "null, or at least max_position_embeddings: sliding windows are not supported"));
+    }
+    Ok(())
+}
+
+/// Where the rotary positions are described. transformers 5 keeps them in `rope_parameters`, earlier ones beside the other
+/// keys and in `rope_scaling`.
+const ROPE: [&str; 2] = ["rope_scaling", "rope_parameters"];
+
+/// The base of rotary positions, which are plain, or in sections if `sections`.
 ///
 /// # Errors
-/// The positions are scaled, partial, in sections, or differ between blocks.
-fn rope_theta(s: &Section) -> Result<Option<f64>, ConfigError> {
+/// The positions are scaled, partial, in sections where they should not be, or differ between blocks.
+fn rope_theta(s: &Section, sections: bool) -> Result<Option<f64>, ConfigError> {
     let mut theta = s.float_opt("rope_theta")?;
-    for key in ["rope_scaling", "rope_parameters"] {
+    for key in ROPE {
         if s.get(key).is_none() {
             continue;
         }
         let rope = s.section(key)?;
         for key in ["rope_type", "type"] {
-            if !matches!(rope.str_opt(key)?, None | Some("default")) {
+            let plain = match rope.str_opt(key)? {
+                None | Some("default") => true,
+                // An old name of positions in sections that are not scaled.
+                Some("mrope") => sections,
+                Some(_) => false,
+            };
+            if !plain {
                 return Err(rope.invalid(key, "\"default\": scaled rotary positions are not supported yet"));
             }
         }
-        if rope.get("mrope_section").is_some() {
+        if !sections && rope.get("mrope_section").is_some() {
             return Err(rope.invalid("mrope_section", "absent: positions in sections are not supported"));
         }
         if rope.float_opt("partial_rotary_factor")?.is_some_and(|f| f != 1.0) {
@@ -121,12 +256,43 @@ fn rope_theta(s: &Section) -> Result<Option<f64>, ConfigError> {
     Ok(theta)
 }
 
+/// How many pairs of a head turn by time, height and width.
+///
+/// # Errors
+/// They are not said, said twice, do not make up a head, or are ordered as this architecture's are not.
+fn rope_sections(s: &Section, arch: DecoderArch, head_dim: usize) -> Result<[usize; 3], ConfigError> {
+    const KEY: &str = "mrope_section";
+    let mut found = None;
+    for key in ROPE {
+        let Some(rope) = s.get(key).map(|_| s.section(key)).transpose()? else { continue };
+        // transformers orders them by the class, whatever the key says.
+        let interleaved = rope.bool_opt("mrope_interleaved")?;
+        if interleaved.is_some_and(|i| i != (arch == DecoderArch::Qwen3Vl)) {
+            return Err(rope.invalid("mrope_interleaved", "true for Qwen3-VL, else false or absent"));
+        }
+        let Some(list) = rope.get(KEY) else { continue };
+        let sizes: Option<Vec<usize>> =
+            list.as_array().and_then(|l| l.iter().map(|v| usize::try_from(v.as_u64()?).ok()).collect());
+        let sections = sizes.and_then(|sizes| <[usize; 3]>::try_from(sizes).ok());
+        let sections = sections.filter(|n| n.iter().all(|n| *n <= head_dim) && n.iter().sum::<usize>() * 2 == head_dim);
+        let sections =
+            sections.ok_or_else(|| rope.invalid(KEY, "three numbers whose sum is half of a head's width"))?;
+        if found.is_some_and(|other| other != sections) {
+            return Err(rope.invalid(KEY, "the same in rope_scaling and rope_parameters"));
+        }
+        found = Some(sections);
+    }
+    found.ok_or_else(|| s.missing("rope_scaling.mrope_section"))
+}
+
 impl DecoderConfig {
     /// `general.architecture`.
     pub fn architecture(&self) -> &'static str {
         match self.arch {
             DecoderArch::Qwen2 => "qwen2",
             DecoderArch::Llama => "llama",
+            DecoderArch::Qwen2Vl => "qwen2vl",
+            DecoderArch::Qwen3Vl => "qwen3vl",
         }
     }
 
@@ -146,8 +312,21 @@ impl DecoderConfig {
         for (key, value) in sizes {
             keys.set(&format!("{arch}.{key}"), value as u32);
         }
+        if matches!(self.arch, DecoderArch::Llama | DecoderArch::Qwen3Vl) {
+            for key in ["key_length", "value_length"] {
+                keys.set(&format!("{arch}.attention.{key}"), self.head_dim as u32);
+            }
+        }
         keys.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), self.rms_norm_eps as f32);
         keys.set(&format!("{arch}.rope.freq_base"), self.rope_theta as f32);
+        if let Some([time, height, width]) = self.rope_sections {
+            // The fourth is of no use here.
+            let sections = [time, height, width, 0].map(|n| n as i32);
+            keys.set_array(&format!("{arch}.rope.dimension_sections"), sections.as_slice());
+        }
+        if self.arch == DecoderArch::Qwen3Vl {
+            keys.set(&format!("{arch}.n_deepstack_layers"), self.deepstack_layers as u32);
+        }
     }
 
     /// The tensors in file order: embedding, output, blocks.
@@ -176,6 +355,12 @@ impl DecoderConfig {
             let from = |part: &str| format!("{BLOCKS}{layer}.{part}");
             for (name, stored) in [("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")] {
                 rows.push(Row::vector(to(&format!("{name}.weight")), from(&format!("{stored}.weight")), &[hidden]));
+            }
+            if self.arch == DecoderArch::Qwen3Vl {
+                for (name, stored) in [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")] {
+                    let (to, from) = (to(&format!("{name}.weight")), from(&format!("{stored}.weight")));
+                    rows.push(Row::vector(to, from, &[self.head_dim]));
+                }
             }
             for (name, stored, shape, bias) in linears {
                 // ggml turns neighbours of Llama's heads, transformers halves.

@@ -1,11 +1,43 @@
 //! What MODEL names: a checkpoint's folder, a hub id, or a GGUF file.
-use super::{FrontError, Pair, gguf, llava_onevision};
+use super::config::{ConfigError, Section};
+use super::{FrontError, Pair, gguf, llava, llava_onevision, qwen_vl};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::Observer;
 use crate::hub::{Hub, HubId, repository_of};
 use crate::runtime::find_mmproj;
 use std::path::{Path, PathBuf};
+
+/// The door of a family of checkpoints: (checkpoint, name, repository).
+type Front = for<'a> fn(&'a Checkpoint, &str, Option<&str>) -> Result<Pair<'a>, Error>;
+
+/// Every supported family: `model_type` in config.json, what people call it, its door.
+const FAMILIES: [(&str, &str, Front); 6] = [
+    ("llava", "LLaVA 1.5", llava::open),
+    ("llava_next", "LLaVA-NeXT (1.6)", llava::open),
+    ("llava_onevision", "LLaVA-OneVision", llava_onevision::open),
+    ("qwen2_vl", "Qwen2-VL", qwen_vl::open),
+    ("qwen2_5_vl", "Qwen2.5-VL", qwen_vl::open),
+    ("qwen3_vl", "Qwen3-VL (dense)", qwen_vl::open),
+];
+
+/// The supported families, for people.
+pub fn families() -> String {
+    FAMILIES.map(|(model_type, name, _)| format!("{name} ({model_type})")).join(", ")
+}
+
+/// The family of a checkpoint.
+fn family(checkpoint: &Checkpoint) -> Result<Front, ConfigError> {
+    let file = checkpoint.dir().join("config.json");
+    let config = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
+    let found = config.str("model_type")?;
+    let known = FAMILIES.iter().find(|(model_type, ..)| *model_type == found);
+    known.map(|(.., front)| *front).ok_or_else(|| ConfigError::Unsupported {
+        file,
+        found: found.into(),
+        supported: families(),
+    })
+}
 
 /// A model on disk.
 pub enum FoundModel {
@@ -63,7 +95,7 @@ impl FoundModel {
         match self {
             FoundModel::Checkpoint { checkpoint, repository } => {
                 let name = display_name(checkpoint.dir(), repository.as_deref());
-                llava_onevision::open(checkpoint, &name, repository.as_deref())
+                family(checkpoint)?(checkpoint, &name, repository.as_deref())
             }
             FoundModel::Gguf { text, mmproj } => gguf::pair(text, mmproj.as_deref()),
         }

@@ -1,5 +1,6 @@
 //! The door: a model on disk, of whatever make, becomes a [`Pair`] of [`Source`]s, metadata and tensors as GGUF names
 //! them. Behind it nothing knows where a model came from. A family of checkpoints is one folder here.
+mod assemble;
 mod card;
 mod claims;
 pub(crate) mod config;
@@ -8,11 +9,15 @@ mod decoder;
 mod find;
 mod general;
 pub mod gguf;
+pub mod llava;
 pub mod llava_onevision;
 mod pair_id;
 mod pretokenizer;
+pub(crate) mod processor;
+pub mod qwen_vl;
 mod renamed;
 pub mod rotated;
+mod sentencepiece;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -21,7 +26,7 @@ pub mod vocabulary;
 
 pub use card::{Card, ModelName};
 pub use config::ConfigError;
-pub use find::FoundModel;
+pub use find::{FoundModel, families};
 pub use general::General;
 pub(crate) use renamed::{Renamed, Row};
 pub use source::{Source, TensorSpec, Tensors};

@@ -13,29 +13,82 @@ pub(crate) struct Row {
     pub tensor: TensorSpec,
     /// The checkpoint's canonical name.
     pub from: String,
+    map: RowMap,
+}
+
+/// Where a row's values lie in the checkpoint's tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum RowMap {
+    /// In the same order.
+    Same,
     /// Heads so wide have their rows in another order: i and i + d/2 become 2i and 2i + 1.
-    neighbours: Option<usize>,
+    Neighbours(usize),
+    /// They are the rows from `first` on, of `of`.
+    Rows { first: usize, of: usize },
+    /// A convolution over `of` pictures in a row, `[out, in, of, height, width]`: the part that sees picture `frame`.
+    Frame { frame: usize, of: usize },
 }
 
 impl Row {
+    fn new(name: impl Into<String>, from: impl Into<String>, shape: &[usize], stored: GgmlType) -> Self {
+        Row { tensor: TensorSpec::new(name, shape, stored), from: from.into(), map: RowMap::Same }
+    }
+
     /// A vector, or a small table: f32 in files that quantise nothing.
     pub fn vector(name: impl Into<String>, from: impl Into<String>, shape: &[usize]) -> Self {
-        Row { tensor: TensorSpec::new(name, shape, GgmlType::F32), from: from.into(), neighbours: None }
+        Row::new(name, from, shape, GgmlType::F32)
     }
 
     /// A matrix or a convolution: f16 there.
     pub fn matrix(name: impl Into<String>, from: impl Into<String>, shape: &[usize]) -> Self {
-        Row { tensor: TensorSpec::new(name, shape, GgmlType::F16), from: from.into(), neighbours: None }
+        Row::new(name, from, shape, GgmlType::F16)
     }
 
     /// The same with the rows of heads of `head_dim` reordered.
     pub fn neighbours(self, head_dim: usize) -> Self {
-        Row { neighbours: Some(head_dim), ..self }
+        Row { map: RowMap::Neighbours(head_dim), ..self }
     }
 
-    /// The checkpoint's row that becomes row `r`.
-    fn source_row(&self, r: usize) -> usize {
-        self.neighbours.map_or(r, |d| r / d * d + r % d / 2 + r % 2 * (d / 2))
+    /// Part `part` of a tensor that holds `parts` of this shape one below the other, such as q, k and v.
+    pub fn part(self, part: usize, parts: usize) -> Self {
+        let rows = self.tensor.shape[0];
+        Row { map: RowMap::Rows { first: part * rows, of: parts * rows }, ..self }
+    }
+
+    /// What a convolution `[out, in, height, width]` does to picture `frame` of the `of` that the checkpoint's sees.
+    pub fn frame(self, frame: usize, of: usize) -> Self {
+        Row { map: RowMap::Frame { frame, of }, ..self }
+    }
+
+    /// The shape of the checkpoint's tensor.
+    pub fn stored_shape(&self) -> Vec<usize> {
+        let mut shape = self.tensor.shape.clone();
+        match self.map {
+            RowMap::Same | RowMap::Neighbours(_) => (),
+            RowMap::Rows { of, .. } => shape[0] = of,
+            RowMap::Frame { of, .. } => shape.insert(2, of),
+        }
+        shape
+    }
+
+    /// Where value `at` lies in the checkpoint's tensor, and how many from there on lie in order.
+    fn run(&self, at: usize) -> (usize, usize) {
+        let shape = &self.tensor.shape;
+        let cols: usize = shape[1..].iter().product();
+        match self.map {
+            RowMap::Same => (at, self.tensor.elements() - at),
+            RowMap::Rows { first, .. } => (first * cols + at, self.tensor.elements() - at),
+            RowMap::Neighbours(d) => {
+                let (r, c) = (at / cols, at % cols);
+                let row = r / d * d + r % d / 2 + r % 2 * (d / 2);
+                (row * cols + c, cols - c)
+            }
+            RowMap::Frame { frame, of } => {
+                let plane: usize = shape[2..].iter().product();
+                let (channel, pixel) = (at / plane, at % plane);
+                ((channel * of + frame) * plane + pixel, plane - pixel)
+            }
+        }
     }
 }
 
@@ -49,7 +102,7 @@ impl<'a> Renamed<'a> {
     /// # Errors
     /// A tensor is missing, has another shape or no floating-point type.
     pub fn new(checkpoint: &'a Checkpoint, rows: &[Row]) -> Result<Self, Error> {
-        rows.iter().try_for_each(|row| checkpoint.check(&row.from, &row.tensor.shape))?;
+        rows.iter().try_for_each(|row| checkpoint.check(&row.from, &row.stored_shape()))?;
         Ok(Renamed { checkpoint, rows: rows.iter().map(|row| (row.tensor.name.clone(), row.clone())).collect() })
     }
 
@@ -66,25 +119,25 @@ impl<'a> Renamed<'a> {
 impl Tensors for Renamed<'_> {
     fn values(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, Error> {
         let row = self.row(name)?;
-        let shape = &row.tensor.shape;
-        if row.neighbours.is_none() {
-            return Ok(self.checkpoint.f32_range(&row.from, shape, range)?);
-        }
-        let cols: usize = shape[1..].iter().product();
+        let shape = row.stored_shape();
         let mut values = Vec::with_capacity(range.len());
         let mut at = range.start;
         while at < range.end {
-            let (r, c) = (at / cols, at % cols);
-            let from = row.source_row(r) * cols;
-            let n = (cols - c).min(range.end - at);
-            values.extend(self.checkpoint.f32_range(&row.from, shape, from + c..from + c + n)?);
+            let (from, run) = row.run(at);
+            let n = run.min(range.end - at);
+            let part = self.checkpoint.f32_range(&row.from, &shape, from..from + n)?;
+            // One run is most often all of it: no copy.
+            if n == range.len() {
+                return Ok(part);
+            }
+            values.extend(part);
             at += n;
         }
         Ok(values)
     }
 
     fn bytes(&self, name: &str) -> Option<(GgmlType, &[u8])> {
-        let row = self.rows.get(name).filter(|row| row.neighbours.is_none())?;
+        let row = self.rows.get(name).filter(|row| row.map == RowMap::Same)?;
         let view = self.checkpoint.tensor(&row.from).ok()?;
         let ty = match view.dtype {
             Dtype::F32 => GgmlType::F32,
@@ -118,10 +171,32 @@ impl Tensors for Renamed<'_> {
 mod tests {
     use super::*;
 
+    /// Where each value of a row lies.
+    fn sources(row: &Row) -> Vec<usize> {
+        (0..row.tensor.elements()).map(|at| row.run(at).0).collect()
+    }
+
     /// As `reshape(heads, 2, d/2, cols).swapaxes(1, 2)`, two heads of four rows.
     #[test]
     fn halves_become_neighbours() {
         let row = Row::vector("blk.0.attn_q.bias", "", &[8]).neighbours(4);
-        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|r| row.source_row(r)), [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert_eq!(sources(&row), [0, 2, 1, 3, 4, 6, 5, 7]);
+        let row = Row::matrix("blk.0.attn_q.weight", "", &[4, 2]).neighbours(4);
+        assert_eq!(sources(&row), [0, 1, 4, 5, 2, 3, 6, 7]);
+    }
+
+    /// As `split(2)[1]` of `[6, 2]` by threes.
+    #[test]
+    fn a_part_of_fused_rows() {
+        let row = Row::matrix("v.blk.0.attn_k.weight", "", &[2, 2]).part(1, 3);
+        assert_eq!((row.stored_shape(), sources(&row)), (vec![6, 2], vec![4, 5, 6, 7]));
+    }
+
+    /// As `[:, :, 1]` of `arange(2 * 3 * 2 * 2).reshape(1, 2, 3, 2, 2)`.
+    #[test]
+    fn a_frame_of_a_convolution() {
+        let row = Row::matrix("v.patch_embd.weight.1", "", &[1, 2, 2, 2]).frame(1, 3);
+        assert_eq!((row.stored_shape(), sources(&row)), (vec![1, 2, 3, 2, 2], vec![4, 5, 6, 7, 16, 17, 18, 19]));
+        assert_eq!(row.run(5), (17, 3), "up to the end of the plane");
     }
 }

@@ -1,6 +1,7 @@
 //! `vision_config` of Hugging Face's configurations, and the tower's tensors.
 use super::config::{ConfigError, Section};
 use super::{Row, config_keys};
+use crate::gguf::Metadata;
 
 /// Vision towers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl TowerConfig {
                 return Err(ConfigError::Unsupported {
                     file: s.file.clone(),
                     found: format!("{}: {other}", s.key("model_type")),
-                    supported: "siglip_vision_model, clip_vision_model",
+                    supported: "siglip_vision_model, clip_vision_model".into(),
                 });
             }
         };
@@ -133,6 +134,51 @@ impl TowerConfig {
             }
         }
         rows
+    }
+}
+
+impl TowerConfig {
+    /// The two layers behind the tower, `width` wide, the text model's.
+    pub(crate) fn projector(&self, width: usize, bias: bool) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for (name, stored, cols) in [("mm.0", "linear_1", self.hidden_size), ("mm.2", "linear_2", width)] {
+            let from = format!("multi_modal_projector.{stored}");
+            rows.push(Row::matrix(format!("{name}.weight"), format!("{from}.weight"), &[width, cols]));
+            if bias {
+                rows.push(Row::vector(format!("{name}.bias"), format!("{from}.bias"), &[width]));
+            }
+        }
+        rows
+    }
+
+    /// Whether `name` is a tensor of the tower that the projector's input does not depend on.
+    pub(crate) fn leaves_out(&self, name: &str) -> bool {
+        let Some(part) = name.strip_prefix("vision_tower.vision_model.") else { return false };
+        // Blocks behind the one whose output the projector reads, and what follows the last block.
+        let block = part.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        block.is_some_and(|block| block >= self.used_layers)
+            || part.starts_with("post_layernorm.")
+            || part.starts_with("head.")
+            // 0, 1, 2, …
+            || part == "embeddings.position_ids"
+    }
+
+    /// The tower's keys.
+    pub(crate) fn write(&self, keys: &mut Metadata) {
+        // SigLIP's GELU is the tanh form; false is CLIP's quick GELU.
+        keys.set("clip.use_gelu", self.arch == TowerArch::Siglip);
+        let sizes = [
+            ("image_size", self.image_size),
+            ("patch_size", self.patch_size),
+            ("embedding_length", self.hidden_size),
+            ("feed_forward_length", self.intermediate_size),
+            ("block_count", self.used_layers),
+            ("attention.head_count", self.num_heads),
+        ];
+        for (key, value) in sizes {
+            keys.set(&format!("clip.vision.{key}"), value as u32);
+        }
+        keys.set("clip.vision.attention.layer_norm_epsilon", self.layer_norm_eps as f32);
     }
 }
 

@@ -1,7 +1,8 @@
-//! A byte-level BPE vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours.
-use super::pretokenizer;
+//! A vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours: byte-level BPE, or SentencePiece's.
+use super::{pretokenizer, sentencepiece};
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Array, GgufError, Metadata};
+use crate::prompt::PictureText;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,26 +13,38 @@ use tokenizers::Tokenizer;
 #[repr(i32)]
 pub enum TokenType {
     Normal = 1,
+    /// What stands for text that has no token.
+    Unknown = 2,
     /// Special: never made from text unless asked for, not shown.
     Control = 3,
     /// Added, but ordinary text.
     UserDefined = 4,
     /// A row of the embedding that no token has.
     Unused = 5,
+    /// `<0x0A>`: one byte of text that has no token.
+    Byte = 6,
+}
+
+/// How text becomes tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Segmentation {
+    /// `tokenizer.ggml.model` `gpt2`: llama.cpp's name of the pre-tokenizer; merges as `left right`, best first.
+    ByteLevel { pre: &'static str, merges: Vec<String> },
+    /// `tokenizer.ggml.model` `llama`: of two neighbours those merge first that make the token of the highest score.
+    /// `space_prefix`: every text gets a space in front.
+    SentencePiece { scores: Vec<f32>, space_prefix: bool },
 }
 
 /// The tokens of a model, index = id.
 #[derive(Debug, Clone)]
 pub struct Vocabulary {
-    /// llama.cpp's name of the pre-tokenizer.
-    pub pre: &'static str,
-    /// Text in byte-level spelling (added tokens: as they are).
+    pub segmentation: Segmentation,
+    /// Text in byte-level spelling, or with `▁` for a space (added tokens: as they are).
     pub tokens: Vec<String>,
     pub types: Vec<TokenType>,
-    /// `left right`, best first.
-    pub merges: Vec<String>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
+    pub unk: Option<u32>,
     pub pad: Option<u32>,
     /// The tokenizer puts bos before, eos behind every text.
     pub add_bos: bool,
@@ -44,33 +57,40 @@ pub struct Vocabulary {
 const FILE: &str = "tokenizer.json";
 
 /// `tokenizer.json` as JSON, with its path for messages.
-struct TokenizerFile {
-    path: PathBuf,
-    json: Value,
+pub(super) struct TokenizerFile {
+    pub path: PathBuf,
+    pub json: Value,
 }
 
 impl TokenizerFile {
-    fn field(&self, field: &str, problem: impl Into<String>) -> GgufError {
+    pub fn field(&self, field: &str, problem: impl Into<String>) -> GgufError {
         GgufError::TokenizerField { path: self.path.clone(), field: field.into(), problem: problem.into() }
     }
 }
 
 impl Vocabulary {
-    /// Reads the tokenizer of `checkpoint` and pads it to `vocab_size`, the rows of the embedding.
+    /// Reads the tokenizer of `checkpoint` and pads it to `vocab_size`, the rows of the embedding. `picture` is what its
+    /// chat template writes for one.
     ///
     /// # Errors
-    /// `tokenizer.json` is absent or broken, is not byte-level BPE, has rules that llama.cpp does not, or has more
-    /// tokens than the embedding has rows.
-    pub fn read(checkpoint: &Checkpoint, vocab_size: usize) -> Result<Self, GgufError> {
+    /// `tokenizer.json` is absent or broken, is no BPE, has rules that llama.cpp does not, or has more tokens than the
+    /// embedding has rows.
+    pub fn read(checkpoint: &Checkpoint, vocab_size: usize, picture: PictureText) -> Result<Self, GgufError> {
         let path = checkpoint.dir().join(FILE);
         let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
         let source = TokenizerFile { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
-        let (ignore_merges, vocab, merges) = bpe(&source)?;
-        normalizer(&source)?;
-        let rules = source.json.get("pre_tokenizer").unwrap_or(&Value::Null);
-        let pre = pretokenizer::detect(rules, ignore_merges).map_err(|p| source.field("pre_tokenizer", p))?;
         let added = added_tokens(&source)?;
-        let (tokens, types) = table(&source, vocab, &added, vocab_size)?;
+        let (vocab, merges) = bpe(&source)?;
+        let mut notes = Vec::new();
+        let pieces = match sentencepiece::is_kind(&source) {
+            true => Some(sentencepiece::read(&source, &vocab, &merges, &added, &mut notes)?),
+            false => None,
+        };
+        let (tokens, types) = table(&source, &vocab, &added, pieces.as_ref(), vocab_size)?;
+        let segmentation = match pieces {
+            Some(pieces) => pieces.segmentation(&tokens, &types),
+            None => byte_level(&source, merges)?,
+        };
 
         let tokenizer = Tokenizer::from_bytes(source.json.to_string()).map_err(|e| broken(e.to_string()))?;
         for t in &added {
@@ -84,7 +104,6 @@ impl Vocabulary {
         let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
         let special = Special::read(checkpoint, &ids, vocab_size);
         let (prefix, suffix) = frame(&tokenizer).map_err(broken)?;
-        let mut notes = Vec::new();
         for (ids, side) in [(&prefix, "before"), (&suffix, "behind")] {
             if ids.len() > 1 {
                 notes.push(format!("{FILE} puts {} tokens {side} every text; GGUF can say only one", ids.len()));
@@ -93,13 +112,13 @@ impl Vocabulary {
         // What the tokenizer adds is what bos and eos mean to the runtime, whatever the other files say.
         let bos = prefix.first().copied().or(special.bos);
         let eos = suffix.first().copied().or(special.eos);
-        let template = crate::prompt::gguf::read(checkpoint.dir())?;
+        let template = crate::prompt::gguf::read(checkpoint.dir(), picture)?;
         notes.extend(template.as_ref().and_then(|t| t.note.clone()));
         Ok(Vocabulary {
-            pre,
+            unk: special.unk.filter(|_| matches!(segmentation, Segmentation::SentencePiece { .. })),
+            segmentation,
             tokens,
             types,
-            merges,
             // Without a key llama.cpp takes id 11 for both, an ordinary token here.
             bos: bos.or(special.pad).or(eos),
             eos,
@@ -114,11 +133,21 @@ impl Vocabulary {
     /// Writes the `tokenizer.*` keys.
     pub fn write(&self, keys: &mut Metadata) {
         let types: Vec<i32> = self.types.iter().map(|t| *t as i32).collect();
-        keys.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", self.pre);
         keys.set_array("tokenizer.ggml.tokens", Array::strings(&self.tokens));
         keys.set_array("tokenizer.ggml.token_type", types.as_slice());
-        keys.set_array("tokenizer.ggml.merges", Array::strings(&self.merges));
-        for (key, id) in [("bos", self.bos), ("eos", self.eos), ("padding", self.pad)] {
+        match &self.segmentation {
+            Segmentation::ByteLevel { pre, merges } => {
+                keys.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", *pre);
+                keys.set_array("tokenizer.ggml.merges", Array::strings(merges));
+            }
+            Segmentation::SentencePiece { scores, space_prefix } => {
+                keys.set("tokenizer.ggml.model", "llama").set("tokenizer.ggml.pre", "default");
+                keys.set_array("tokenizer.ggml.scores", scores.as_slice());
+                keys.set("tokenizer.ggml.add_space_prefix", *space_prefix);
+            }
+        }
+        let ids = [("bos", self.bos), ("eos", self.eos), ("unknown", self.unk), ("padding", self.pad)];
+        for (key, id) in ids {
             if let Some(id) = id {
                 keys.set(&format!("tokenizer.ggml.{key}_token_id"), id);
             }
@@ -131,31 +160,25 @@ impl Vocabulary {
     }
 }
 
-/// What [`bpe`] returns.
-type Bpe = (bool, HashMap<String, usize>, Vec<String>);
+/// What the BPE model has: token -> id, and its merges.
+type Bpe = (HashMap<String, usize>, Vec<[String; 2]>);
 
-/// The BPE model: (ignore_merges, token -> id, merges).
 fn bpe(s: &TokenizerFile) -> Result<Bpe, GgufError> {
     let model = s.json.get("model").filter(|m| m.is_object()).ok_or_else(|| s.field("model", "missing"))?;
     let kind = model.get("type").and_then(Value::as_str).unwrap_or("absent");
     if kind != "BPE" {
-        return Err(s.field("model.type", format!("{kind}; only byte-level BPE is supported")));
-    }
-    for key in ["byte_fallback", "fuse_unk"] {
-        if model.get(key).and_then(Value::as_bool) == Some(true) {
-            return Err(s.field(&format!("model.{key}"), "true; only byte-level BPE is supported"));
-        }
+        return Err(s.field("model.type", format!("{kind}; only BPE is supported, byte-level or SentencePiece's")));
     }
     for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
         if model.get(key).and_then(Value::as_str).is_some_and(|v| !v.is_empty()) {
-            return Err(s.field(&format!("model.{key}"), "set; only byte-level BPE is supported"));
+            return Err(s.field(&format!("model.{key}"), "set; llama.cpp's BPE has none"));
         }
     }
     let vocab = model.get("vocab").and_then(Value::as_object).ok_or_else(|| s.field("model.vocab", "missing"))?;
     let vocab: Option<_> = vocab.iter().map(|(t, id)| Some((t.clone(), usize::try_from(id.as_u64()?).ok()?))).collect();
     let vocab: HashMap<String, usize> = vocab.ok_or_else(|| s.field("model.vocab", "holds an id that is no number"))?;
     let merges = model.get("merges").and_then(Value::as_array).ok_or_else(|| s.field("model.merges", "missing"))?;
-    let merges: Result<Vec<String>, GgufError> = merges
+    let merges: Result<Vec<[String; 2]>, GgufError> = merges
         .iter()
         .enumerate()
         .map(|(i, merge)| {
@@ -169,14 +192,26 @@ fn bpe(s: &TokenizerFile) -> Result<Bpe, GgufError> {
                 },
                 _ => return Err(bad()),
             };
-            // Byte-level tokens spell a space `Ġ`; GGUF separates by a space.
+            // Tokens spell a space `Ġ` or `▁`; GGUF separates by a space.
             if left.is_empty() || right.is_empty() || left.contains(' ') || right.contains(' ') {
                 return Err(bad());
             }
-            Ok(format!("{left} {right}"))
+            Ok([left.into(), right.into()])
         })
         .collect();
-    Ok((model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false), vocab, merges?))
+    Ok((vocab, merges?))
+}
+
+/// Pre-tokenizer and merges of byte-level BPE.
+fn byte_level(s: &TokenizerFile, merges: Vec<[String; 2]>) -> Result<Segmentation, GgufError> {
+    let flag = |key: &str| s.json["model"][key].as_bool() == Some(true);
+    if flag("fuse_unk") {
+        return Err(s.field("model.fuse_unk", "true, without byte_fallback; byte-level BPE has no unknown text"));
+    }
+    normalizer(s)?;
+    let rules = s.json.get("pre_tokenizer").unwrap_or(&Value::Null);
+    let pre = pretokenizer::detect(rules, flag("ignore_merges")).map_err(|p| s.field("pre_tokenizer", p))?;
+    Ok(Segmentation::ByteLevel { pre, merges: merges.into_iter().map(|pair| pair.join(" ")).collect() })
 }
 
 /// llama.cpp normalises nothing for byte-level BPE. Published Qwen2 files ask for NFC, which changes only text that
@@ -194,10 +229,10 @@ fn normalizer(s: &TokenizerFile) -> Result<(), GgufError> {
     }
 }
 
-struct Added {
-    id: usize,
-    content: String,
-    special: bool,
+pub(super) struct Added {
+    pub id: usize,
+    pub content: String,
+    pub special: bool,
 }
 
 fn added_tokens(s: &TokenizerFile) -> Result<Vec<Added>, GgufError> {
@@ -220,25 +255,29 @@ fn added_tokens(s: &TokenizerFile) -> Result<Vec<Added>, GgufError> {
 /// Tokens by id, padded to `vocab_size` with unused ones.
 fn table(
     s: &TokenizerFile,
-    vocab: HashMap<String, usize>,
+    vocab: &HashMap<String, usize>,
     added: &[Added],
+    pieces: Option<&sentencepiece::Pieces>,
     vocab_size: usize,
 ) -> Result<(Vec<String>, Vec<TokenType>), GgufError> {
     let mut tokens: Vec<Option<(String, TokenType)>> = vec![None; vocab_size];
     let too_many = |field: &str, token: &str, id: usize| {
         s.field(field, format!("token {token:?} has id {id}, but the embedding has {vocab_size} rows"))
     };
-    for (token, id) in vocab {
-        let slot = tokens.get_mut(id).ok_or_else(|| too_many("model.vocab", &token, id))?;
+    for (token, &id) in vocab {
+        let slot = tokens.get_mut(id).ok_or_else(|| too_many("model.vocab", token, id))?;
         if let Some((other, _)) = slot {
             return Err(s.field("model.vocab", format!("{token:?} and {other:?} both have id {id}")));
         }
-        *slot = Some((token, TokenType::Normal));
+        let kind = pieces.map_or(TokenType::Normal, |pieces| pieces.token_type(token));
+        *slot = Some((token.clone(), kind));
     }
     for t in added {
         let kind = if t.special { TokenType::Control } else { TokenType::UserDefined };
         let slot = tokens.get_mut(t.id).ok_or_else(|| too_many("added_tokens", &t.content, t.id))?;
-        *slot = Some((t.content.clone(), kind));
+        // llama.cpp looks for user-defined tokens in the text as it is written.
+        let spaced = pieces.is_some() && !t.special;
+        *slot = Some((if spaced { t.content.replace('▁', " ") } else { t.content.clone() }, kind));
     }
     Ok(tokens.into_iter().enumerate().map(|(i, t)| t.unwrap_or((format!("[PAD{i}]"), TokenType::Unused))).unzip())
 }
@@ -257,6 +296,7 @@ struct Special {
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
+    unk: Option<u32>,
 }
 
 impl Special {
@@ -280,7 +320,7 @@ impl Special {
                 })
             })
         };
-        Special { bos: find("bos"), eos: find("eos"), pad: find("pad") }
+        Special { bos: find("bos"), eos: find("eos"), pad: find("pad"), unk: find("unk") }
     }
 }
 

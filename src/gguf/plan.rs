@@ -134,8 +134,9 @@ pub fn text(tensors: &[TensorSpec], types: &TypeChoice) -> Vec<Planned> {
 pub fn vision(tensors: &[TensorSpec], ty: Option<GgmlType>) -> Vec<Planned> {
     let Some(ty) = ty else { return stored(tensors) };
     let plan = |t: &TensorSpec| {
-        let of_linear = ["v.blk.", "a.blk.", "mm."].iter().any(|start| t.name.starts_with(start));
-        let weight = t.name.ends_with(".weight");
+        let of_linear = ["v.blk.", "a.blk.", "v.deepstack.", "mm."].iter().any(|start| t.name.starts_with(start));
+        // Qwen's convolution over two pictures is two tensors.
+        let weight = t.name.ends_with(".weight") || t.name.ends_with(".weight.1");
         match t.shape.len() {
             2 if of_linear && weight => Planned::of(t, ty),
             4.. if weight && !ty.is_quantized() => Planned::of(t, ty),

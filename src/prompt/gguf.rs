@@ -5,7 +5,7 @@
 //! type `image`. A template that places pictures by such parts therefore gets a head that makes them of the string, and
 //! a foot that puts the mark where the template wrote its own. What follows a picture in the GGUF's prompt is the
 //! runtime's to complete: for LLaVA-OneVision a line end, unless the prompt has it.
-use super::{ChatTemplate, Context, Form, Message, PromptError, lookup};
+use super::{ChatTemplate, Context, Form, Message, PictureText, PromptError, lookup};
 use std::path::Path;
 
 /// llama.cpp's mark for a picture.
@@ -120,15 +120,14 @@ fn same(original: &ChatTemplate, source: &str, image: &str, line_end: bool) -> R
     Ok(())
 }
 
-/// The template of the checkpoint in `dir` for a GGUF; none where it has none.
+/// The template of the checkpoint in `dir` for a GGUF; none where it has none. `picture` is what it writes for one.
 ///
 /// # Errors
 /// A template file that cannot be read.
-pub fn read(dir: &Path) -> Result<Option<Adapted>, PromptError> {
+pub fn read(dir: &Path, picture: PictureText) -> Result<Option<Adapted>, PromptError> {
     let Some(source) = lookup::source(dir)? else { return Ok(None) };
-    let image = lookup::image(dir)?;
-    Ok(Some(match ChatTemplate::of(dir, source.clone()) {
-        Ok(original) => adapt(&original, &image, true),
+    Ok(Some(match ChatTemplate::of(dir, source.clone(), picture) {
+        Ok(original) => adapt(&original, &original.context.image, picture.line_end),
         Err(problem) => Adapted { source, note: Some(format!("{problem}; it is in the file as it is")) },
     }))
 }

@@ -1,5 +1,5 @@
 //! Which chat template a checkpoint has, as transformers 5 looks it up: its processor's, else its tokenizer's.
-use super::{ChatTemplate, Context, PromptError};
+use super::{ChatTemplate, Context, PictureText, PromptError};
 use crate::checkpoint::ROLES;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -106,21 +106,20 @@ impl ChatTemplate {
                  instruction-tuned original, or convert with --method rtn",
             )
         })?;
-        Self::of(dir, source)
+        Self::of(dir, source, PictureText::LLAVA)
     }
 
-    /// `source` as the template of the checkpoint in `dir`.
+    /// `source` as the template of the checkpoint in `dir`, which writes `picture` for one.
     ///
     /// # Errors
     /// A file that cannot be read, or a template that cannot be applied.
-    pub(super) fn of(dir: &Path, source: String) -> Result<Self, PromptError> {
-        // LLaVA's own string prompts have a line end behind pictures.
+    pub(super) fn of(dir: &Path, source: String, picture: PictureText) -> Result<Self, PromptError> {
         let context = Context {
             variables: variables(dir)?,
             adds_bos: false,
             strings: false,
-            image: image(dir)?,
-            behind_image: "\n".into(),
+            image: picture.text.map_or_else(|| image(dir), |text| Ok(text.into()))?,
+            behind_image: if picture.line_end { "\n" } else { "" }.into(),
         };
         Self::new(source, context).map_err(|e| fail(dir, e))
     }

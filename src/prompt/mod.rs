@@ -93,6 +93,24 @@ impl Form {
     }
 }
 
+/// What a family's chat template writes for a picture, and what of it the runtime writes itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PictureText {
+    /// The text in the prompt; none: the picture token that the checkpoint's files name.
+    pub text: Option<&'static str>,
+    /// Pictures are followed by a line end: in transformers' prompts of strings, and by the runtime's doing.
+    pub line_end: bool,
+}
+
+impl PictureText {
+    pub const LLAVA: PictureText = PictureText { text: None, line_end: true };
+    /// Upstream's `mlp`, behind whose pictures the runtime writes nothing.
+    pub const LLAVA_1_5: PictureText = PictureText { text: None, line_end: false };
+    /// The runtime writes the two outer tokens.
+    pub const QWEN: PictureText =
+        PictureText { text: Some("<|vision_start|><|image_pad|><|vision_end|>"), line_end: false };
+}
+
 /// A chat template that cannot be found or applied.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

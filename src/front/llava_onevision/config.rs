@@ -1,24 +1,17 @@
 //! `config.json` and `preprocessor_config.json` of LLaVA-OneVision.
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
-use crate::front::decoder::{BLOCKS, DecoderConfig, EMBEDDING, HEAD};
+use crate::front::decoder::{BLOCKS, DecoderConfig};
+use crate::front::processor::{self, Normalisation, ProcessorFile, Size};
 use crate::front::tower::{self, TowerConfig};
 use crate::front::{claims, config_keys};
-
-/// A canvas' sides, pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    pub height: usize,
-    pub width: usize,
-}
 
 /// How pictures become pixel values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocessing {
     /// Canvases that tiles are cut from, in the order of the file (ties are broken by it).
     pub pinpoints: Vec<Size>,
-    pub mean: [f32; 3],
-    pub std: [f32; 3],
+    pub normalisation: Normalisation,
 }
 
 /// A LLaVA-OneVision checkpoint's shape.
@@ -36,9 +29,6 @@ pub struct LlavaOnevision {
     pub notes: Vec<String>,
 }
 
-/// Families that [`LlavaOnevision::read`] and its siblings know.
-pub const SUPPORTED: &str = "llava_onevision";
-
 impl LlavaOnevision {
     /// Reads and checks the configuration of `checkpoint`, and that it holds as many blocks.
     ///
@@ -49,7 +39,12 @@ impl LlavaOnevision {
         let c = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
         let model_type = c.str("model_type")?;
         if model_type != "llava_onevision" {
-            return Err(ConfigError::Unsupported { file, found: model_type.into(), supported: SUPPORTED }.into());
+            return Err(ConfigError::Unsupported {
+                file,
+                found: model_type.into(),
+                supported: "llava_onevision".into(),
+            }
+            .into());
         }
         config_keys::check(&c, config_keys::LLAVA_ONEVISION)?;
         if !matches!(c.str_opt("projector_hidden_act")?, None | Some("gelu")) {
@@ -73,18 +68,7 @@ impl LlavaOnevision {
             Some(id) => id,
             None => c.size_opt("image_token_id")?.ok_or_else(|| c.missing("image_token_index"))?,
         };
-        let section = c.section("text_config")?;
-        let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
-        // Published 0.5B files tie in the text model only.
-        let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
-        let mut text = DecoderConfig::read(&section, Some(tied))?;
-        let mut notes = Vec::new();
-        // transformers 5 ties only what is equal: a head that was trained on is kept.
-        if tied && checkpoint.contains(HEAD) && !checkpoint.same(HEAD, EMBEDDING) {
-            text.tie_word_embeddings = false;
-            let head = checkpoint.stored_name(HEAD);
-            notes.push(format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept"));
-        }
+        let (text, note) = DecoderConfig::of_checkpoint(checkpoint, &c)?;
         let vision = TowerConfig::read(&c.section("vision_config")?, feature_layer)?;
         let preprocessing = Preprocessing::read(checkpoint, &c, vision.image_size)?;
         let layers = [text.num_layers, text.num_layers];
@@ -92,20 +76,22 @@ impl LlavaOnevision {
         let layers = [vision.used_layers, vision.num_layers];
         claims::blocks(checkpoint, "vision_config.num_hidden_layers", vision.num_layers, tower::BLOCKS, layers)?;
         let projector_bias = c.bool_opt("multimodal_projector_bias")?.unwrap_or(true);
-        Ok(LlavaOnevision { text, vision, preprocessing, projector_bias, image_token_id, anyres_max, notes })
+        Ok(LlavaOnevision {
+            text,
+            vision,
+            preprocessing,
+            projector_bias,
+            image_token_id,
+            anyres_max,
+            notes: note.into_iter().collect(),
+        })
     }
 }
 
 impl Preprocessing {
     fn read(checkpoint: &Checkpoint, config: &Section, side: usize) -> Result<Self, crate::Error> {
-        let nested = checkpoint.dir().join(NESTED).exists().then(|| checkpoint.json(NESTED)).transpose()?;
-        let nested = nested.as_ref().and_then(|json| json.get("image_processor").filter(|v| v.is_object()));
-        // transformers 5 writes this section and no file of its own, and prefers it where both are there.
-        let flat = if nested.is_none() { checkpoint.json(FLAT)? } else { serde_json::Value::Null };
-        let p = match nested {
-            Some(json) => Section { file: checkpoint.dir().join(NESTED), path: "image_processor".into(), json },
-            None => Section { file: checkpoint.dir().join(FLAT), path: String::new(), json: &flat },
-        };
+        let processor = ProcessorFile::read(checkpoint)?;
+        let p = processor.section();
         let kind = p.str_opt("image_processor_type")?;
         if kind.is_some_and(|kind| !kind.starts_with("LlavaOnevisionImageProcessor")) {
             return Err(p.invalid("image_processor_type", "LlavaOnevisionImageProcessor").into());
@@ -117,52 +103,20 @@ impl Preprocessing {
         if (size.size("height")?, size.size("width")?) != (side, side) {
             return Err(p.invalid("size", "the vision tower's image_size on both sides").into());
         }
-        for key in ["do_resize", "do_rescale", "do_normalize"] {
-            if p.bool_opt(key)? == Some(false) {
-                return Err(p.invalid(key, "true").into());
-            }
-        }
         let pinpoints = pinpoints(&p, side)?;
         if self::pinpoints(config, side)? != pinpoints {
             return Err(p.invalid("image_grid_pinpoints", "the same list as in config.json").into());
         }
-        let rescale = p.float_opt("rescale_factor")?.unwrap_or(1.0 / 255.0);
-        if (rescale * 255.0 - 1.0).abs() > 1e-6 {
-            return Err(p.invalid("rescale_factor", "1/255").into());
-        }
-        // Pillow's number of the filter.
-        if p.get("resample").is_some_and(|v| v.as_u64() != Some(3)) {
-            return Err(p.invalid("resample", "3 (bicubic)").into());
-        }
-        Ok(Preprocessing { pinpoints, mean: triple(&p, "image_mean")?, std: triple(&p, "image_std")? })
+        Ok(Preprocessing { pinpoints, normalisation: Normalisation::read(&p)? })
     }
 }
 
-const FLAT: &str = "preprocessor_config.json";
-const NESTED: &str = "processor_config.json";
-
 /// The canvases; where the key is absent, transformers' default of 6 x 6 up to 2304 pixels.
 fn pinpoints(s: &Section, side: usize) -> Result<Vec<Size>, ConfigError> {
-    const KEY: &str = "image_grid_pinpoints";
-    let bad = || s.invalid(KEY, "a list of [height, width], multiples of image_size");
-    let Some(list) = s.get(KEY) else {
-        let sides = || (1..=6).map(|n| 384 * n);
-        let all = sides().flat_map(|height| sides().map(move |width| Size { height, width })).collect();
-        return if side == 384 { Ok(all) } else { Err(s.missing(KEY)) };
-    };
-    let list = list.as_array().ok_or_else(bad)?;
-    let side_of = |v: Option<&serde_json::Value>| {
-        v.and_then(|v| v.as_u64()).map(|n| n as usize).filter(|n| *n > 0 && n % side == 0 && *n < 1 << 16)
-    };
-    let all: Option<Vec<Size>> =
-        list.iter().map(|p| Some(Size { height: side_of(p.get(0))?, width: side_of(p.get(1))? })).collect();
-    all.filter(|v| !v.is_empty()).ok_or_else(bad)
-}
-
-fn triple(s: &Section, key: &str) -> Result<[f32; 3], ConfigError> {
-    let list = s.get(key).ok_or_else(|| s.missing(key))?.as_array();
-    let values: Option<Vec<f32>> = list.and_then(|l| l.iter().map(|v| v.as_f64().map(|x| x as f32)).collect());
-    values.and_then(|v| v.try_into().ok()).ok_or_else(|| s.invalid(key, "three numbers"))
+    let given = processor::pinpoints(s, side)?;
+    let sides = || (1..=6).map(|n| 384 * n);
+    let all = || sides().flat_map(|height| sides().map(move |width| Size { height, width })).collect();
+    given.or((side == 384).then(all)).ok_or_else(|| s.missing("image_grid_pinpoints"))
 }
 
 #[cfg(test)]

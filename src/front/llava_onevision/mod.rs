@@ -1,17 +1,17 @@
 //! LLaVA-OneVision: its keys, the names of its tensors, and what the runtime cannot do.
 mod config;
 
-pub use config::{LlavaOnevision, Preprocessing, SUPPORTED};
+pub use config::{LlavaOnevision, Preprocessing};
 
+use super::assemble::{self, Parts};
 use super::config::ConfigError;
 use super::decoder::{DecoderArch, HEAD};
-use super::pair_id::pair_id;
-use super::tower::TowerArch;
-use super::vocabulary::Vocabulary;
-use super::{Card, General, ModelName, Pair, Row, Source, claims};
+use super::processor::write_pinpoints;
+use super::{Pair, Row, claims};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
-use crate::gguf::{Metadata, PAIR_KEY};
+use crate::gguf::Metadata;
+use crate::prompt::PictureText;
 
 /// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
 ///
@@ -22,28 +22,21 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
     check_runtime_limits(checkpoint, &model)?;
     let (text_rows, vision_rows) = (model.text.rows(), vision_rows(&model));
     check_claims(checkpoint, &model, text_rows.iter().chain(&vision_rows))?;
-    let vocabulary = Vocabulary::read(checkpoint, model.text.vocab_size)?;
-    let mut notes = [checkpoint.notes(), &model.notes, &vocabulary.notes].concat();
-    // A card is no reason to refuse a model, but its licence is not dropped without a word.
-    let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {
-        notes.push(format!("{problem}; licence, languages and tags are left out"));
-        Card::default()
-    });
-    let parameters = text_rows.iter().map(|row| row.tensor.elements()).sum();
-    let general = General { name: ModelName::parse(name, parameters), card, repository: repository.map(String::from) };
-    let mut keys = Metadata::default();
-    general.write(&mut keys, "model", model.text.architecture());
-    model.text.write(&mut keys);
-    vocabulary.write(&mut keys);
-    let mut vision_keys = Metadata::default();
-    general.write(&mut vision_keys, "mmproj", "clip");
-    model.write_vision(&mut vision_keys);
-    let mut text = Source::renamed(checkpoint, keys, text_rows)?;
-    let mut mmproj = Source::renamed(checkpoint, vision_keys, vision_rows)?;
-    let id = pair_id(&mmproj)?;
-    text.metadata.set(PAIR_KEY, &id);
-    mmproj.metadata.set(PAIR_KEY, &id);
-    Ok(Pair { text, mmproj: Some(mmproj), name: general.name, notes })
+    let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
+    let (text, notes) = (&model.text, model.notes.as_slice());
+    assemble::pair(
+        checkpoint,
+        Parts {
+            name,
+            repository,
+            text,
+            text_rows,
+            vision_rows,
+            vision_keys: &vision_keys,
+            picture: PictureText::LLAVA,
+            notes,
+        },
+    )
 }
 
 /// What transformers can do and llama.cpp's qwen2 cannot.
@@ -53,7 +46,7 @@ fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(
         return Err(ConfigError::Unsupported {
             file,
             found: "text_config: llama".into(),
-            supported: "qwen2 text models in LLaVA-OneVision",
+            supported: "qwen2 text models in LLaVA-OneVision".into(),
         });
     }
     if m.text.num_heads * m.text.head_dim != m.text.hidden_size {
@@ -73,21 +66,10 @@ fn check_claims<'r>(
     model: &LlavaOnevision,
     rows: impl Iterator<Item = &'r Row>,
 ) -> Result<(), Error> {
-    let tower = "vision_tower.vision_model.";
-    let used = model.vision.used_layers;
-    let harmless = |name: &str| {
-        // The same bytes as the embedding: else the head is not tied, and claimed.
-        if name == HEAD {
-            return model.text.tie_word_embeddings;
-        }
-        let Some(part) = name.strip_prefix(tower) else { return false };
-        // Blocks behind the one whose output the projector reads, and what follows the last block.
-        let block = part.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        block.is_some_and(|block| block >= used)
-            || part.starts_with("post_layernorm.")
-            || part.starts_with("head.")
-            // 0, 1, 2, …
-            || part == "embeddings.position_ids"
+    // The same bytes as the embedding: else the head is not tied, and claimed.
+    let harmless = |name: &str| match name {
+        HEAD => model.text.tie_word_embeddings,
+        _ => model.vision.leaves_out(name),
     };
     Ok(claims::check(checkpoint, rows, &harmless)?)
 }
@@ -95,14 +77,7 @@ fn check_claims<'r>(
 /// The tensors of tower, projector and `image_newline`, of the blocks that run only.
 fn vision_rows(m: &LlavaOnevision) -> Vec<Row> {
     let width = m.text.hidden_size;
-    let mut rows = m.vision.rows();
-    for (name, stored, cols) in [("mm.0", "linear_1", m.vision.hidden_size), ("mm.2", "linear_2", width)] {
-        let from = format!("multi_modal_projector.{stored}");
-        rows.push(Row::matrix(format!("{name}.weight"), format!("{from}.weight"), &[width, cols]));
-        if m.projector_bias {
-            rows.push(Row::vector(format!("{name}.bias"), format!("{from}.bias"), &[width]));
-        }
-    }
+    let mut rows = [m.vision.rows(), m.vision.projector(width, m.projector_bias)].concat();
     rows.push(Row::vector("v.image_newline", "image_newline", &[width]));
     rows
 }
@@ -111,28 +86,10 @@ impl LlavaOnevision {
     /// The keys of tower and projector for projector type `llava_onevision`.
     fn write_vision(&self, keys: &mut Metadata) {
         keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "llava_onevision");
-        // SigLIP's GELU is the tanh form; false is CLIP's quick GELU.
-        keys.set("clip.use_gelu", self.vision.arch == TowerArch::Siglip);
-        let v = &self.vision;
-        let sizes = [
-            ("image_size", v.image_size),
-            ("patch_size", v.patch_size),
-            ("embedding_length", v.hidden_size),
-            ("feed_forward_length", v.intermediate_size),
-            ("block_count", v.used_layers),
-            ("attention.head_count", v.num_heads),
-            ("projection_dim", self.text.hidden_size),
-            ("anyres_max", self.anyres_max),
-        ];
-        for (key, value) in sizes {
-            keys.set(&format!("clip.vision.{key}"), value as u32);
-        }
-        keys.set("clip.vision.attention.layer_norm_epsilon", v.layer_norm_eps as f32);
-        keys.set_array("clip.vision.image_mean", self.preprocessing.mean.as_slice());
-        keys.set_array("clip.vision.image_std", self.preprocessing.std.as_slice());
-        // Pairs of (width, height), in the file's order, which decides between equally good canvases.
-        let pinpoints: Vec<i32> =
-            self.preprocessing.pinpoints.iter().flat_map(|p| [p.width as i32, p.height as i32]).collect();
-        keys.set_array("clip.vision.image_grid_pinpoints", pinpoints.as_slice());
+        self.vision.write(keys);
+        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
+        keys.set("clip.vision.anyres_max", self.anyres_max as u32);
+        self.preprocessing.normalisation.write(keys);
+        write_pinpoints(&self.preprocessing.pinpoints, keys);
     }
 }

@@ -4,7 +4,8 @@
 
 #include "llava-anyres.h"
 
-// Counterpart of LlavaOnevisionImageProcessor (transformers 4.45.2, slow, bicubic).
+// Counterpart of LlavaOnevisionImageProcessor (transformers 4.45.2, slow, bicubic), and of LlavaNextImageProcessor
+// (transformers 5), whose files have no anyres_max.
 //
 // The output is one image: the overview and the tiles of the grid in raster order, stacked on the
 // Y axis, so that the whole picture goes through one graph. The overview is the picture stretched
@@ -35,7 +36,9 @@ mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess(const cl
         const int pad_x = (target.w - fit.w) / 2;
         const int pad_y = (target.h - fit.h) / 2;
         clip_image_u8 padded;
-        padded.set_size({fit.w + 2 * pad_x, fit.h + 2 * pad_y}, false);
+        // LLaVA-NeXT, as transformers 5 has it, pads that pixel behind.
+        const bool next = hparams.llava_anyres_max == 0;
+        padded.set_size({next ? target.w : fit.w + 2 * pad_x, next ? target.h : fit.h + 2 * pad_y}, false);
         img_tool::fill(padded, {0, 0, 0});
         img_tool::composite(padded, resize(img, fit.w, fit.h), pad_x, pad_y);
 
@@ -61,8 +64,12 @@ mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess(const cl
 }
 
 // Where a prompt has several pictures, the reference shows the tower each of them once: centred on a
-// square of the mean colour, the odd pixel to the right or bottom, and one newline token behind.
+// square of the mean colour, the odd pixel to the right or bottom, and one newline token behind. LLaVA-NeXT, which has
+// no limit on its grids either, cuts every picture into tiles.
 mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess_one_of_several(const clip_image_u8 & img) const {
+    if (hparams.llava_anyres_max == 0) {
+        return preprocess(img);
+    }
     const clip_image_size orig = img.get_size();
     const int             tile = hparams.image_size;
     const int             side = std::max(orig.width, orig.height);
@@ -84,5 +91,27 @@ mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess_one_of_s
     mtmd_image_preproc_out output;
     output.append(hparams, resized, true);
     output.entries.back().add_newline = true;
+    return output;
+}
+
+// Counterpart of CLIPImageProcessor: the shorter side becomes image_size, the middle of the longer one is kept.
+mtmd_image_preproc_out mtmd_image_preprocessor_center_crop::preprocess(const clip_image_u8 & img) const {
+    const clip_image_size orig    = img.get_size();
+    const int             side    = hparams.image_size;
+    const int             shorter = std::min(orig.width, orig.height);
+    const int64_t         longer  = (int64_t) side * std::max(orig.width, orig.height) / shorter;
+    if (longer > 65536) {
+        throw std::runtime_error(string_format("a picture of %d x %d pixels is too long to be cropped", orig.width, orig.height));
+    }
+
+    const bool    wide = orig.width > orig.height;
+    clip_image_u8 resized;
+    clip_image_u8 cropped;
+    img_tool::resize(img, resized, {wide ? (int) longer : side, wide ? side : (int) longer}, RESIZE_ALGO_BICUBIC, PAD_NONE);
+    const int off = ((int) longer - side) / 2;
+    img_tool::crop(resized, cropped, wide ? off : 0, wide ? 0 : off, side, side);
+
+    mtmd_image_preproc_out output;
+    output.append(hparams, cropped, true);
     return output;
 }

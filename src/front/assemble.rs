@@ -1,0 +1,55 @@
+//! What every family's front does in the end: two files of rows and keys.
+use super::decoder::DecoderConfig;
+use super::pair_id::pair_id;
+use super::vocabulary::Vocabulary;
+use super::{Card, General, ModelName, Pair, Row, Source};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::gguf::{Metadata, PAIR_KEY};
+use crate::prompt::PictureText;
+
+/// What a family says about a checkpoint.
+pub(super) struct Parts<'p> {
+    /// The hub's name or the directory's; `org/name` on the hub.
+    pub name: &'p str,
+    pub repository: Option<&'p str>,
+    pub text: &'p DecoderConfig,
+    pub text_rows: Vec<Row>,
+    pub vision_rows: Vec<Row>,
+    /// Writes the projector's keys.
+    pub vision_keys: &'p dyn Fn(&mut Metadata),
+    /// What the chat template writes for a picture.
+    pub picture: PictureText,
+    /// What the user should know.
+    pub notes: &'p [String],
+}
+
+/// Both files of a checkpoint whose tensors are claimed.
+///
+/// # Errors
+/// A vocabulary or tensor that is missing, wrong or beyond the runtime.
+pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<'a>, Error> {
+    let vocabulary = Vocabulary::read(checkpoint, parts.text.vocab_size, parts.picture)?;
+    let mut notes = [checkpoint.notes(), parts.notes, &vocabulary.notes].concat();
+    // A card is no reason to refuse a model, but its licence is not dropped without a word.
+    let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {
+        notes.push(format!("{problem}; licence, languages and tags are left out"));
+        Card::default()
+    });
+    let parameters = parts.text_rows.iter().map(|row| row.tensor.elements()).sum();
+    let name = ModelName::parse(parts.name, parameters);
+    let general = General { name, card, repository: parts.repository.map(String::from) };
+    let mut keys = Metadata::default();
+    general.write(&mut keys, "model", parts.text.architecture());
+    parts.text.write(&mut keys);
+    vocabulary.write(&mut keys);
+    let mut vision_keys = Metadata::default();
+    general.write(&mut vision_keys, "mmproj", "clip");
+    (parts.vision_keys)(&mut vision_keys);
+    let mut text = Source::renamed(checkpoint, keys, parts.text_rows)?;
+    let mut mmproj = Source::renamed(checkpoint, vision_keys, parts.vision_rows)?;
+    let id = pair_id(&mmproj)?;
+    text.metadata.set(PAIR_KEY, &id);
+    mmproj.metadata.set(PAIR_KEY, &id);
+    Ok(Pair { text, mmproj: Some(mmproj), name: general.name, notes })
+}

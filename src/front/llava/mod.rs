@@ -1,0 +1,72 @@
+//! LLaVA 1.5 and LLaVA-NeXT (1.6) as llava-hf has them: CLIP, two projecting layers, Llama (Vicuna) or Mistral.
+mod config;
+
+pub use config::{Llava, View};
+
+use super::assemble::{self, Parts};
+use super::decoder::HEAD;
+use super::processor::write_pinpoints;
+use super::{Pair, Row, claims};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::gguf::Metadata;
+use crate::prompt::PictureText;
+
+/// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
+///
+/// # Errors
+/// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
+pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
+    let model = Llava::read(checkpoint)?;
+    let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
+    // The same bytes as the embedding: else the head is not tied, and claimed.
+    let harmless = |name: &str| match name {
+        HEAD => model.text.tie_word_embeddings,
+        _ => model.vision.leaves_out(name),
+    };
+    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
+    let picture = match model.view {
+        View::Centre => PictureText::LLAVA_1_5,
+        View::Tiles(_) => PictureText::LLAVA,
+    };
+    let (text, notes) = (&model.text, model.notes.as_slice());
+    assemble::pair(
+        checkpoint,
+        Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes },
+    )
+}
+
+impl Llava {
+    /// The tensors of tower and projector, of the blocks that run only.
+    fn vision_rows(&self) -> Vec<Row> {
+        let width = self.text.hidden_size;
+        let mut rows = [self.vision.rows(), self.vision.projector(width, self.projector_bias)].concat();
+        if matches!(self.view, View::Tiles(_)) {
+            rows.push(Row::vector("v.image_newline", "image_newline", &[width]));
+        }
+        rows
+    }
+
+    /// The keys of tower and projector. `mlp` is upstream's: it pads where transformers crops, unless the runtime
+    /// knows `center_crop`. Its own way with tiles differs from transformers', so that they are `llava_onevision`'s,
+    /// without `anyres_max`: grids are never shrunk, and each of several pictures is cut into tiles.
+    fn write_vision(&self, keys: &mut Metadata) {
+        keys.set("clip.has_vision_encoder", true);
+        self.vision.write(keys);
+        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
+        self.normalisation.write(keys);
+        match &self.view {
+            View::Centre => {
+                keys.set("clip.projector_type", "mlp").set("clip.has_llava_projector", true);
+                // Without it the last block is left out.
+                keys.set_array("clip.vision.feature_layer", [self.vision.used_layers as i32].as_slice());
+                keys.set("clip.vision.center_crop", true);
+            }
+            View::Tiles(pinpoints) => {
+                keys.set("clip.projector_type", "llava_onevision");
+                write_pinpoints(pinpoints, keys);
+            }
+        }
+    }
+}

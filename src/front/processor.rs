@@ -1,0 +1,107 @@
+//! The image processor of a checkpoint: the file it stands in, and what these processors have in common.
+use super::config::{ConfigError, Section};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::gguf::Metadata;
+use serde_json::Value;
+use std::path::PathBuf;
+
+const FLAT: &str = "preprocessor_config.json";
+const NESTED: &str = "processor_config.json";
+
+/// The image processor's configuration.
+pub(super) struct ProcessorFile {
+    file: PathBuf,
+    path: &'static str,
+    json: Value,
+}
+
+impl ProcessorFile {
+    /// Section `image_processor` of `processor_config.json`, which transformers 5 writes and prefers where both are
+    /// there, else `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// Neither is there, or it cannot be read.
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        if checkpoint.dir().join(NESTED).exists() {
+            let json = checkpoint.json(NESTED)?;
+            if let Some(json) = json.get("image_processor").filter(|v| v.is_object()) {
+                let file = checkpoint.dir().join(NESTED);
+                return Ok(ProcessorFile { file, path: "image_processor", json: json.clone() });
+            }
+        }
+        Ok(ProcessorFile { file: checkpoint.dir().join(FLAT), path: "", json: checkpoint.json(FLAT)? })
+    }
+
+    pub fn section(&self) -> Section<'_> {
+        Section { file: self.file.clone(), path: self.path.into(), json: &self.json }
+    }
+}
+
+/// By which mean and deviation the channels of pixels from 0 to 1 are normalised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Normalisation {
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+impl Normalisation {
+    /// # Errors
+    /// A step is left out, or pixels are scaled or resampled in another way than all of LLaVA's processors do.
+    pub(super) fn read(p: &Section) -> Result<Self, ConfigError> {
+        for key in ["do_resize", "do_rescale", "do_normalize"] {
+            if p.bool_opt(key)? == Some(false) {
+                return Err(p.invalid(key, "true"));
+            }
+        }
+        let rescale = p.float_opt("rescale_factor")?.unwrap_or(1.0 / 255.0);
+        if (rescale * 255.0 - 1.0).abs() > 1e-6 {
+            return Err(p.invalid("rescale_factor", "1/255"));
+        }
+        // Pillow's number of the filter.
+        if p.get("resample").is_some_and(|v| v.as_u64() != Some(3)) {
+            return Err(p.invalid("resample", "3 (bicubic)"));
+        }
+        Ok(Normalisation { mean: triple(p, "image_mean")?, std: triple(p, "image_std")? })
+    }
+
+    pub(super) fn write(&self, keys: &mut Metadata) {
+        keys.set_array("clip.vision.image_mean", self.mean.as_slice());
+        keys.set_array("clip.vision.image_std", self.std.as_slice());
+    }
+}
+
+fn triple(s: &Section, key: &str) -> Result<[f32; 3], ConfigError> {
+    let list = s.get(key).ok_or_else(|| s.missing(key))?.as_array();
+    let values: Option<Vec<f32>> = list.and_then(|l| l.iter().map(|v| v.as_f64().map(|x| x as f32)).collect());
+    values.and_then(|v| v.try_into().ok()).ok_or_else(|| s.invalid(key, "three numbers"))
+}
+
+/// A canvas' sides, pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    pub height: usize,
+    pub width: usize,
+}
+
+/// `image_grid_pinpoints`, multiples of `side`, in the order of the file (ties are broken by it); none: the key is absent.
+///
+/// # Errors
+/// It is no such list.
+pub(super) fn pinpoints(s: &Section, side: usize) -> Result<Option<Vec<Size>>, ConfigError> {
+    const KEY: &str = "image_grid_pinpoints";
+    let bad = || s.invalid(KEY, "a list of [height, width], multiples of image_size");
+    let Some(list) = s.get(KEY) else { return Ok(None) };
+    let list = list.as_array().ok_or_else(bad)?;
+    let side_of = |v: Option<&Value>| {
+        v.and_then(|v| v.as_u64()).map(|n| n as usize).filter(|n| *n > 0 && n % side == 0 && *n < 1 << 16)
+    };
+    let all: Option<Vec<Size>> =
+        list.iter().map(|p| Some(Size { height: side_of(p.get(0))?, width: side_of(p.get(1))? })).collect();
+    all.filter(|v| !v.is_empty()).map(Some).ok_or_else(bad)
+}
+
+/// Pairs of (width, height), in the file's order, which decides between equally good canvases.
+pub(super) fn write_pinpoints(pinpoints: &[Size], keys: &mut Metadata) {
+    let pairs: Vec<i32> = pinpoints.iter().flat_map(|p| [p.width as i32, p.height as i32]).collect();
+    keys.set_array("clip.vision.image_grid_pinpoints", pairs.as_slice());
+}

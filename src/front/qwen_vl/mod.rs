@@ -1,0 +1,90 @@
+//! Qwen2-VL, Qwen2.5-VL and Qwen3-VL (dense): one text model behind three towers, which keep a picture's aspect.
+mod config;
+#[cfg(test)]
+mod tests;
+mod tower;
+
+pub use config::{PixelLimits, QwenVl};
+pub use tower::{Generation, QwenTower};
+
+use super::assemble::{self, Parts};
+use super::decoder::HEAD;
+use super::{FrontError, Pair, claims};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::gguf::Metadata;
+use crate::prompt::PictureText;
+
+/// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
+///
+/// # Errors
+/// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
+pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
+    let model = QwenVl::read(checkpoint)?;
+    let (text_rows, vision_rows) = (model.text.rows(), model.tower.rows(model.text.hidden_size));
+    // The same bytes as the embedding: else the head is not tied, and claimed.
+    let harmless = |name: &str| name == HEAD && model.text.tie_word_embeddings;
+    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
+    let (text, notes) = (&model.text, model.notes.as_slice());
+    let picture = PictureText::QWEN;
+    let parts = Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes };
+    let pair = assemble::pair(checkpoint, parts)?;
+    check_brackets(checkpoint, &pair)?;
+    Ok(pair)
+}
+
+/// The runtime writes these two tokens around a picture, whatever config.json calls them.
+fn check_brackets(checkpoint: &Checkpoint, pair: &Pair) -> Result<(), FrontError> {
+    let tokens = pair.text.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array());
+    for (key, token) in [("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>")] {
+        let id = tokens.and_then(|t| t.iter().position(|t| t.as_str() == Some(token)));
+        let said = checkpoint.config().get(key).and_then(serde_json::Value::as_u64);
+        let problem = match (id, said) {
+            (None, _) => format!("has no token {token:?}, which stands beside every picture"),
+            (Some(id), Some(said)) if id as u64 != said => {
+                format!("gives {token:?} id {id}, but {key} in config.json is {said}")
+            }
+            _ => continue,
+        };
+        return Err(FrontError::File { file: checkpoint.dir().join("tokenizer.json"), problem });
+    }
+    Ok(())
+}
+
+impl QwenVl {
+    /// The keys of tower and projector.
+    fn write_vision(&self, keys: &mut Metadata) {
+        let t = &self.tower;
+        keys.set("clip.has_vision_encoder", true).set("clip.projector_type", t.generation.projector());
+        let sizes = [
+            ("image_size", t.image_size()),
+            ("patch_size", t.patch_size),
+            ("embedding_length", t.hidden_size),
+            ("feed_forward_length", t.intermediate_size),
+            ("block_count", t.num_layers),
+            ("attention.head_count", t.num_heads),
+            ("projection_dim", self.text.hidden_size),
+            ("image_min_pixels", self.pixels.min),
+            ("image_max_pixels", self.pixels.max),
+        ];
+        for (key, value) in sizes {
+            keys.set(&format!("clip.vision.{key}"), value as u32);
+        }
+        keys.set("clip.vision.attention.layer_norm_epsilon", tower::EPSILON);
+        self.normalisation.write(keys);
+        match t.generation {
+            // Without a key it is the quick GELU.
+            Generation::Two => (),
+            Generation::TwoFive => {
+                keys.set("clip.use_silu", true);
+                keys.set("clip.vision.n_wa_pattern", t.full_attention_every as u32);
+            }
+            Generation::Three => {
+                keys.set("clip.use_gelu", true).set("clip.vision.spatial_merge_size", tower::MERGE as u32);
+                let layers: Vec<bool> = (0..t.num_layers).map(|i| t.deepstack.contains(&i)).collect();
+                keys.set_array("clip.vision.is_deepstack_layers", layers.as_slice());
+            }
+        }
+    }
+}

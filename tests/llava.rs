@@ -1,0 +1,288 @@
+//! LLaVA 1.5 and LLaVA-NeXT checkpoints, made up on the spot: what the two files hold, what is refused, token ids.
+mod common;
+mod tiny;
+
+use candle_core::Device;
+use candle_core::quantized::gguf_file::Content;
+use common::{root, runtime_dir};
+use mbq_convert::runtime::engine::{Compute, Model, Runtime};
+use serde_json::{Value as Json, json};
+use std::path::{Path, PathBuf};
+use tiny::{Naming, Tensors, checkpoint_with, convert, text, values};
+
+const HIDDEN: usize = 128;
+const INNER: usize = 256;
+const KV: usize = 64;
+const HEAD_DIM: usize = 32;
+const VISION: usize = 64;
+const VOCAB: usize = 1216;
+
+/// Of a text model of 2 blocks and a CLIP tower of 3, `next` with the row that ends a line.
+fn tensors(next: bool) -> Tensors {
+    let mut all = Tensors::new();
+    let mut add = |name: String, shape: &[usize]| {
+        let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+        all.insert(name, (shape.to_vec(), values(shape.iter().product(), seed)));
+    };
+    add("language_model.model.embed_tokens.weight".into(), &[VOCAB, HIDDEN]);
+    add("language_model.lm_head.weight".into(), &[VOCAB, HIDDEN]);
+    add("language_model.model.norm.weight".into(), &[HIDDEN]);
+    for i in 0..2 {
+        let layer = |part: &str| format!("language_model.model.layers.{i}.{part}.weight");
+        add(layer("input_layernorm"), &[HIDDEN]);
+        add(layer("post_attention_layernorm"), &[HIDDEN]);
+        for (part, rows) in [("q", HIDDEN), ("k", KV), ("v", KV), ("o", HIDDEN)] {
+            add(layer(&format!("self_attn.{part}_proj")), &[rows, HIDDEN]);
+        }
+        add(layer("mlp.gate_proj"), &[INNER, HIDDEN]);
+        add(layer("mlp.up_proj"), &[INNER, HIDDEN]);
+        add(layer("mlp.down_proj"), &[HIDDEN, INNER]);
+    }
+    let tower = |part: &str| format!("vision_tower.vision_model.{part}");
+    add(tower("embeddings.patch_embedding.weight"), &[VISION, 3, 14, 14]);
+    add(tower("embeddings.position_embedding.weight"), &[5, VISION]);
+    add(tower("embeddings.class_embedding"), &[VISION]);
+    for i in 0..3 {
+        let layer = |part: &str| tower(&format!("encoder.layers.{i}.{part}"));
+        for part in ["q", "k", "v", "out"] {
+            add(layer(&format!("self_attn.{part}_proj.weight")), &[VISION, VISION]);
+            add(layer(&format!("self_attn.{part}_proj.bias")), &[VISION]);
+        }
+        for (part, rows, cols) in [("mlp.fc1", 2 * VISION, VISION), ("mlp.fc2", VISION, 2 * VISION)] {
+            add(layer(&format!("{part}.weight")), &[rows, cols]);
+            add(layer(&format!("{part}.bias")), &[rows]);
+        }
+        for norm in ["layer_norm1", "layer_norm2"] {
+            add(layer(&format!("{norm}.weight")), &[VISION]);
+            add(layer(&format!("{norm}.bias")), &[VISION]);
+        }
+    }
+    for norm in ["pre_layrnorm", "post_layernorm"] {
+        add(tower(&format!("{norm}.weight")), &[VISION]);
+        add(tower(&format!("{norm}.bias")), &[VISION]);
+    }
+    for (name, cols) in [("linear_1", VISION), ("linear_2", HIDDEN)] {
+        add(format!("multi_modal_projector.{name}.weight"), &[HIDDEN, cols]);
+        add(format!("multi_modal_projector.{name}.bias"), &[HIDDEN]);
+    }
+    if next {
+        add("image_newline".into(), &[HIDDEN]);
+    }
+    all
+}
+
+fn configuration(next: bool) -> (Json, Json) {
+    let mut config = json!({
+        "model_type": if next { "llava_next" } else { "llava" }, "image_token_index": 1200, "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "tie_word_embeddings": false,
+        "text_config": {
+            "model_type": if next { "mistral" } else { "llama" }, "hidden_size": HIDDEN, "intermediate_size": INNER,
+            "num_hidden_layers": 2, "num_attention_heads": HIDDEN / HEAD_DIM, "num_key_value_heads": KV / HEAD_DIM,
+            "vocab_size": VOCAB, "max_position_embeddings": 512, "rms_norm_eps": 1e-5
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model", "hidden_size": VISION, "intermediate_size": 2 * VISION,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28, "patch_size": 14
+        }
+    });
+    let kind = if next { "LlavaNextImageProcessor" } else { "CLIPImageProcessor" };
+    let mut processor = json!({
+        "image_processor_type": kind, "size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28},
+        "do_center_crop": true, "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "resample": 3
+    });
+    if next {
+        for json in [&mut config, &mut processor] {
+            json["image_grid_pinpoints"] = json!([[28, 56], [56, 28], [56, 56]]);
+        }
+    }
+    (config, processor)
+}
+
+/// A checkpoint below `parent`, with the tokenizer of tests/golden/sentencepiece.
+fn checkpoint(parent: &Path, next: bool, naming: Naming, shards: usize) -> PathBuf {
+    let dir = checkpoint_with(parent, naming, shards, tensors(next));
+    let (config, processor) = configuration(next);
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(dir.join("preprocessor_config.json"), processor.to_string()).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(root().join("tests/golden/sentencepiece").join(file), dir.join(file)).unwrap();
+    }
+    dir
+}
+
+/// A GGUF file, read by candle.
+struct Read {
+    content: Content,
+    file: std::fs::File,
+}
+
+impl Read {
+    fn open(path: &Path) -> Self {
+        let mut file = std::fs::File::open(path).unwrap();
+        Read { content: Content::read(&mut file).unwrap(), file }
+    }
+
+    fn u32(&self, key: &str) -> u32 {
+        self.content.metadata[key].to_u32().unwrap()
+    }
+
+    fn string(&self, key: &str) -> &str {
+        self.content.metadata[key].to_string().unwrap()
+    }
+
+    fn values(&mut self, name: &str) -> Vec<f32> {
+        let tensor = self.content.tensor(&mut self.file, name, &Device::Cpu).unwrap();
+        tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+}
+
+/// The two files, in f32.
+fn converted(next: bool, naming: Naming, shards: usize) -> (Read, Read) {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), next, naming, shards);
+    let output = parent.path().join("model.gguf");
+    let types = ["--type", "f32", "--embedding-type", "f32", "--output-type", "f32", "--mmproj-type", "f32"];
+    let done = convert(&model, &output, &types);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    (Read::open(&output), Read::open(&parent.path().join("mmproj-model-f32.gguf")))
+}
+
+#[test]
+fn the_text_model_is_llama_cpps_llama() {
+    for (next, naming, shards) in [(false, Naming::Published, 1), (true, Naming::Nested, 3)] {
+        let (mut model, _) = converted(next, naming, shards);
+        assert_eq!((model.string("general.architecture"), model.string("tokenizer.ggml.model")), ("llama", "llama"));
+        for (key, value) in
+            [("llama.attention.key_length", 32), ("llama.vocab_size", 1216), ("tokenizer.ggml.bos_token_id", 1)]
+        {
+            assert_eq!(model.u32(key), value, "{key}");
+        }
+        // Rows i and i + d/2 of each head become neighbours.
+        let stored = tensors(next);
+        let of = |part: &str| &stored[&format!("language_model.model.layers.1.self_attn.{part}_proj.weight")].1;
+        let k = model.values("blk.1.attn_k.weight");
+        for row in 0..KV {
+            let from = row / HEAD_DIM * HEAD_DIM + row % HEAD_DIM / 2 + row % 2 * (HEAD_DIM / 2);
+            assert_eq!(k[row * HIDDEN..][..HIDDEN], of("k")[from * HIDDEN..][..HIDDEN], "row {row}");
+        }
+        assert_eq!(&model.values("blk.1.attn_v.weight"), of("v"));
+    }
+}
+
+#[test]
+fn towers_end_before_the_last_block() {
+    for next in [false, true] {
+        let (_, mut mmproj) = converted(next, Naming::Nested, 1);
+        assert_eq!(mmproj.u32("clip.vision.block_count"), 2);
+        let names = &mmproj.content.tensor_infos;
+        assert!(!names.keys().any(|name| name.starts_with("v.blk.2.") || name.contains("post_ln")));
+        assert_eq!(names.contains_key("v.image_newline"), next);
+        let list = |key: &str| {
+            mmproj.content.metadata[key].to_vec().unwrap().iter().map(|v| v.to_i32().unwrap()).collect::<Vec<_>>()
+        };
+        if next {
+            assert_eq!(mmproj.string("clip.projector_type"), "llava_onevision");
+            assert_eq!(list("clip.vision.image_grid_pinpoints"), [56, 28, 28, 56, 56, 56]);
+            // The runtime's sign for LLaVA-NeXT.
+            assert!(!mmproj.content.metadata.contains_key("clip.vision.anyres_max"));
+        } else {
+            assert_eq!(mmproj.string("clip.projector_type"), "mlp");
+            assert_eq!(list("clip.vision.feature_layer"), [2]);
+            assert!(mmproj.content.metadata["clip.vision.center_crop"].to_bool().unwrap());
+        }
+        let class = mmproj.values("v.class_embd");
+        assert_eq!(class, tensors(next)["vision_tower.vision_model.embeddings.class_embedding"].1);
+    }
+}
+
+/// An edit of a checkpoint's JSON file.
+type Edit<'e> = &'e dyn Fn(&mut Json);
+
+fn refused(next: bool, file: &str, edit: Edit, words: &[&str]) {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), next, Naming::Published, 1);
+    let path = model.join(file);
+    let mut json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut json);
+    std::fs::write(&path, json.to_string()).unwrap();
+    let done = convert(&model, &parent.path().join("out.gguf"), &[]);
+    let message = text(&done.stderr);
+    assert!(!done.status.success(), "{file} {words:?} was let in");
+    words.iter().for_each(|word| assert!(message.contains(word), "{word} is not in: {message}"));
+    assert!(!parent.path().join("out.gguf").exists());
+}
+
+#[test]
+fn configurations_that_are_not_understood() {
+    let file = "config.json";
+    let set = |path: &'static str, value: Json| move |j: &mut Json| *j.pointer_mut(path).unwrap() = value.clone();
+    refused(false, file, &set("/vision_feature_layer", json!([-2, -5])), &[file, "vision_feature_layer"]);
+    refused(false, file, &set("/vision_feature_select_strategy", json!("full")), &["vision_feature_select_strategy"]);
+    refused(false, file, &set("/vision_config/model_type", json!("siglip_vision_model")), &["clip_vision_model"]);
+    refused(false, file, &set("/image_token_index", json!(VOCAB)), &["image_token_index", "vocab_size"]);
+    refused(false, file, &|j| j["multimodal_projector_bias"] = false.into(), &["multimodal_projector_bias", "mlp"]);
+    refused(false, file, &set("/text_config/vocab_size", json!(1215)), &["embed_tokens", "1216"]);
+    refused(false, file, &set("/text_config/num_hidden_layers", json!(3)), &["num_hidden_layers"]);
+    refused(true, file, &set("/image_grid_pinpoints", json!([[28, 56]])), &["image_grid_pinpoints", "config.json"]);
+    // transformers' default is 4096, less than this context.
+    let wide = |j: &mut Json| j["text_config"]["max_position_embeddings"] = 8192.into();
+    refused(true, file, &wide, &["text_config.sliding_window", "absent"]);
+}
+
+#[test]
+fn processors_that_are_not_understood() {
+    let file = "preprocessor_config.json";
+    refused(
+        false,
+        file,
+        &|j| j["image_processor_type"] = "LlavaImageProcessor".into(),
+        &[file, "image_processor_type"],
+    );
+    refused(false, file, &|j| j["do_center_crop"] = false.into(), &[file, "do_center_crop"]);
+    refused(false, file, &|j| j["size"] = json!({"height": 28, "width": 28}), &[file, "shortest_edge"]);
+    refused(false, file, &|j| j["size"] = json!({"shortest_edge": 56}), &[file, "`size`", "image_size"]);
+    refused(false, file, &|j| j["crop_size"] = 14.into(), &[file, "crop_size"]);
+    refused(true, file, &|j| j["resample"] = 2.into(), &[file, "resample"]);
+}
+
+#[test]
+fn tokenizers_that_llama_cpp_does_not_have() {
+    let file = "tokenizer.json";
+    refused(false, file, &|j| drop(j["model"]["vocab"].as_object_mut().unwrap().remove("<0x7F>")), &[file, "<0x7F>"]);
+    refused(false, file, &|j| j["model"]["byte_fallback"] = false.into(), &[file, "fuse_unk"]);
+    refused(false, file, &|j| j["model"]["ignore_merges"] = true.into(), &[file, "ignore_merges"]);
+    refused(false, file, &|j| drop(j["model"]["merges"].as_array_mut().unwrap().remove(5)), &[file, "model.merges"]);
+    // The merges of one token stand together: it has one score.
+    let apart = |j: &mut Json| {
+        let merges = j["model"]["merges"].as_array_mut().unwrap();
+        let made = |m: &Json| m.as_str().unwrap().replacen(' ', "", 1);
+        let twice = merges.windows(2).position(|pair| made(&pair[0]) == made(&pair[1])).unwrap();
+        let merge = merges.remove(twice);
+        merges.push(merge);
+    };
+    refused(false, file, &apart, &[file, "model.merges", "one score"]);
+    refused(false, file, &|j| j["normalizer"] = json!({"type": "NFKC"}), &[file, "normalizer"]);
+    refused(false, file, &|j| j["normalizer"] = Json::Null, &[file, "normalizer", "▁"]);
+    refused(false, file, &|j| j["pre_tokenizer"] = json!({"type": "Whitespace"}), &[file, "pre_tokenizer"]);
+    refused(false, file, &|j| j["added_tokens"][5]["id"] = VOCAB.into(), &[file, "added_tokens", "1216 rows"]);
+}
+
+/// Token ids of strings that break tokenizers, as transformers has them.
+#[test]
+fn token_ids_are_transformers() {
+    let Some(runtime_dir) = runtime_dir() else { return };
+    let golden = std::fs::read_to_string(root().join("tests/golden/sentencepiece/ids.json")).unwrap();
+    let golden: Json = serde_json::from_str(&golden).unwrap();
+    let golden = golden["ids"].as_array().unwrap();
+    assert!(golden.len() > 1000);
+    let folder = tempfile::tempdir().unwrap();
+    let model = checkpoint(folder.path(), false, Naming::Published, 1);
+    let path = common::convert(&model, "q4_0", folder.path());
+    let runtime = Runtime::open(&runtime_dir).unwrap();
+    let compute = Compute { threads: 1, gpu_layers: 0, batch: 512, exact: false };
+    let model = Model::load(&runtime, &path, compute, false).unwrap();
+    for row in golden {
+        let text = row[0].as_str().unwrap();
+        assert_eq!(json!(model.tokenize(text, false, true).unwrap()), row[1], "{text:?}");
+    }
+}
