@@ -122,9 +122,11 @@ fn config(family: &str, naming: Naming) -> Value {
     let vision = match family {
         "qwen2_vl" => json!({"depth": 2, "embed_dim": TOWER, "hidden_size": HIDDEN, "mlp_ratio": 2, "num_heads": 2,
                              "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}),
-        "qwen2_5_vl" => json!({"depth": 4, "hidden_size": TOWER, "intermediate_size": 48, "num_heads": 2, "patch_size": 14,
+        "qwen2_5_vl" => {
+            json!({"depth": 4, "hidden_size": TOWER, "intermediate_size": 48, "num_heads": 2, "patch_size": 14,
                                "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1, 3], "window_size": 112,
-                               "hidden_act": "silu", "tokens_per_second": 2}),
+                               "hidden_act": "silu", "tokens_per_second": 2})
+        }
         _ => json!({"depth": 3, "hidden_size": TOWER, "intermediate_size": 48, "num_heads": 2, "patch_size": 16,
                     "out_hidden_size": HIDDEN, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2],
                     "hidden_act": "gelu_pytorch_tanh", "model_type": "qwen3_vl"}),
@@ -133,8 +135,7 @@ fn config(family: &str, naming: Naming) -> Value {
                            "vision_start_token_id": 300, "vision_end_token_id": 301, "vision_config": vision});
     if third {
         text["head_dim"] = 32.into();
-        text["rope_scaling"] =
-            json!({"mrope_interleaved": true, "mrope_section": [4, 6, 6], "rope_type": "default"});
+        text["rope_scaling"] = json!({"mrope_interleaved": true, "mrope_section": [4, 6, 6], "rope_type": "default"});
     } else {
         text["rope_scaling"] = json!({"type": "mrope", "mrope_section": [4, 6, 6]});
     }
@@ -202,8 +203,7 @@ fn checkpoint(parent: &Path, family: &str, naming: Naming) -> PathBuf {
     dir
 }
 
-const F32: [&str; 8] =
-    ["--type", "f32", "--embedding-type", "f32", "--output-type", "f32", "--mmproj-type", "f32"];
+const F32: [&str; 8] = ["--type", "f32", "--embedding-type", "f32", "--output-type", "f32", "--mmproj-type", "f32"];
 
 /// Both files in f32, in `parent`.
 fn pair(parent: &Path, family: &str, naming: Naming) -> [PathBuf; 2] {
@@ -239,7 +239,10 @@ fn tensors_lie_where_the_runtime_wants_them() {
         let (_, bias) = of("model.visual.blocks.1.attn.qkv.bias");
         if family == "qwen3_vl" {
             assert_eq!(f32s(&mmproj, "v.blk.1.attn_qkv.weight").1, *qkv);
-            assert_eq!(f32s(&mmproj, "v.deepstack.2.fc2.weight"), *of("model.visual.deepstack_merger_list.1.linear_fc2.weight"));
+            assert_eq!(
+                f32s(&mmproj, "v.deepstack.2.fc2.weight"),
+                *of("model.visual.deepstack_merger_list.1.linear_fc2.weight")
+            );
             continue;
         }
         for (part, name) in ["q", "k", "v"].into_iter().enumerate() {
@@ -264,12 +267,17 @@ fn both_namings_give_the_same_files() {
 
 #[test]
 fn keys_are_those_that_clip_reads() {
-    for (family, projector, arch) in
-        [("qwen2_vl", "qwen2vl_merger", "qwen2vl"), ("qwen2_5_vl", "qwen2.5vl_merger", "qwen2vl"), ("qwen3_vl", "qwen3vl_merger", "qwen3vl")]
-    {
+    for (family, projector, arch) in [
+        ("qwen2_vl", "qwen2vl_merger", "qwen2vl"),
+        ("qwen2_5_vl", "qwen2.5vl_merger", "qwen2vl"),
+        ("qwen3_vl", "qwen3vl_merger", "qwen3vl"),
+    ] {
         let parent = tempfile::tempdir().unwrap();
         let [model, mmproj] = pair(parent.path(), family, Naming::Published).map(|p| GgufFile::open(&p).unwrap());
-        assert_eq!((model.metadata.str("general.architecture"), mmproj.metadata.str("clip.projector_type")), (Some(arch), Some(projector)));
+        assert_eq!(
+            (model.metadata.str("general.architecture"), mmproj.metadata.str("clip.projector_type")),
+            (Some(arch), Some(projector))
+        );
         let list = |file: &GgufFile, key: &str| -> Vec<i64> {
             let array = file.metadata.get(key).and_then(|v| v.as_array()).unwrap_or_else(|| panic!("{family}: {key}"));
             array.iter().map(|v| v.as_i64().or(v.as_bool().map(i64::from)).unwrap()).collect()
@@ -311,7 +319,8 @@ fn the_runtime_computes_what_transformers_does() {
             let (x, y, c) = (i / 3 % picture.width, i / 3 / picture.width, i % 3);
             *value = ((7 * x + 13 * y + 50 * c + x * y / 9) % 256) as u8;
         }
-        let pieces = vision.tokenize("hell<__media__> t", Path::new("picture"), &[picture]).unwrap().pieces(true).unwrap();
+        let pieces =
+            vision.tokenize("hell<__media__> t", Path::new("picture"), &[picture]).unwrap().pieces(true).unwrap();
         let [Piece::Text(before), Piece::Media(media), Piece::Text(behind)] = pieces.as_slice() else {
             panic!("{family}: {} pieces", pieces.len());
         };
@@ -357,20 +366,73 @@ fn refused(family: &str, naming: Naming, edit: impl Fn(&mut Value), words: &[&st
 fn what_the_runtime_cannot_do_is_refused() {
     use Naming::{Nested, Published};
     let [two, five, three] = FAMILIES;
-    refused(three, Published, |j| j["model_type"] = "qwen3_vl_moe".into(), &["qwen3_vl_moe", "Qwen3-VL (dense)", "Qwen2.5-VL"]);
+    refused(
+        three,
+        Published,
+        |j| j["model_type"] = "qwen3_vl_moe".into(),
+        &["qwen3_vl_moe", "Qwen3-VL (dense)", "Qwen2.5-VL"],
+    );
     refused(three, Published, |j| j["text_config"]["num_experts"] = 128.into(), &["text_config.num_experts"]);
-    refused(two, Published, |j| { j["use_sliding_window"] = true.into(); j["max_window_layers"] = 1.into() }, &["use_sliding_window"]);
-    refused(five, Nested, |j| j["text_config"]["layer_types"] = json!(["full_attention", "sliding_attention", "full_attention"]), &["layer_types"]);
+    refused(
+        two,
+        Published,
+        |j| {
+            j["use_sliding_window"] = true.into();
+            j["max_window_layers"] = 1.into()
+        },
+        &["use_sliding_window"],
+    );
+    refused(
+        five,
+        Nested,
+        |j| j["text_config"]["layer_types"] = json!(["full_attention", "sliding_attention", "full_attention"]),
+        &["layer_types"],
+    );
     refused(five, Published, |j| j["rope_scaling"]["type"] = "yarn".into(), &["rope_scaling.type", "yarn"]);
-    refused(three, Published, |j| j["text_config"]["rope_scaling"]["rope_type"] = "dynamic".into(), &["rope_scaling.rope_type", "dynamic"]);
-    refused(two, Published, |j| j["rope_scaling"]["mrope_section"] = json!([4, 6, 7]), &["rope_scaling.mrope_section", "[4,6,7]"]);
+    refused(
+        three,
+        Published,
+        |j| j["text_config"]["rope_scaling"]["rope_type"] = "dynamic".into(),
+        &["rope_scaling.rope_type", "dynamic"],
+    );
+    refused(
+        two,
+        Published,
+        |j| j["rope_scaling"]["mrope_section"] = json!([4, 6, 7]),
+        &["rope_scaling.mrope_section", "[4,6,7]"],
+    );
     refused(two, Published, |j| drop(j.as_object_mut().unwrap().remove("rope_scaling")), &["mrope_section", "missing"]);
-    refused(three, Published, |j| j["text_config"]["rope_scaling"]["mrope_interleaved"] = false.into(), &["mrope_interleaved"]);
+    refused(
+        three,
+        Published,
+        |j| j["text_config"]["rope_scaling"]["mrope_interleaved"] = false.into(),
+        &["mrope_interleaved"],
+    );
     refused(five, Published, |j| j["vision_config"]["window_size"] = 224.into(), &["vision_config.window_size", "224"]);
-    refused(five, Published, |j| j["vision_config"]["fullatt_block_indexes"] = json!([1, 2]), &["fullatt_block_indexes"]);
-    refused(three, Published, |j| j["vision_config"]["deepstack_visual_indexes"] = json!([2, 0]), &["deepstack_visual_indexes"]);
-    refused(two, Published, |j| j["vision_config"]["spatial_merge_size"] = 4.into(), &["vision_config.spatial_merge_size"]);
-    refused(two, Published, |j| j["vision_config"]["hidden_act"] = "gelu".into(), &["vision_config.hidden_act", "quick_gelu"]);
+    refused(
+        five,
+        Published,
+        |j| j["vision_config"]["fullatt_block_indexes"] = json!([1, 2]),
+        &["fullatt_block_indexes"],
+    );
+    refused(
+        three,
+        Published,
+        |j| j["vision_config"]["deepstack_visual_indexes"] = json!([2, 0]),
+        &["deepstack_visual_indexes"],
+    );
+    refused(
+        two,
+        Published,
+        |j| j["vision_config"]["spatial_merge_size"] = 4.into(),
+        &["vision_config.spatial_merge_size"],
+    );
+    refused(
+        two,
+        Published,
+        |j| j["vision_config"]["hidden_act"] = "gelu".into(),
+        &["vision_config.hidden_act", "quick_gelu"],
+    );
     // Of the tower, a fused tensor of another shape than it says.
     refused(two, Published, |j| j["vision_config"]["embed_dim"] = 48.into(), &["visual.", "[48"]);
     refused(two, Published, |j| j["vision_start_token_id"] = 299.into(), &["<|vision_start|>", "299"]);
