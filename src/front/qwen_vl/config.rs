@@ -93,14 +93,17 @@ impl PixelLimits {
             self.max,
             self.max * MAX_TOKENS / most
         );
-        self.max = most;
+        self.max = most.max(self.min);
         Some(note)
     }
 
     /// `min_pixels` and `max_pixels` go before `size`, as transformers has it.
     fn read(p: &Section, tower: &QwenTower) -> Result<Self, ConfigError> {
-        for (key, want) in [("merge_size", MERGE), ("temporal_patch_size", 2), ("patch_size", tower.patch_size)] {
-            if p.size_opt(key)?.is_some_and(|found| found != want) {
+        // (key, the processor's default, the tower's)
+        for (key, default, want) in
+            [("merge_size", 2, MERGE), ("temporal_patch_size", 2, 2), ("patch_size", 14, tower.patch_size)]
+        {
+            if p.size_opt(key)?.unwrap_or(default) != want {
                 return Err(p.invalid(key, "what vision_config says"));
             }
         }
@@ -108,9 +111,9 @@ impl PixelLimits {
         let limit = |old: &str, new: &str, default: usize| {
             let inner = match &size {
                 None => return Ok(p.size_opt(old)?.unwrap_or(default)),
-                Some(size) => match size.size_opt(old)? {
+                Some(size) => match size.size_opt(new)? {
                     Some(n) => Some(n),
-                    None => size.size_opt(new)?,
+                    None => size.size_opt(old)?,
                 },
             };
             p.size_opt(old)?.or(inner).ok_or_else(|| size.as_ref().unwrap_or(p).missing(new))
