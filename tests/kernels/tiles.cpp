@@ -29,6 +29,8 @@ static clip_image_u8 picture(int width, int height) {
 
 int main() {
     shape.image_size = 112;
+    // LLaVA-OneVision: its odd pixels are padded as transformers 4.45 pads them.
+    shape.llava_anyres_max = 9;
     for (int c = 0; c < 3; c++) {
         shape.image_mean[c] = 0.0f;
         shape.image_std[c]  = 1.0f;

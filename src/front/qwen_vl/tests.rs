@@ -46,8 +46,8 @@ fn published_checkpoints_open() {
     for folder in std::fs::read_dir(&published).unwrap() {
         let folder = folder.unwrap().path();
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let json = |file: &str| serde_json::from_slice(&std::fs::read(folder.join(file)).ok()?).ok();
-        let Some::<serde_json::Value>(config) = json("config.json") else { continue };
+        let json = |file: &str| serde_json::from_slice::<Value>(&std::fs::read(folder.join(file)).ok()?).ok();
+        let Some(config) = json("config.json") else { continue };
         let known = config["model_type"].as_str().is_some_and(|kind| Generation::of(kind).is_some());
         if !known || config.get("quantization_config").is_some() {
             continue;
