@@ -59,7 +59,11 @@ pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<
 ///
 /// # Errors
 /// A token is missing, or has another id.
-pub(super) fn check_brackets(checkpoint: &Checkpoint, pair: &Pair, brackets: &[(&str, &str)]) -> Result<(), FrontError> {
+pub(super) fn check_brackets(
+    checkpoint: &Checkpoint,
+    pair: &Pair,
+    brackets: &[(&str, &str)],
+) -> Result<(), FrontError> {
     let tokens = pair.text.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array());
     for (key, token) in brackets {
         let id = tokens.and_then(|t| t.iter().position(|t| t.as_str() == Some(token)));
