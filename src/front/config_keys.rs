@@ -430,7 +430,18 @@ mod tests {
                            temporal_patch_size initializer_range rope_parameters intermediate_size tokens_per_second \
                            window_size out_hidden_size fullatt_block_indexes num_position_embeddings \
                            deepstack_visual_indexes";
-        for (fields, table) in [(qwen, QWEN_VL), (qwen_vision, QWEN_VISION)] {
+        let idefics3 =
+            "use_cache image_token_id tie_word_embeddings vision_config text_config scale_factor pad_token_id";
+        let gemma3 = "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index \
+                      initializer_range tie_word_embeddings";
+        let gemma3_text = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads \
+                           num_key_value_heads head_dim hidden_activation max_position_embeddings initializer_range \
+                           rms_norm_eps use_cache pad_token_id eos_token_id bos_token_id tie_word_embeddings \
+                           rope_parameters attention_bias attention_dropout query_pre_attn_scalar sliding_window \
+                           layer_types final_logit_softcapping attn_logit_softcapping use_bidirectional_attention \
+                           sliding_window_pattern rope_theta rope_local_base_freq rope_scaling";
+        let more = [(idefics3, IDEFICS3), (gemma3, GEMMA3), (gemma3_text, GEMMA3_TEXT)];
+        for (fields, table) in [(qwen, QWEN_VL), (qwen_vision, QWEN_VISION)].into_iter().chain(more) {
             for field in fields.split_whitespace() {
                 assert!(table.iter().any(|(key, _)| *key == field), "{field}");
             }
