@@ -1,7 +1,11 @@
 /// Prefixes of transformers 5, of nested saves and of text models, and what the published llava-hf files (and Qwen's for
 /// `visual`) call the same tensor.
-const PREFIXES: [(&str, &str); 9] = [
+const PREFIXES: [(&str, &str); 12] = [
     ("model.language_model.", "language_model.model."),
+    // Idefics3 and SmolVLM.
+    ("model.text_model.", "language_model.model."),
+    ("model.vision_model.", "vision_tower.vision_model."),
+    ("model.connector.", "connector."),
     // Qwen2-VL and Qwen2.5-VL are published with a plain text model's names.
     ("model.layers.", "language_model.model.layers."),
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
@@ -36,6 +40,9 @@ mod tests {
             ("model.language_model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
             ("model.language_model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
             ("model.layers.3.mlp.up_proj.weight", "language_model.model.layers.3.mlp.up_proj.weight"),
+            ("model.text_model.norm.weight", "language_model.model.norm.weight"),
+            ("model.vision_model.post_layernorm.bias", "vision_tower.vision_model.post_layernorm.bias"),
+            ("model.connector.modality_projection.proj.weight", "connector.modality_projection.proj.weight"),
             ("model.embed_tokens.weight", "language_model.model.embed_tokens.weight"),
             ("model.norm.weight", "language_model.model.norm.weight"),
             ("visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),

@@ -2,7 +2,7 @@
 use super::decoder::DecoderConfig;
 use super::pair_id::pair_id;
 use super::vocabulary::Vocabulary;
-use super::{Card, General, ModelName, Pair, Row, Source};
+use super::{Card, FrontError, General, ModelName, Pair, Row, Source};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Metadata, PAIR_KEY};
@@ -52,4 +52,30 @@ pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<
     text.metadata.set(PAIR_KEY, &id);
     mmproj.metadata.set(PAIR_KEY, &id);
     Ok(Pair { text, mmproj: Some(mmproj), name: general.name, notes })
+}
+
+/// Checks that the vocabulary has the tokens that the runtime writes around a picture, with the ids that config.json gives
+/// them: (its key, token).
+///
+/// # Errors
+/// A token is missing, or has another id.
+pub(super) fn check_brackets(
+    checkpoint: &Checkpoint,
+    pair: &Pair,
+    brackets: &[(&str, &str)],
+) -> Result<(), FrontError> {
+    let tokens = pair.text.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array());
+    for (key, token) in brackets {
+        let id = tokens.and_then(|t| t.iter().position(|t| t.as_str() == Some(token)));
+        let said = checkpoint.config().get(key).and_then(serde_json::Value::as_u64);
+        let problem = match (id, said) {
+            (None, _) => format!("has no token {token:?}, which stands beside every picture"),
+            (Some(id), Some(said)) if id as u64 != said => {
+                format!("gives {token:?} id {id}, but {key} in config.json is {said}")
+            }
+            _ => continue,
+        };
+        return Err(FrontError::File { file: checkpoint.dir().join("tokenizer.json"), problem });
+    }
+    Ok(())
 }

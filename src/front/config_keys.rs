@@ -225,6 +225,80 @@ pub(crate) const LLAVA: &[(&str, KeyRule)] = &[
     ("logit_scale", Number(1.0)),
 ];
 
+/// transformers' `Idefics3Config` and `SmolVLMConfig`.
+pub(crate) const IDEFICS3: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("text_config", Read),
+    ("vision_config", Read),
+    ("scale_factor", Read),
+    ("tie_word_embeddings", Read),
+    ("quantization_config", Read),
+    ("transformers_weights", Read),
+    // Where a picture goes is said by the runtime.
+    ("image_token_id", Harmless),
+    ("pad_token_id", Harmless),
+    ("use_cache", Harmless),
+    // The text model's counts.
+    ("vocab_size", Harmless),
+    ("logit_scale", Number(1.0)),
+];
+
+/// transformers' `Gemma3Config`.
+pub(crate) const GEMMA3: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("text_config", Read),
+    ("vision_config", Read),
+    ("mm_tokens_per_image", Read),
+    ("boi_token_index", Read),
+    ("eoi_token_index", Read),
+    ("tie_word_embeddings", Read),
+    ("quantization_config", Read),
+    ("transformers_weights", Read),
+    // Where a picture goes is said by the runtime.
+    ("image_token_index", Harmless),
+    ("initializer_range", Harmless),
+    ("logit_scale", Number(1.0)),
+];
+
+/// transformers' `Gemma3TextConfig`.
+pub(crate) const GEMMA3_TEXT: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("hidden_size", Read),
+    ("intermediate_size", Read),
+    ("num_hidden_layers", Read),
+    ("num_attention_heads", Read),
+    ("num_key_value_heads", Read),
+    ("head_dim", Read),
+    ("vocab_size", Read),
+    ("max_position_embeddings", Read),
+    ("rms_norm_eps", Read),
+    ("hidden_activation", Word("gelu_pytorch_tanh")),
+    ("query_pre_attn_scalar", Read),
+    ("sliding_window", Read),
+    ("sliding_window_pattern", Read),
+    ("_sliding_window_pattern", Read),
+    ("layer_types", Read),
+    ("rope_theta", Read),
+    ("rope_local_base_freq", Read),
+    ("rope_scaling", Read),
+    ("rope_parameters", Read),
+    ("tie_word_embeddings", Read),
+    ("attention_bias", Off),
+    ("attention_dropout", Harmless),
+    ("initializer_range", Harmless),
+    ("use_cache", Harmless),
+    ("bos_token_id", Harmless),
+    ("eos_token_id", Harmless),
+    ("pad_token_id", Harmless),
+    ("cache_implementation", Harmless),
+    ("attn_logit_softcapping", Off),
+    ("final_logit_softcapping", Off),
+    ("use_bidirectional_attention", Off),
+    ("add_cross_attention", Off),
+    ("is_encoder_decoder", Off),
+    ("pruned_heads", Off),
+];
+
 /// Refuses the keys of `section` that `table` allows only with other values.
 ///
 /// # Errors
@@ -356,7 +430,18 @@ mod tests {
                            temporal_patch_size initializer_range rope_parameters intermediate_size tokens_per_second \
                            window_size out_hidden_size fullatt_block_indexes num_position_embeddings \
                            deepstack_visual_indexes";
-        for (fields, table) in [(qwen, QWEN_VL), (qwen_vision, QWEN_VISION)] {
+        let idefics3 =
+            "use_cache image_token_id tie_word_embeddings vision_config text_config scale_factor pad_token_id";
+        let gemma3 = "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index \
+                      initializer_range tie_word_embeddings";
+        let gemma3_text = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads \
+                           num_key_value_heads head_dim hidden_activation max_position_embeddings initializer_range \
+                           rms_norm_eps use_cache pad_token_id eos_token_id bos_token_id tie_word_embeddings \
+                           rope_parameters attention_bias attention_dropout query_pre_attn_scalar sliding_window \
+                           layer_types final_logit_softcapping attn_logit_softcapping use_bidirectional_attention \
+                           sliding_window_pattern rope_theta rope_local_base_freq rope_scaling";
+        let more = [(idefics3, IDEFICS3), (gemma3, GEMMA3), (gemma3_text, GEMMA3_TEXT)];
+        for (fields, table) in [(qwen, QWEN_VL), (qwen_vision, QWEN_VISION)].into_iter().chain(more) {
             for field in fields.split_whitespace() {
                 assert!(table.iter().any(|(key, _)| *key == field), "{field}");
             }

@@ -15,6 +15,17 @@ pub enum DecoderArch {
     Qwen2Vl,
     /// Norms of q and k, positions in interleaved sections, features that enter the first blocks.
     Qwen3Vl,
+    /// Norms of q and k and behind attention and MLP, all with gains of `1 + w`; most blocks see a window.
+    Gemma3,
+}
+
+/// What the blocks of Gemma 3 see that see only the last tokens, all but every sixth.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Windows {
+    /// So many tokens, the token itself among them.
+    pub tokens: usize,
+    /// The base of their rotary positions.
+    pub rope_theta: f64,
 }
 
 impl DecoderArch {
@@ -61,6 +72,10 @@ pub struct DecoderConfig {
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
+    /// Positions are divided by it, but in blocks with windows.
+    pub rope_factor: f64,
+    /// Of Gemma 3.
+    pub windows: Option<Windows>,
     /// Pairs of a head that turn by time, height and width; none: there is one position.
     pub rope_sections: Option<[usize; 3]>,
     /// The output head is the embedding.
@@ -93,14 +108,18 @@ impl DecoderConfig {
         // Published 0.5B files of LLaVA-OneVision tie in the text model only.
         let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
         let mut text = DecoderConfig::read(section, Some(tied))?;
-        // transformers 5 ties only what is equal: a head that was trained on is kept.
-        if !tied || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
-            return Ok((text, None));
+        let note = text.settle_head(checkpoint);
+        Ok((text, note))
+    }
+
+    /// transformers 5 ties only what is equal: a head that was trained on is kept, and the user told.
+    pub(crate) fn settle_head(&mut self, checkpoint: &Checkpoint) -> Option<String> {
+        if !self.tie_word_embeddings || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
+            return None;
         }
-        text.tie_word_embeddings = false;
+        self.tie_word_embeddings = false;
         let head = checkpoint.stored_name(HEAD);
-        let note = format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept");
-        Ok((text, Some(note)))
+        Some(format!("tie_word_embeddings is true, but `{head}` differs from the embedding: it is kept"))
     }
 
     /// Reads `text_config`. `tied` is the outer configuration's `tie_word_embeddings`, which published files set
@@ -170,6 +189,8 @@ impl DecoderConfig {
             max_position_embeddings,
             rms_norm_eps: s.float_opt("rms_norm_eps")?.unwrap_or(arch.epsilon()),
             rope_theta,
+            rope_factor: 1.0,
+            windows: None,
             rope_sections: sections,
             // The tower's configuration says it.
             deepstack_layers: 0,
@@ -177,6 +198,8 @@ impl DecoderConfig {
             qkv_bias: match arch {
                 DecoderArch::Qwen2 | DecoderArch::Qwen2Vl => true,
                 DecoderArch::Llama | DecoderArch::Qwen3Vl => s.bool_opt("attention_bias")?.unwrap_or(false),
+                // Read elsewhere.
+                DecoderArch::Gemma3 => false,
             },
         })
     }
@@ -293,6 +316,7 @@ impl DecoderConfig {
             DecoderArch::Llama => "llama",
             DecoderArch::Qwen2Vl => "qwen2vl",
             DecoderArch::Qwen3Vl => "qwen3vl",
+            DecoderArch::Gemma3 => "gemma3",
         }
     }
 
@@ -312,13 +336,21 @@ impl DecoderConfig {
         for (key, value) in sizes {
             keys.set(&format!("{arch}.{key}"), value as u32);
         }
-        if matches!(self.arch, DecoderArch::Llama | DecoderArch::Qwen3Vl) {
+        if matches!(self.arch, DecoderArch::Llama | DecoderArch::Qwen3Vl | DecoderArch::Gemma3) {
             for key in ["key_length", "value_length"] {
                 keys.set(&format!("{arch}.attention.{key}"), self.head_dim as u32);
             }
         }
         keys.set(&format!("{arch}.attention.layer_norm_rms_epsilon"), self.rms_norm_eps as f32);
         keys.set(&format!("{arch}.rope.freq_base"), self.rope_theta as f32);
+        if self.rope_factor != 1.0 {
+            keys.set(&format!("{arch}.rope.scaling.type"), "linear");
+            keys.set(&format!("{arch}.rope.scaling.factor"), self.rope_factor as f32);
+        }
+        if let Some(windows) = self.windows {
+            keys.set(&format!("{arch}.attention.sliding_window"), windows.tokens as u32);
+            keys.set(&format!("{arch}.rope.freq_base_swa"), windows.rope_theta as f32);
+        }
         if let Some([time, height, width]) = self.rope_sections {
             // The fourth is of no use here.
             let sections = [time, height, width, 0].map(|n| n as i32);
@@ -329,6 +361,34 @@ impl DecoderConfig {
         }
     }
 
+    /// A norm's gain.
+    fn gain(&self, to: &str, from: &str, width: usize) -> Row {
+        let row = Row::vector(to, from, &[width]);
+        if self.arch == DecoderArch::Gemma3 { row.plus_one() } else { row }
+    }
+
+    /// The norms of a block: GGUF's name, the checkpoint's.
+    fn norms(&self) -> &'static [(&'static str, &'static str)] {
+        const HEADS: [(&str, &str); 2] = [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
+        const BEFORE: [(&str, &str); 2] = [("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
+        match self.arch {
+            DecoderArch::Qwen2 | DecoderArch::Llama | DecoderArch::Qwen2Vl => &BEFORE,
+            DecoderArch::Qwen3Vl => const { &[BEFORE[0], BEFORE[1], HEADS[0], HEADS[1]] },
+            DecoderArch::Gemma3 => {
+                const {
+                    &[
+                        ("attn_norm", "input_layernorm"),
+                        HEADS[0],
+                        HEADS[1],
+                        ("post_attention_norm", "post_attention_layernorm"),
+                        ("ffn_norm", "pre_feedforward_layernorm"),
+                        ("post_ffw_norm", "post_feedforward_layernorm"),
+                    ]
+                }
+            }
+        }
+    }
+
     /// The tensors in file order: embedding, output, blocks.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
@@ -336,7 +396,7 @@ impl DecoderConfig {
         let vocab = [self.vocab_size, hidden];
         let mut rows = vec![
             Row::matrix("token_embd.weight", EMBEDDING, &vocab),
-            Row::vector("output_norm.weight", "language_model.model.norm.weight", &[hidden]),
+            self.gain("output_norm.weight", "language_model.model.norm.weight", hidden),
         ];
         if !self.tie_word_embeddings {
             rows.push(Row::matrix("output.weight", HEAD, &vocab));
@@ -353,14 +413,9 @@ impl DecoderConfig {
         for layer in 0..self.num_layers {
             let to = |part: &str| format!("blk.{layer}.{part}");
             let from = |part: &str| format!("{BLOCKS}{layer}.{part}");
-            for (name, stored) in [("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")] {
-                rows.push(Row::vector(to(&format!("{name}.weight")), from(&format!("{stored}.weight")), &[hidden]));
-            }
-            if self.arch == DecoderArch::Qwen3Vl {
-                for (name, stored) in [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")] {
-                    let (to, from) = (to(&format!("{name}.weight")), from(&format!("{stored}.weight")));
-                    rows.push(Row::vector(to, from, &[self.head_dim]));
-                }
+            for (name, stored) in self.norms() {
+                let width = if stored.starts_with("self_attn") { self.head_dim } else { hidden };
+                rows.push(self.gain(&to(&format!("{name}.weight")), &from(&format!("{stored}.weight")), width));
             }
             for (name, stored, shape, bias) in linears {
                 // ggml turns neighbours of Llama's heads, transformers halves.

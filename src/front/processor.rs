@@ -37,6 +37,14 @@ impl ProcessorFile {
     }
 }
 
+/// What pictures are resized with, by Pillow's numbers. The runtime has one for each projector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    Lanczos = 1,
+    Bilinear = 2,
+    Bicubic = 3,
+}
+
 /// By which mean and deviation the channels of pixels from 0 to 1 are normalised.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalisation {
@@ -46,8 +54,8 @@ pub struct Normalisation {
 
 impl Normalisation {
     /// # Errors
-    /// A step is left out, or pixels are scaled or resampled in another way than all of LLaVA's processors do.
-    pub(super) fn read(p: &Section) -> Result<Self, ConfigError> {
+    /// A step is left out, or pixels are scaled or resampled in another way than the runtime does: by the filter `resample`.
+    pub(super) fn read(p: &Section, resample: Filter) -> Result<Self, ConfigError> {
         for key in ["do_resize", "do_rescale", "do_normalize"] {
             if p.bool_opt(key)? == Some(false) {
                 return Err(p.invalid(key, "true"));
@@ -57,9 +65,13 @@ impl Normalisation {
         if (rescale * 255.0 - 1.0).abs() > 1e-6 {
             return Err(p.invalid("rescale_factor", "1/255"));
         }
-        // Pillow's number of the filter.
-        if p.get("resample").is_some_and(|v| v.as_u64() != Some(3)) {
-            return Err(p.invalid("resample", "3 (bicubic)"));
+        if p.get("resample").is_some_and(|v| v.as_u64() != Some(resample as u64)) {
+            let want = match resample {
+                Filter::Lanczos => "1 (Lanczos)",
+                Filter::Bilinear => "2 (bilinear)",
+                Filter::Bicubic => "3 (bicubic)",
+            };
+            return Err(p.invalid("resample", want));
         }
         Ok(Normalisation { mean: triple(p, "image_mean")?, std: triple(p, "image_std")? })
     }

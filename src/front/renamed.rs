@@ -14,6 +14,8 @@ pub(crate) struct Row {
     /// The checkpoint's canonical name.
     pub from: String,
     map: RowMap,
+    /// The checkpoint stores what differs from 1: a gain of `1 + w`.
+    plus_one: bool,
 }
 
 /// Where a row's values lie in the checkpoint's tensor.
@@ -31,7 +33,7 @@ enum RowMap {
 
 impl Row {
     fn new(name: impl Into<String>, from: impl Into<String>, shape: &[usize], stored: GgmlType) -> Self {
-        Row { tensor: TensorSpec::new(name, shape, stored), from: from.into(), map: RowMap::Same }
+        Row { tensor: TensorSpec::new(name, shape, stored), from: from.into(), map: RowMap::Same, plus_one: false }
     }
 
     /// A vector, or a small table: f32 in files that quantise nothing.
@@ -42,6 +44,17 @@ impl Row {
     /// A matrix or a convolution: f16 there.
     pub fn matrix(name: impl Into<String>, from: impl Into<String>, shape: &[usize]) -> Self {
         Row::new(name, from, shape, GgmlType::F16)
+    }
+
+    /// The same in f32, though it is a matrix.
+    pub fn in_f32(mut self) -> Self {
+        self.tensor.stored = GgmlType::F32;
+        self
+    }
+
+    /// A gain `1 + w` of which the checkpoint has `w`.
+    pub fn plus_one(self) -> Self {
+        Row { plus_one: true, ..self }
     }
 
     /// The same with the rows of heads of `head_dim` reordered.
@@ -125,7 +138,10 @@ impl Tensors for Renamed<'_> {
         while at < range.end {
             let (from, run) = row.run(at);
             let n = run.min(range.end - at);
-            let part = self.checkpoint.f32_range(&row.from, &shape, from..from + n)?;
+            let mut part = self.checkpoint.f32_range(&row.from, &shape, from..from + n)?;
+            if row.plus_one {
+                part.iter_mut().for_each(|w| *w += 1.0);
+            }
             // One run is most often all of it: no copy.
             if n == range.len() {
                 return Ok(part);
@@ -137,7 +153,7 @@ impl Tensors for Renamed<'_> {
     }
 
     fn bytes(&self, name: &str) -> Option<(GgmlType, &[u8])> {
-        let row = self.rows.get(name).filter(|row| row.map == RowMap::Same)?;
+        let row = self.rows.get(name).filter(|row| row.map == RowMap::Same && !row.plus_one)?;
         let view = self.checkpoint.tensor(&row.from).ok()?;
         let ty = match view.dtype {
             Dtype::F32 => GgmlType::F32,

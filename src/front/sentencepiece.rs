@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 /// What GGUF needs beside the tokens.
 pub(super) struct Pieces {
-    /// Rank of the tokens that merges make, best first.
+    /// Rank of the tokens that merges make, best first; added tokens have none.
     ranks: HashMap<String, usize>,
     unk: Option<String>,
     space_prefix: bool,
@@ -60,9 +60,18 @@ fn ranks(
     let mut ranks: HashMap<String, usize> = HashMap::new();
     let mut pairs: HashSet<(&str, &str)> = HashSet::new();
     let mut last = String::new();
+    let added: HashSet<&str> = added.iter().map(|t| t.content.as_str()).collect();
     for (i, [left, right]) in merges.iter().enumerate() {
         let made = format!("{left}{right}");
         let field = || format!("model.merges[{i}]");
+        if added.contains(made.as_str()) {
+            // Cut out of the text before any merge, but for Gemma's runs of `▁`: llama.cpp cuts those out too.
+            if made.contains('▁') && !ranks.is_empty() {
+                let problem = "an added token, behind merges of others; llama.cpp looks for it first";
+                return Err(s.field(&field(), format!("makes {made:?}, {problem}")));
+            }
+            continue;
+        }
         if !vocab.contains_key(&made) {
             return Err(s.field(&field(), format!("makes {made:?}, which is no token")));
         }
@@ -76,7 +85,6 @@ fn ranks(
         pairs.insert((left, right));
         last = made;
     }
-    let added: HashSet<&str> = added.iter().map(|t| t.content.as_str()).collect();
     let symbol = |text: &str| vocab.contains_key(text) || text.chars().nth(1).is_none();
     for token in vocab.keys().filter(|token| !added.contains(token.as_str()) && !is_byte(token)) {
         for (at, _) in token.char_indices().skip(1) {
@@ -106,6 +114,10 @@ fn space_prefix(s: &TokenizerFile, notes: &mut Vec<String>) -> Result<bool, Gguf
         }
     }
     for rule in rules("pre_tokenizer", "pretokenizers") {
+        // Gemma's: no space is left at which it could cut.
+        if spaces && rule["type"] == "Split" && rule["pattern"]["String"] == " " {
+            continue;
+        }
         let split = rule["split"].as_bool().unwrap_or(true);
         let ours = rule["type"] == "Metaspace" && rule["replacement"] == "▁" && !split && !prefix && !spaces;
         match rule["prepend_scheme"].as_str().filter(|_| ours) {

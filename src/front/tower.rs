@@ -39,14 +39,17 @@ impl TowerConfig {
     /// Reads `vision_config`; `feature_layer` is the outer `vision_feature_layer`: -1 is the last block's output,
     /// -2 the one before it, k >= 0 the output of k blocks.
     pub(crate) fn read(s: &Section, feature_layer: i64) -> Result<Self, ConfigError> {
-        let arch = match s.str("model_type")? {
+        let model_type = s.str("model_type")?;
+        let arch = match model_type {
             "siglip_vision_model" => TowerArch::Siglip,
+            // SigLIP for pictures of any size, and always given its own.
+            "idefics3" | "idefics3_vision" | "smolvlm_vision" => TowerArch::Siglip,
             "clip_vision_model" => TowerArch::Clip,
             other => {
                 return Err(ConfigError::Unsupported {
                     file: s.file.clone(),
                     found: format!("{}: {other}", s.key("model_type")),
-                    supported: "siglip_vision_model, clip_vision_model".into(),
+                    supported: "siglip_vision_model, clip_vision_model, idefics3_vision, smolvlm_vision".into(),
                 });
             }
         };
@@ -58,7 +61,11 @@ impl TowerConfig {
             return Err(s.invalid("hidden_act", want));
         }
         config_keys::check(s, config_keys::VISION)?;
-        let num_layers = s.size("num_hidden_layers")?;
+        let size = |key: &str| match s.size_opt(key)? {
+            Some(size) => Ok(size),
+            None => default_size(model_type, key).ok_or_else(|| s.missing(key)),
+        };
+        let num_layers = size("num_hidden_layers")?;
         let used = if feature_layer < 0 { num_layers as i64 + 1 + feature_layer } else { feature_layer };
         if !(1..=num_layers as i64).contains(&used) {
             return Err(ConfigError::Invalid {
@@ -70,13 +77,13 @@ impl TowerConfig {
         }
         let this = TowerConfig {
             arch,
-            hidden_size: s.size("hidden_size")?,
-            intermediate_size: s.size("intermediate_size")?,
+            hidden_size: size("hidden_size")?,
+            intermediate_size: size("intermediate_size")?,
             num_layers,
             used_layers: used as usize,
-            num_heads: s.size("num_attention_heads")?,
-            image_size: s.size("image_size")?,
-            patch_size: s.size("patch_size")?,
+            num_heads: size("num_attention_heads")?,
+            image_size: size("image_size")?,
+            patch_size: size("patch_size")?,
             layer_norm_eps: s.float_opt("layer_norm_eps")?.unwrap_or(match arch {
                 TowerArch::Siglip => 1e-6,
                 TowerArch::Clip => 1e-5,
@@ -93,7 +100,45 @@ impl TowerConfig {
     }
 }
 
+/// The sizes of transformers' `Idefics3VisionConfig` and `SmolVLMVisionConfig`, which published files leave out.
+fn default_size(model_type: &str, key: &str) -> Option<usize> {
+    let class = ["idefics3", "idefics3_vision", "smolvlm_vision"].contains(&model_type);
+    Some(match key {
+        _ if !class => return None,
+        "hidden_size" => 1152,
+        "intermediate_size" => 3072,
+        "num_hidden_layers" => 12,
+        "num_attention_heads" => 16,
+        "image_size" => 224,
+        "patch_size" => 32,
+        _ => return None,
+    })
+}
+
 impl TowerConfig {
+    /// # Errors
+    /// clip.cpp would take the two linears of a block's MLP for each other, as it does with Gemma 3 and Idefics3.
+    pub(crate) fn check_mlp(&self, s: &Section) -> Result<(), ConfigError> {
+        if self.intermediate_size == self.hidden_size {
+            return Err(s.invalid("intermediate_size", "an MLP of another width than the tower's"));
+        }
+        Ok(())
+    }
+
+    /// The tensors of a SigLIP whose last norm the projector's input has gone through, and which upstream's graph runs: it
+    /// takes pixels and the patches' weights in f32.
+    pub(crate) fn siglip_rows(&self) -> Vec<Row> {
+        let mut rows = self.rows();
+        for row in rows.iter_mut().filter(|row| row.tensor.name == "v.patch_embd.weight") {
+            *row = row.clone().in_f32();
+        }
+        for kind in ["weight", "bias"] {
+            let from = format!("vision_tower.vision_model.post_layernorm.{kind}");
+            rows.push(Row::vector(format!("v.post_ln.{kind}"), from, &[self.hidden_size]));
+        }
+        rows
+    }
+
     /// The tensors of the blocks that run.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let (hidden, inner, patch) = (self.hidden_size, self.intermediate_size, self.patch_size);

@@ -129,8 +129,12 @@ pub fn text(tensors: &[TensorSpec], types: &TypeChoice) -> Vec<Planned> {
     tensors.iter().map(plan).collect()
 }
 
+/// Gemma 3's projector, which the runtime transposes: it has no blocks.
+const TRANSPOSED: &str = "mm.input_projection.weight";
+
 /// The tensors of a tower and its projector: the linears as `ty`, all else as stored. Convolutions follow where `ty` is a
-/// float: the runtime wants them in f16 or f32. Without `ty` everything is kept.
+/// float, the runtime wants them in f16 or f32; one that is stored in f32 stays so, for it rounds the pixels to the type
+/// of the weights. Without `ty` everything is kept.
 pub fn vision(tensors: &[TensorSpec], ty: Option<GgmlType>) -> Vec<Planned> {
     let Some(ty) = ty else { return stored(tensors) };
     let plan = |t: &TensorSpec| {
@@ -138,8 +142,9 @@ pub fn vision(tensors: &[TensorSpec], ty: Option<GgmlType>) -> Vec<Planned> {
         // Qwen's convolution over two pictures is two tensors.
         let weight = t.name.ends_with(".weight") || t.name.ends_with(".weight.1");
         match t.shape.len() {
+            2 if t.name == TRANSPOSED && ty.is_quantized() => Planned::kept(t),
             2 if of_linear && weight => Planned::of(t, ty),
-            4.. if weight && !ty.is_quantized() => Planned::of(t, ty),
+            4.. if weight && !ty.is_quantized() && t.stored != GgmlType::F32 => Planned::of(t, ty),
             _ => Planned::kept(t),
         }
     };

@@ -106,6 +106,10 @@ impl PictureText {
     pub const LLAVA: PictureText = PictureText { text: None, line_end: true };
     /// Upstream's `mlp`, behind whose pictures the runtime writes nothing.
     pub const LLAVA_1_5: PictureText = PictureText { text: None, line_end: false };
+    /// The runtime writes what stands around it and its tiles.
+    pub const IDEFICS3: PictureText = PictureText { text: Some("<image>"), line_end: false };
+    /// The runtime writes two line ends before and behind it, as transformers' processor does.
+    pub const GEMMA3: PictureText = PictureText { text: Some("<start_of_image>"), line_end: false };
     /// The runtime writes the two outer tokens.
     pub const QWEN: PictureText =
         PictureText { text: Some("<|vision_start|><|image_pad|><|vision_end|>"), line_end: false };

@@ -97,4 +97,5 @@ def main():
     path.write_text(json.dumps(goldens, separators=(",", ":")) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
 use crate::front::decoder::{BLOCKS, DecoderConfig};
-use crate::front::processor::{self, Normalisation, ProcessorFile, Size};
+use crate::front::processor::{self, Filter, Normalisation, ProcessorFile, Size};
 use crate::front::tower::{self, TowerArch, TowerConfig};
 use crate::front::{claims, config_keys};
 use serde_json::Value;
@@ -86,7 +86,7 @@ fn read_processor(
     if p.str_opt("image_processor_type")?.is_some_and(|found| !found.starts_with(kind)) {
         return Err(p.invalid("image_processor_type", want).into());
     }
-    let normalisation = Normalisation::read(&p)?;
+    let normalisation = Normalisation::read(&p, Filter::Bicubic)?;
     // Tiles have the tower's size already: nothing is left to resize or to crop.
     if square(&p, "crop_size")?.is_some_and(|crop| crop != side) {
         return Err(p.invalid("crop_size", "the vision tower's image_size").into());

@@ -2,7 +2,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
 use crate::front::decoder::{BLOCKS, DecoderConfig};
-use crate::front::processor::{self, Normalisation, ProcessorFile, Size};
+use crate::front::processor::{self, Filter, Normalisation, ProcessorFile, Size};
 use crate::front::tower::{self, TowerConfig};
 use crate::front::{claims, config_keys};
 
@@ -107,7 +107,7 @@ impl Preprocessing {
         if self::pinpoints(config, side)? != pinpoints {
             return Err(p.invalid("image_grid_pinpoints", "the same list as in config.json").into());
         }
-        Ok(Preprocessing { pinpoints, normalisation: Normalisation::read(&p)? })
+        Ok(Preprocessing { pinpoints, normalisation: Normalisation::read(&p, Filter::Bicubic)? })
     }
 }
 

@@ -3,7 +3,7 @@ use super::tower::{self, Generation, MERGE, QwenTower};
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
 use crate::front::decoder::{BLOCKS, DecoderConfig};
-use crate::front::processor::{Normalisation, ProcessorFile};
+use crate::front::processor::{Filter, Normalisation, ProcessorFile};
 use crate::front::{claims, config_keys};
 
 /// How many pixels a picture may have when it enters the tower: it is resized to fit.
@@ -71,7 +71,7 @@ impl QwenVl {
         }
         let mut pixels = PixelLimits::read(&p, &tower)?;
         notes.extend(pixels.settle(&tower));
-        let normalisation = Normalisation::read(&p)?;
+        let normalisation = Normalisation::read(&p, Filter::Bicubic)?;
         Ok(QwenVl { text, tower, pixels, normalisation, notes })
     }
 }

@@ -9,7 +9,7 @@ pub use tower::{Generation, QwenTower};
 
 use super::assemble::{self, Parts};
 use super::decoder::HEAD;
-use super::{FrontError, Pair, claims};
+use super::{Pair, claims};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
@@ -30,26 +30,10 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
     let picture = PictureText::QWEN;
     let parts = Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes };
     let pair = assemble::pair(checkpoint, parts)?;
-    check_brackets(checkpoint, &pair)?;
+    // The runtime writes these two tokens around a picture, whatever config.json calls them.
+    let brackets = [("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>")];
+    assemble::check_brackets(checkpoint, &pair, &brackets)?;
     Ok(pair)
-}
-
-/// The runtime writes these two tokens around a picture, whatever config.json calls them.
-fn check_brackets(checkpoint: &Checkpoint, pair: &Pair) -> Result<(), FrontError> {
-    let tokens = pair.text.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array());
-    for (key, token) in [("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>")] {
-        let id = tokens.and_then(|t| t.iter().position(|t| t.as_str() == Some(token)));
-        let said = checkpoint.config().get(key).and_then(serde_json::Value::as_u64);
-        let problem = match (id, said) {
-            (None, _) => format!("has no token {token:?}, which stands beside every picture"),
-            (Some(id), Some(said)) if id as u64 != said => {
-                format!("gives {token:?} id {id}, but {key} in config.json is {said}")
-            }
-            _ => continue,
-        };
-        return Err(FrontError::File { file: checkpoint.dir().join("tokenizer.json"), problem });
-    }
-    Ok(())
 }
 
 impl QwenVl {

@@ -1,74 +1,31 @@
 //! Published metadata of the three generations, with weights that are holes in a file.
 use super::*;
-use crate::checkpoint::canonical;
 use crate::front::config::Section;
 use crate::front::decoder::DecoderConfig;
-use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
-use std::path::Path;
+use crate::front::testing::{hollow, json_of, published, shapes};
+use serde_json::Value;
+use std::collections::BTreeSet;
 
-/// Canonical name -> shape of every tensor that the configuration asks for.
-fn shapes(config: &Value) -> BTreeMap<String, Vec<usize>> {
+/// The rows that the configuration asks for.
+fn rows(config: &Value) -> Vec<crate::front::Row> {
     let c = Section { file: "config.json".into(), path: String::new(), json: config };
     let text = c.section("text_config").unwrap_or(Section { json: config, file: c.file.clone(), path: String::new() });
     let tied = [&c, &text].iter().any(|s| s.bool_opt("tie_word_embeddings").unwrap() == Some(true));
     let text = DecoderConfig::read(&text, Some(tied)).unwrap();
     let generation = Generation::of(c.str("model_type").unwrap()).unwrap();
     let tower = QwenTower::read(&c.section("vision_config").unwrap(), generation, text.hidden_size).unwrap();
-    let rows = [text.rows(), tower.rows(text.hidden_size)].concat();
-    rows.iter().map(|row| (row.from.clone(), row.stored_shape())).collect()
-}
-
-/// A bfloat16 file of zeros that takes no room.
-fn holes<'n>(path: &Path, tensors: impl Iterator<Item = (&'n String, Vec<usize>)>) {
-    let (mut header, mut at) = (Map::new(), 0);
-    for (name, shape) in tensors {
-        let end = at + 2 * shape.iter().product::<usize>();
-        header.insert(name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}));
-        at = end;
-    }
-    let header = Value::Object(header).to_string().into_bytes();
-    let mut file = std::fs::File::create(path).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(&header).unwrap();
-    file.set_len((8 + header.len() + at) as u64).unwrap();
+    [text.rows(), tower.rows(text.hidden_size)].concat()
 }
 
 /// Each opens: configuration, processor, tokenizer, template, and every name of the index, where that is there.
 #[test]
 fn published_checkpoints_open() {
-    let Some(shared) = std::env::var_os("MBQ_SHARED") else {
-        return eprintln!("skipped: MBQ_SHARED is not set");
-    };
-    let published = Path::new(&shared).join("published");
+    let Some(folders) = published(|kind| Generation::of(kind).is_some()) else { return };
     let mut opened = BTreeSet::new();
-    for folder in std::fs::read_dir(&published).unwrap() {
-        let folder = folder.unwrap().path();
+    for folder in folders {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-        let json = |file: &str| serde_json::from_slice::<Value>(&std::fs::read(folder.join(file)).ok()?).ok();
-        let Some(config) = json("config.json") else { continue };
-        let known = config["model_type"].as_str().is_some_and(|kind| Generation::of(kind).is_some());
-        if !known || config.get("quantization_config").is_some() {
-            continue;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        for file in std::fs::read_dir(&folder).unwrap() {
-            let file = file.unwrap().path();
-            std::fs::write(dir.path().join(file.file_name().unwrap()), std::fs::read(&file).unwrap()).unwrap();
-        }
-        let tokenizer = published.join("Qwen--Qwen3-tokenizer/tokenizer.json");
-        std::fs::copy(tokenizer, dir.path().join("tokenizer.json")).unwrap();
-        let shapes = shapes(&config);
-        let weights = dir.path().join("model.safetensors");
-        match json("model.safetensors.index.json") {
-            None => holes(&weights, shapes.iter().map(|(name, shape)| (name, shape.clone()))),
-            Some(index) => {
-                let names = index["weight_map"].as_object().unwrap().keys();
-                let shape = |name: &String| shapes.get(&canonical(name)).unwrap_or_else(|| panic!("{name}")).clone();
-                holes(&weights, names.map(|name| (name, shape(name))));
-            }
-        }
+        let tokenizer = folder.parent().unwrap().join("Qwen--Qwen3-tokenizer/tokenizer.json");
+        let dir = hollow(&folder, &tokenizer, &shapes(&rows(&json_of(&folder, "config.json").unwrap())));
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
         match open(&checkpoint, &name, None) {
             Ok(pair) => {

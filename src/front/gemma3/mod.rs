@@ -1,0 +1,60 @@
+//! Gemma 3 with pictures: SigLIP whose patches are pooled, a norm and a projecting layer, Gemma 3's text model.
+mod config;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use config::Gemma3;
+
+use super::assemble::{self, Parts};
+use super::decoder::HEAD;
+use super::{Pair, Row, claims};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::gguf::Metadata;
+use crate::prompt::PictureText;
+
+/// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
+///
+/// # Errors
+/// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
+pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
+    let model = Gemma3::read(checkpoint)?;
+    let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
+    // The same bytes as the embedding: else the head is not tied, and claimed.
+    let harmless = |name: &str| match name {
+        HEAD => model.text.tie_word_embeddings,
+        _ => model.vision.leaves_out(name),
+    };
+    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
+    let (text, notes, picture) = (&model.text, model.notes.as_slice(), PictureText::GEMMA3);
+    let parts = Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes };
+    let pair = assemble::pair(checkpoint, parts)?;
+    let brackets = [("boi_token_index", "<start_of_image>"), ("eoi_token_index", "<end_of_image>")];
+    assemble::check_brackets(checkpoint, &pair, &brackets)?;
+    Ok(pair)
+}
+
+impl Gemma3 {
+    /// The tensors of tower and projector.
+    fn vision_rows(&self) -> Vec<Row> {
+        let (vision, text) = (self.vision.hidden_size, self.text.hidden_size);
+        let of = |part: &str| format!("multi_modal_projector.{part}");
+        let norm = Row::vector("mm.soft_emb_norm.weight", of("mm_soft_emb_norm.weight"), &[vision]);
+        // Stored as it is multiplied with; the runtime transposes it.
+        let linear = Row::matrix("mm.input_projection.weight", of("mm_input_projection_weight"), &[vision, text]);
+        let mut rows = self.vision.siglip_rows();
+        rows.extend([norm.plus_one(), linear]);
+        rows
+    }
+
+    /// The keys of tower and projector.
+    fn write_vision(&self, keys: &mut Metadata) {
+        keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "gemma3");
+        self.vision.write(keys);
+        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
+        keys.set("clip.vision.projector.scale_factor", self.pooled as u32);
+        self.normalisation.write(keys);
+    }
+}

@@ -1,0 +1,56 @@
+//! Idefics3, SmolVLM and SmolVLM2: SigLIP for tiles of a picture, a projecting layer behind a pixel shuffle, Llama.
+mod config;
+#[cfg(test)]
+mod tests;
+
+pub use config::Idefics3;
+
+use super::assemble::{self, Parts};
+use super::decoder::HEAD;
+use super::{Pair, Row, claims};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::gguf::Metadata;
+use crate::prompt::PictureText;
+
+/// Both files of a checkpoint. `name` is the hub's or the directory's; `repository` is `org/name` on the hub.
+///
+/// # Errors
+/// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
+pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
+    let model = Idefics3::read(checkpoint)?;
+    let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
+    // The same bytes as the embedding: else the head is not tied, and claimed.
+    let harmless = |name: &str| match name {
+        HEAD => model.text.tie_word_embeddings,
+        _ => model.vision.leaves_out(name),
+    };
+    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
+    let (text, notes, picture) = (&model.text, model.notes.as_slice(), PictureText::IDEFICS3);
+    assemble::pair(
+        checkpoint,
+        Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes },
+    )
+}
+
+impl Idefics3 {
+    /// The tensors of tower and projector.
+    fn vision_rows(&self) -> Vec<Row> {
+        let shuffled = self.vision.hidden_size * self.scale_factor.pow(2);
+        let shape = [self.text.hidden_size, shuffled];
+        let mut rows = self.vision.siglip_rows();
+        rows.push(Row::matrix("mm.model.fc.weight", "connector.modality_projection.proj.weight", &shape));
+        rows
+    }
+
+    /// The keys of tower and projector.
+    fn write_vision(&self, keys: &mut Metadata) {
+        keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "idefics3");
+        self.vision.write(keys);
+        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
+        keys.set("clip.vision.projector.scale_factor", self.scale_factor as u32);
+        keys.set("clip.vision.preproc_image_size", self.longest_edge as u32);
+        self.normalisation.write(keys);
+    }
+}
