@@ -4,7 +4,7 @@ mod common;
 
 use common::{root, runtime_dir};
 use mbq_convert::prompt::gguf::{MARK, adapt};
-use mbq_convert::prompt::{ChatTemplate, Context, Form, Message, Part};
+use mbq_convert::prompt::{ChatTemplate, Context, Form, LineEnd, Message, Part};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
@@ -102,7 +102,7 @@ fn llama_cpp_words_them_alike_from_the_gguf() {
         };
         // The runtime does so for LLaVA-OneVision, whose fine-tunes have text models' templates, which take strings.
         let line_end = t["form"] == "text" || name.contains("onevision") || name.starts_with("template_");
-        let adapted = adapt(&original, image, line_end);
+        let adapted = adapt(&original, image, if line_end { LineEnd::Runtime } else { LineEnd::Nobody });
         eprintln!("{name}: {:?}", adapted.note);
         assert!(adapted.note.is_none_or(|note| note.contains("the prompts are transformers'")), "{name}");
         for ((messages, generate), want) in talks(&golden).iter().zip(t["prompts"].as_array().unwrap()) {

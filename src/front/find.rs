@@ -1,6 +1,6 @@
 //! What MODEL names: a checkpoint's folder, a hub id, or a GGUF file.
 use super::config::{ConfigError, Section};
-use super::{FrontError, Pair, gguf, llava, llava_onevision, qwen_vl};
+use super::{FrontError, Pair, gguf, internvl, llava, llava_onevision, qwen_vl};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::Observer;
@@ -12,13 +12,15 @@ use std::path::{Path, PathBuf};
 type Front = for<'a> fn(&'a Checkpoint, &str, Option<&str>) -> Result<Pair<'a>, Error>;
 
 /// Every supported family: `model_type` in config.json, what people call it, its door.
-const FAMILIES: [(&str, &str, Front); 6] = [
+const FAMILIES: [(&str, &str, Front); 8] = [
     ("llava", "LLaVA 1.5", llava::open),
     ("llava_next", "LLaVA-NeXT (1.6)", llava::open),
     ("llava_onevision", "LLaVA-OneVision", llava_onevision::open),
     ("qwen2_vl", "Qwen2-VL", qwen_vl::open),
     ("qwen2_5_vl", "Qwen2.5-VL", qwen_vl::open),
     ("qwen3_vl", "Qwen3-VL (dense)", qwen_vl::open),
+    ("internvl", "InternVL2.5, 3 and 3.5 of transformers (dense)", internvl::open),
+    ("internvl_chat", "InternVL2 to 3.5 (dense)", internvl::open),
 ];
 
 /// The supported families, for people.

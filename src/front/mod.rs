@@ -9,6 +9,7 @@ mod decoder;
 mod find;
 mod general;
 pub mod gguf;
+pub mod internvl;
 pub mod llava;
 pub mod llava_onevision;
 mod pair_id;
