@@ -77,5 +77,9 @@ impl InternVl {
         }
         keys.set("clip.vision.attention.layer_norm_epsilon", t.norm_eps as f32);
         self.normalisation.write(keys);
+        // The model cards of the original repositories resize with Pillow, whose weights are not rounded to 16 bits.
+        if t.layout == Layout::Transformers {
+            keys.set("clip.vision.torchvision_resize", true);
+        }
     }
 }
