@@ -122,6 +122,30 @@ fn llama_cpp_words_them_alike_from_the_gguf() {
     }
 }
 
+/// For templates that take strings, where the runtime does not end a picture's line: the template in the GGUF does.
+#[test]
+fn lines_end_behind_pictures() {
+    let golden = goldens();
+    let Some(runtime) = runtime_dir() else { return };
+    let (mut requests, mut wanted) = (Vec::new(), Vec::new());
+    for t in golden["templates"].as_array().unwrap().iter().filter(|t| t["form"] == "text") {
+        let mut context = context(&golden, "<image>\n");
+        context.behind_image.clear();
+        let Ok(original) = ChatTemplate::new(text(&t["source"]).into(), context) else { continue };
+        let adapted = adapt(&original, "<image>", LineEnd::Template);
+        assert!(adapted.note.is_some_and(|note| note.contains("begin the next line")), "{}", t["name"]);
+        for (messages, generate) in talks(&golden) {
+            let Ok(want) = original.render(&messages, generate) else { continue };
+            let special = &golden["special"];
+            requests.push(json!({"source": adapted.source, "bos": special["bos_token"], "eos": special["eos_token"],
+                "messages": messages.iter().map(string).collect::<Vec<_>>(), "generate": generate}));
+            wanted.push(want.replace("<image>", MARK));
+        }
+    }
+    assert!(wanted.len() >= 20 && wanted.iter().any(|want| want.contains(MARK)), "{}", wanted.len());
+    assert_eq!(llama_prompts(&runtime, &requests), wanted);
+}
+
 /// What llama.cpp's engine makes of `requests`, through a program compiled against the runtime.
 fn llama_prompts(runtime: &Path, requests: &[Value]) -> Vec<Value> {
     let folder = tempfile::tempdir().unwrap();

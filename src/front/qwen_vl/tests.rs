@@ -3,9 +3,9 @@ use super::*;
 use crate::checkpoint::canonical;
 use crate::front::config::Section;
 use crate::front::decoder::DecoderConfig;
-use serde_json::{Map, Value, json};
+use crate::front::testing::holes;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::Path;
 
 /// Canonical name -> shape of every tensor that the configuration asks for.
@@ -18,21 +18,6 @@ fn shapes(config: &Value) -> BTreeMap<String, Vec<usize>> {
     let tower = QwenTower::read(&c.section("vision_config").unwrap(), generation, text.hidden_size).unwrap();
     let rows = [text.rows(), tower.rows(text.hidden_size)].concat();
     rows.iter().map(|row| (row.from.clone(), row.stored_shape())).collect()
-}
-
-/// A bfloat16 file of zeros that takes no room.
-fn holes<'n>(path: &Path, tensors: impl Iterator<Item = (&'n String, Vec<usize>)>) {
-    let (mut header, mut at) = (Map::new(), 0);
-    for (name, shape) in tensors {
-        let end = at + 2 * shape.iter().product::<usize>();
-        header.insert(name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}));
-        at = end;
-    }
-    let header = Value::Object(header).to_string().into_bytes();
-    let mut file = std::fs::File::create(path).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(&header).unwrap();
-    file.set_len((8 + header.len() + at) as u64).unwrap();
 }
 
 /// Each opens: configuration, processor, tokenizer, template, and every name of the index, where that is there.
