@@ -230,7 +230,8 @@ pub fn repository_of(dir: &Path) -> Option<String> {
 
 /// Files that a conversion reads: those of the top directory, weights as safetensors only.
 fn wanted(file: &str) -> bool {
-    let known = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end)) || file == "README.md";
+    let known = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end))
+        || matches!(file, "README.md" | "merges.txt");
     known && !file.contains('/') && !file.contains('\\') && !file.starts_with('.')
 }
 

@@ -292,7 +292,7 @@ fn keys_that_change_the_model() {
     // Each of the two is looked at, not only the first.
     let both = config(|c| {
         c["text_config"]["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 1e6});
-        c["text_config"]["rope_scaling"] = json!({"rope_type": "dynamic"});
+        c["text_config"]["rope_scaling"] = json!({"rope_type": "linear"});
     });
     refused(both, &["text_config.rope_scaling.rope_type"]);
     refused(text_key("rope_scaling", json!({"type": "default", "mrope_section": [1, 2]})), &["mrope_section"]);

@@ -4,7 +4,7 @@ mod common;
 
 use common::{root, runtime_dir};
 use mbq_convert::prompt::gguf::{MARK, adapt};
-use mbq_convert::prompt::{ChatTemplate, Context, Form, Message, Part};
+use mbq_convert::prompt::{ChatTemplate, Context, Form, LineEnd, Message, Part};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
@@ -102,7 +102,7 @@ fn llama_cpp_words_them_alike_from_the_gguf() {
         };
         // The runtime does so for LLaVA-OneVision, whose fine-tunes have text models' templates, which take strings.
         let line_end = t["form"] == "text" || name.contains("onevision") || name.starts_with("template_");
-        let adapted = adapt(&original, image, line_end);
+        let adapted = adapt(&original, image, if line_end { LineEnd::Runtime } else { LineEnd::Nobody });
         eprintln!("{name}: {:?}", adapted.note);
         assert!(adapted.note.is_none_or(|note| note.contains("the prompts are transformers'")), "{name}");
         for ((messages, generate), want) in talks(&golden).iter().zip(t["prompts"].as_array().unwrap()) {
@@ -120,6 +120,30 @@ fn llama_cpp_words_them_alike_from_the_gguf() {
         let got = got.as_str().map(|got| if *line_end { completed(got) } else { got.into() });
         assert_eq!(got.as_ref(), Some(want), "{name}");
     }
+}
+
+/// For templates that take strings, where the runtime does not end a picture's line: the template in the GGUF does.
+#[test]
+fn lines_end_behind_pictures() {
+    let golden = goldens();
+    let Some(runtime) = runtime_dir() else { return };
+    let (mut requests, mut wanted) = (Vec::new(), Vec::new());
+    for t in golden["templates"].as_array().unwrap().iter().filter(|t| t["form"] == "text") {
+        let mut context = context(&golden, "<image>\n");
+        context.behind_image.clear();
+        let Ok(original) = ChatTemplate::new(text(&t["source"]).into(), context) else { continue };
+        let adapted = adapt(&original, "<image>", LineEnd::Template);
+        assert!(adapted.note.is_some_and(|note| note.contains("begin the next line")), "{}", t["name"]);
+        for (messages, generate) in talks(&golden) {
+            let Ok(want) = original.render(&messages, generate) else { continue };
+            let special = &golden["special"];
+            requests.push(json!({"source": adapted.source, "bos": special["bos_token"], "eos": special["eos_token"],
+                "messages": messages.iter().map(string).collect::<Vec<_>>(), "generate": generate}));
+            wanted.push(want.replace("<image>", MARK));
+        }
+    }
+    assert!(wanted.len() >= 20 && wanted.iter().any(|want| want.contains(MARK)), "{}", wanted.len());
+    assert_eq!(llama_prompts(&runtime, &requests), wanted);
 }
 
 /// What llama.cpp's engine makes of `requests`, through a program compiled against the runtime.

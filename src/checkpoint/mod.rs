@@ -5,6 +5,7 @@ mod fingerprint;
 mod guards;
 mod names;
 mod tokenizer;
+mod vocab_json;
 mod widen;
 
 pub use error::CheckpointError;

@@ -1,6 +1,6 @@
 /// Prefixes of transformers 5, of nested saves and of text models, and what the published llava-hf files (and Qwen's for
 /// `visual`) call the same tensor.
-const PREFIXES: [(&str, &str); 12] = [
+const PREFIXES: [(&str, &str); 14] = [
     ("model.language_model.", "language_model.model."),
     // Idefics3 and SmolVLM.
     ("model.text_model.", "language_model.model."),
@@ -15,6 +15,9 @@ const PREFIXES: [(&str, &str); 12] = [
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.image_newline", "image_newline"),
     ("lm_head.", "language_model.lm_head."),
+    // InternLM2, in InternVL's original layout.
+    ("language_model.model.tok_embeddings.", "language_model.model.embed_tokens."),
+    ("language_model.output.", "language_model.lm_head."),
 ];
 
 /// The canonical name of a stored tensor: that of the published llava-hf repositories (transformers 4).
@@ -49,6 +52,8 @@ mod tests {
             ("model.visual.blocks.0.attn.qkv.bias", "visual.blocks.0.attn.qkv.bias"),
             ("lm_head.weight", "language_model.lm_head.weight"),
             ("language_model.lm_head.weight", "language_model.lm_head.weight"),
+            ("language_model.model.tok_embeddings.weight", "language_model.model.embed_tokens.weight"),
+            ("language_model.output.weight", "language_model.lm_head.weight"),
             ("model.image_newline", "image_newline"),
             ("image_newline", "image_newline"),
             (

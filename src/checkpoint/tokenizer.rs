@@ -1,5 +1,5 @@
 //! `tokenizer.json` with the tokens that only its neighbours name, as transformers 5 completes it.
-use super::{CheckpointError, read_json};
+use super::{CheckpointError, read_json, vocab_json};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -7,13 +7,15 @@ use std::path::Path;
 pub(crate) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// `tokenizer.json` of `dir`. Added tokens that it lacks stand behind its own: those of `added_tokens_decoder` in
+/// `tokenizer.json` of `dir`, or what transformers makes of Qwen2's `vocab.json` and `merges.txt`. Added tokens that it lacks stand behind its own: those of `added_tokens_decoder` in
 /// `tokenizer_config.json`, or of `added_tokens.json` where that key is absent, then the special tokens.
 ///
 /// # Errors
 /// A file that cannot be read, or an id that transformers would not give: the ids follow the vocabulary without a gap.
 pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
-    let mut json = read_json(&dir.join("tokenizer.json"))?;
+    let path = dir.join("tokenizer.json");
+    let made = if path.exists() { None } else { vocab_json::read(dir)? };
+    let mut json = made.map_or_else(|| read_json(&path), Ok)?;
     let optional = |file: &str| {
         let path = dir.join(file);
         if path.exists() { read_json(&path) } else { Ok(Value::Null) }

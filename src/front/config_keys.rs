@@ -91,6 +91,9 @@ pub(crate) const TEXT: &[(&str, KeyRule)] = &[
     ("pruned_heads", Off),
     ("num_experts", Off),
     ("num_local_experts", Off),
+    ("moe_config", Off),
+    // InternLM2's.
+    ("bias", Off),
 ];
 
 /// transformers' `SiglipVisionConfig` and `CLIPVisionConfig`, and what other ViTs add.
@@ -299,6 +302,86 @@ pub(crate) const GEMMA3_TEXT: &[(&str, KeyRule)] = &[
     ("pruned_heads", Off),
 ];
 
+/// transformers' `InternVLConfig`.
+pub(crate) const INTERNVL: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("text_config", Read),
+    ("vision_config", Read),
+    ("image_token_id", Read),
+    ("downsample_ratio", Number(0.5)),
+    ("projector_hidden_act", Word("gelu")),
+    ("vision_feature_layer", Number(-1.0)),
+    ("vision_feature_select_strategy", Word("default")),
+    ("tie_word_embeddings", Read),
+    ("quantization_config", Read),
+    ("transformers_weights", Read),
+    // The processor's, for prompts that are made before the picture is seen.
+    ("image_seq_length", Harmless),
+    ("logit_scale", Number(1.0)),
+];
+
+/// OpenGVLab's `InternVLChatConfig`.
+pub(crate) const INTERNVL_CHAT: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("llm_config", Read),
+    ("vision_config", Read),
+    ("force_image_size", Read),
+    ("min_dynamic_patch", Read),
+    ("max_dynamic_patch", Read),
+    ("ps_version", Read),
+    ("downsample_ratio", Number(0.5)),
+    ("select_layer", Number(-1.0)),
+    ("dynamic_image_size", On),
+    ("use_thumbnail", On),
+    ("pad2square", Off),
+    ("image_fold", Off),
+    // Above zero the weights are those of an adapter.
+    ("use_backbone_lora", Off),
+    ("use_llm_lora", Off),
+    ("tie_word_embeddings", Read),
+    ("quantization_config", Read),
+    ("transformers_weights", Read),
+    // The prompts of their `chat`; the tokenizer's template is what other programs use.
+    ("template", Harmless),
+    ("system_message", Harmless),
+    // The text model's.
+    ("hidden_size", Harmless),
+];
+
+/// transformers' `InternVLVisionConfig` and OpenGVLab's `InternVisionConfig`.
+pub(crate) const INTERN_VIT: &[(&str, KeyRule)] = &[
+    ("model_type", Read),
+    ("hidden_size", Read),
+    ("intermediate_size", Read),
+    ("num_hidden_layers", Read),
+    ("num_attention_heads", Read),
+    ("image_size", Read),
+    ("patch_size", Read),
+    ("layer_norm_eps", Read),
+    ("norm_type", Read),
+    ("attention_bias", Read),
+    ("qkv_bias", Read),
+    ("use_qk_norm", Read),
+    ("qk_normalization", Read),
+    ("hidden_act", Word("gelu")),
+    ("num_channels", Number(3.0)),
+    ("use_absolute_position_embeddings", On),
+    // Else there is a norm behind the last block.
+    ("use_mean_pooling", On),
+    // Of training; the trained scales are tensors.
+    ("layer_scale_init_value", Harmless),
+    ("use_mask_token", Harmless),
+    ("hidden_dropout_prob", Harmless),
+    ("projection_dropout", Harmless),
+    ("attention_dropout", Harmless),
+    ("dropout", Harmless),
+    ("drop_path_rate", Harmless),
+    ("initializer_range", Harmless),
+    ("initializer_factor", Harmless),
+    ("use_flash_attn", Harmless),
+    ("pruned_heads", Off),
+];
+
 /// Refuses the keys of `section` that `table` allows only with other values.
 ///
 /// # Errors
@@ -440,8 +523,22 @@ mod tests {
                            rope_parameters attention_bias attention_dropout query_pre_attn_scalar sliding_window \
                            layer_types final_logit_softcapping attn_logit_softcapping use_bidirectional_attention \
                            sliding_window_pattern rope_theta rope_local_base_freq rope_scaling";
-        let more = [(idefics3, IDEFICS3), (gemma3, GEMMA3), (gemma3_text, GEMMA3_TEXT)];
-        for (fields, table) in [(qwen, QWEN_VL), (qwen_vision, QWEN_VISION)].into_iter().chain(more) {
+        let internvl = "vision_config text_config image_token_id image_seq_length downsample_ratio projector_hidden_act \
+                        vision_feature_layer vision_feature_select_strategy tie_word_embeddings";
+        let internvl_vision = "hidden_size num_hidden_layers num_attention_heads attention_bias use_qk_norm intermediate_size \
+                               hidden_act hidden_dropout_prob attention_dropout projection_dropout initializer_range norm_type \
+                               layer_norm_eps image_size patch_size num_channels use_mask_token \
+                               use_absolute_position_embeddings layer_scale_init_value use_mean_pooling";
+        let tables = [
+            (qwen, QWEN_VL),
+            (qwen_vision, QWEN_VISION),
+            (idefics3, IDEFICS3),
+            (gemma3, GEMMA3),
+            (gemma3_text, GEMMA3_TEXT),
+            (internvl, INTERNVL),
+            (internvl_vision, INTERN_VIT),
+        ];
+        for (fields, table) in tables {
             for field in fields.split_whitespace() {
                 assert!(table.iter().any(|(key, _)| *key == field), "{field}");
             }

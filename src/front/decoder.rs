@@ -13,10 +13,14 @@ pub enum DecoderArch {
     Llama,
     /// Qwen2 with positions in sections: Qwen2-VL and Qwen2.5-VL.
     Qwen2Vl,
-    /// Norms of q and k, positions in interleaved sections, features that enter the first blocks.
+    /// Norms of q and k.
+    Qwen3,
+    /// Qwen3 with positions in interleaved sections, and features that enter the first blocks.
     Qwen3Vl,
     /// Norms of q and k and behind attention and MLP, all with gains of `1 + w`; most blocks see a window.
     Gemma3,
+    /// Llama with q, k and v in one tensor, those that share a key side by side.
+    InternLm2,
 }
 
 /// What the blocks of Gemma 3 see that see only the last tokens, all but every sixth.
@@ -35,9 +39,16 @@ impl DecoderArch {
             "qwen2" => DecoderArch::Qwen2,
             "llama" | "mistral" => DecoderArch::Llama,
             "qwen2_vl" | "qwen2_vl_text" | "qwen2_5_vl" | "qwen2_5_vl_text" => DecoderArch::Qwen2Vl,
+            "qwen3" => DecoderArch::Qwen3,
             "qwen3_vl_text" => DecoderArch::Qwen3Vl,
+            "internlm2" => DecoderArch::InternLm2,
             _ => return None,
         })
+    }
+
+    /// RMS norms over each head's q and k.
+    fn has_qk_norms(self) -> bool {
+        matches!(self, DecoderArch::Qwen3 | DecoderArch::Qwen3Vl)
     }
 
     /// Positions are time, height and width, each with its section of a head.
@@ -91,7 +102,7 @@ impl DecoderConfig {
     ///
     /// # Errors
     /// A missing key, an unsupported architecture or value.
-    pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, c: &Section) -> Result<(Self, Option<String>), ConfigError> {
+    pub(crate) fn of_checkpoint(checkpoint: &Checkpoint, c: &Section) -> Result<(Self, Vec<String>), ConfigError> {
         Self::of_section(checkpoint, c, &c.section("text_config")?)
     }
 
@@ -103,13 +114,20 @@ impl DecoderConfig {
         checkpoint: &Checkpoint,
         c: &Section,
         section: &Section,
-    ) -> Result<(Self, Option<String>), ConfigError> {
+    ) -> Result<(Self, Vec<String>), ConfigError> {
         let outer = c.bool_opt("tie_word_embeddings")?.unwrap_or(false);
         // Published 0.5B files of LLaVA-OneVision tie in the text model only.
         let tied = outer || section.bool_opt("tie_word_embeddings")?.unwrap_or(false);
         let mut text = DecoderConfig::read(section, Some(tied))?;
-        let note = text.settle_head(checkpoint);
-        Ok((text, note))
+        let mut notes = Vec::new();
+        if rope_is_dynamic(section) {
+            let trained = text.max_position_embeddings;
+            notes.push(format!(
+                "beyond {trained} tokens transformers turns positions more slowly (dynamic rope scaling), llama.cpp does not"
+            ));
+        }
+        notes.extend(text.settle_head(checkpoint));
+        Ok((text, notes))
     }
 
     /// transformers 5 ties only what is equal: a head that was trained on is kept, and the user told.
@@ -129,7 +147,7 @@ impl DecoderConfig {
         let arch = DecoderArch::of(model_type).ok_or_else(|| ConfigError::Unsupported {
             file: s.file.clone(),
             found: format!("{}: {model_type}", s.key("model_type")),
-            supported: "qwen2, llama, mistral, qwen2_vl_text, qwen2_5_vl_text, qwen3_vl_text".into(),
+            supported: "qwen2, qwen3, llama, mistral, internlm2, qwen2_vl_text, qwen2_5_vl_text, qwen3_vl_text".into(),
         })?;
         match s.str_opt("hidden_act")? {
             None | Some("silu") => (),
@@ -152,7 +170,7 @@ impl DecoderConfig {
         {
             Some(n) => n,
             // The classes' defaults are of one size of model.
-            None if arch.has_sections() => return Err(s.missing("num_key_value_heads")),
+            None if arch.has_sections() || arch == DecoderArch::Qwen3 => return Err(s.missing("num_key_value_heads")),
             None => num_heads,
         };
         if num_heads % num_kv_heads != 0 {
@@ -160,11 +178,11 @@ impl DecoderConfig {
         }
         let head_dim = match s.size_opt("head_dim")? {
             Some(d) => d,
-            None if arch == DecoderArch::Qwen3Vl => 128,
+            None if arch.has_qk_norms() => 128,
             None if hidden_size % num_heads == 0 => hidden_size / num_heads,
             None => return Err(s.invalid("num_attention_heads", "a divisor of hidden_size")),
         };
-        if arch == DecoderArch::Qwen2Vl && num_heads * head_dim != hidden_size {
+        if matches!(arch, DecoderArch::Qwen2Vl | DecoderArch::InternLm2) && num_heads * head_dim != hidden_size {
             return Err(s.invalid("head_dim", "hidden_size / num_attention_heads, as this architecture has it"));
         }
         if head_dim % 2 != 0 {
@@ -197,9 +215,11 @@ impl DecoderConfig {
             tie_word_embeddings: tied.or(s.bool_opt("tie_word_embeddings")?).unwrap_or(false),
             qkv_bias: match arch {
                 DecoderArch::Qwen2 | DecoderArch::Qwen2Vl => true,
-                DecoderArch::Llama | DecoderArch::Qwen3Vl => s.bool_opt("attention_bias")?.unwrap_or(false),
-                // Read elsewhere.
-                DecoderArch::Gemma3 => false,
+                DecoderArch::Llama | DecoderArch::Qwen3 | DecoderArch::Qwen3Vl => {
+                    s.bool_opt("attention_bias")?.unwrap_or(false)
+                }
+                // Gemma's is read elsewhere.
+                DecoderArch::InternLm2 | DecoderArch::Gemma3 => false,
             },
         })
     }
@@ -217,6 +237,7 @@ fn default_size(model_type: &str, key: &str) -> Option<usize> {
         ("llama", "max_position_embeddings") => 2048,
         ("mistral", "max_position_embeddings") => 131_072,
         ("qwen3_vl_text", "max_position_embeddings") => 128_000,
+        ("internlm2", "max_position_embeddings") => 2048,
         // Qwen2's, and Qwen2-VL's and 2.5's.
         (_, "max_position_embeddings") => 32768,
         _ => return None,
@@ -256,6 +277,8 @@ fn rope_theta(s: &Section, sections: bool) -> Result<Option<f64>, ConfigError> {
         for key in ["rope_type", "type"] {
             let plain = match rope.str_opt(key)? {
                 None | Some("default") => true,
+                // Plain up to `max_position_embeddings`, the length that the model was trained for.
+                Some("dynamic") => !sections,
                 // An old name of positions in sections that are not scaled.
                 Some("mrope") => sections,
                 Some(_) => false,
@@ -277,6 +300,12 @@ fn rope_theta(s: &Section, sections: bool) -> Result<Option<f64>, ConfigError> {
         theta = rope.float_opt("rope_theta")?.or(theta);
     }
     Ok(theta)
+}
+
+/// Whether transformers turns positions more slowly beyond `max_position_embeddings`.
+fn rope_is_dynamic(s: &Section) -> bool {
+    let says = |key: &str| ["rope_type", "type"].iter().any(|kind| s.json[key][kind] == "dynamic");
+    ROPE.iter().any(|key| says(key))
 }
 
 /// How many pairs of a head turn by time, height and width.
@@ -315,8 +344,10 @@ impl DecoderConfig {
             DecoderArch::Qwen2 => "qwen2",
             DecoderArch::Llama => "llama",
             DecoderArch::Qwen2Vl => "qwen2vl",
+            DecoderArch::Qwen3 => "qwen3",
             DecoderArch::Qwen3Vl => "qwen3vl",
             DecoderArch::Gemma3 => "gemma3",
+            DecoderArch::InternLm2 => "internlm2",
         }
     }
 
@@ -336,7 +367,7 @@ impl DecoderConfig {
         for (key, value) in sizes {
             keys.set(&format!("{arch}.{key}"), value as u32);
         }
-        if matches!(self.arch, DecoderArch::Llama | DecoderArch::Qwen3Vl | DecoderArch::Gemma3) {
+        if matches!(self.arch, DecoderArch::Llama | DecoderArch::Gemma3) || self.arch.has_qk_norms() {
             for key in ["key_length", "value_length"] {
                 keys.set(&format!("{arch}.attention.{key}"), self.head_dim as u32);
             }
@@ -372,8 +403,8 @@ impl DecoderConfig {
         const HEADS: [(&str, &str); 2] = [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
         const BEFORE: [(&str, &str); 2] = [("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
         match self.arch {
-            DecoderArch::Qwen2 | DecoderArch::Llama | DecoderArch::Qwen2Vl => &BEFORE,
-            DecoderArch::Qwen3Vl => const { &[BEFORE[0], BEFORE[1], HEADS[0], HEADS[1]] },
+            DecoderArch::Qwen2 | DecoderArch::Llama | DecoderArch::Qwen2Vl | DecoderArch::InternLm2 => &BEFORE,
+            DecoderArch::Qwen3 | DecoderArch::Qwen3Vl => const { &[BEFORE[0], BEFORE[1], HEADS[0], HEADS[1]] },
             DecoderArch::Gemma3 => {
                 const {
                     &[
@@ -412,24 +443,53 @@ impl DecoderConfig {
         ];
         for layer in 0..self.num_layers {
             let to = |part: &str| format!("blk.{layer}.{part}");
-            let from = |part: &str| format!("{BLOCKS}{layer}.{part}");
+            let from = |part: &str| format!("{BLOCKS}{layer}.{}", self.stored_part(part));
             for (name, stored) in self.norms() {
                 let width = if stored.starts_with("self_attn") { self.head_dim } else { hidden };
-                rows.push(self.gain(&to(&format!("{name}.weight")), &from(&format!("{stored}.weight")), width));
+                rows.push(self.gain(&to(&format!("{name}.weight")), &(from(stored) + ".weight"), width));
             }
             for (name, stored, shape, bias) in linears {
-                // ggml turns neighbours of Llama's heads, transformers halves.
-                let turned = self.arch == DecoderArch::Llama && matches!(name, "attn_q" | "attn_k");
-                let order = |row: Row| if turned { row.neighbours(self.head_dim) } else { row };
-                let (weight, of) = (to(&format!("{name}.weight")), from(&format!("{stored}.weight")));
-                rows.push(order(Row::matrix(weight, of, &shape)));
+                let (weight, of) = (to(&format!("{name}.weight")), from(stored) + ".weight");
+                rows.push(self.ordered(name, Row::matrix(weight, of, &shape)));
                 if bias {
-                    let (bias, of) = (to(&format!("{name}.bias")), from(&format!("{stored}.bias")));
-                    rows.push(order(Row::vector(bias, of, &shape[..1])));
+                    let (bias, of) = (to(&format!("{name}.bias")), from(stored) + ".bias");
+                    rows.push(self.ordered(name, Row::vector(bias, of, &shape[..1])));
                 }
             }
         }
         rows
+    }
+
+    /// What the architecture's checkpoints call a part of a block that is `part` in most.
+    fn stored_part<'n>(&self, part: &'n str) -> &'n str {
+        if self.arch != DecoderArch::InternLm2 {
+            return part;
+        }
+        match part {
+            "input_layernorm" => "attention_norm",
+            "post_attention_layernorm" => "ffn_norm",
+            "self_attn.q_proj" | "self_attn.k_proj" | "self_attn.v_proj" => "attention.wqkv",
+            "self_attn.o_proj" => "attention.wo",
+            "mlp.gate_proj" => "feed_forward.w1",
+            "mlp.up_proj" => "feed_forward.w3",
+            "mlp.down_proj" => "feed_forward.w2",
+            other => other,
+        }
+    }
+
+    /// The row of a linear with the order of its heads: ggml turns neighbours of Llama's heads, transformers halves.
+    fn ordered(&self, name: &str, row: Row) -> Row {
+        let turned =
+            matches!(self.arch, DecoderArch::Llama | DecoderArch::InternLm2) && matches!(name, "attn_q" | "attn_k");
+        let row = if turned { row.neighbours(self.head_dim) } else { row };
+        let queries = self.num_heads / self.num_kv_heads;
+        let heads = match (self.arch, name) {
+            (DecoderArch::InternLm2, "attn_q") => 0..queries,
+            (DecoderArch::InternLm2, "attn_k") => queries..queries + 1,
+            (DecoderArch::InternLm2, "attn_v") => queries + 1..queries + 2,
+            _ => return row,
+        };
+        row.grouped(self.head_dim, heads, queries + 2)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What MODEL names: a checkpoint's folder, a hub id, or a GGUF file.
 use super::config::{ConfigError, Section};
-use super::{FrontError, Pair, gemma3, gguf, idefics3, llava, llava_onevision, qwen_vl};
+use super::{FrontError, Pair, gemma3, gguf, idefics3, internvl, llava, llava_onevision, qwen_vl};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::events::Observer;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 type Front = for<'a> fn(&'a Checkpoint, &str, Option<&str>) -> Result<Pair<'a>, Error>;
 
 /// Every supported family: `model_type` in config.json, what people call it, its door.
-const FAMILIES: [(&str, &str, Front); 9] = [
+const FAMILIES: [(&str, &str, Front); 11] = [
     ("gemma3", "Gemma 3", gemma3::open),
     ("idefics3", "Idefics3, SmolVLM", idefics3::open),
     ("llava", "LLaVA 1.5", llava::open),
@@ -22,6 +22,8 @@ const FAMILIES: [(&str, &str, Front); 9] = [
     ("qwen2_5_vl", "Qwen2.5-VL", qwen_vl::open),
     ("qwen3_vl", "Qwen3-VL (dense)", qwen_vl::open),
     ("smolvlm", "SmolVLM2", idefics3::open),
+    ("internvl", "InternVL2.5, 3 and 3.5 of transformers (dense)", internvl::open),
+    ("internvl_chat", "InternVL2 to 3.5 (dense)", internvl::open),
 ];
 
 /// The supported families, for people.

@@ -11,6 +11,7 @@ pub mod gemma3;
 mod general;
 pub mod gguf;
 pub mod idefics3;
+pub mod internvl;
 pub mod llava;
 pub mod llava_onevision;
 mod pair_id;

@@ -16,6 +16,17 @@ pub(crate) struct Row {
     map: RowMap,
     /// The checkpoint stores what differs from 1: a gain of `1 + w`.
     plus_one: bool,
+    /// Its heads lie in groups with those of other rows.
+    groups: Option<Groups>,
+}
+
+/// Heads of `head_dim` rows in groups of `of`, of which a row of the table has `heads`, from `first` on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Groups {
+    head_dim: usize,
+    first: usize,
+    heads: usize,
+    of: usize,
 }
 
 /// Where a row's values lie in the checkpoint's tensor.
@@ -33,7 +44,13 @@ enum RowMap {
 
 impl Row {
     fn new(name: impl Into<String>, from: impl Into<String>, shape: &[usize], stored: GgmlType) -> Self {
-        Row { tensor: TensorSpec::new(name, shape, stored), from: from.into(), map: RowMap::Same, plus_one: false }
+        Row {
+            tensor: TensorSpec::new(name, shape, stored),
+            from: from.into(),
+            map: RowMap::Same,
+            plus_one: false,
+            groups: None,
+        }
     }
 
     /// A vector, or a small table: f32 in files that quantise nothing.
@@ -68,6 +85,12 @@ impl Row {
         Row { map: RowMap::Rows { first: part * rows, of: parts * rows }, ..self }
     }
 
+    /// Heads `heads` of every `of` of a tensor, one below the other: q, k or v of a tensor that holds them side by side for
+    /// each key.
+    pub fn grouped(self, head_dim: usize, heads: Range<usize>, of: usize) -> Self {
+        Row { groups: Some(Groups { head_dim, first: heads.start, heads: heads.len(), of }), ..self }
+    }
+
     /// What a convolution `[out, in, height, width]` does to picture `frame` of the `of` that the checkpoint's sees.
     pub fn frame(self, frame: usize, of: usize) -> Self {
         Row { map: RowMap::Frame { frame, of }, ..self }
@@ -81,11 +104,23 @@ impl Row {
             RowMap::Rows { of, .. } => shape[0] = of,
             RowMap::Frame { of, .. } => shape.insert(2, of),
         }
+        if let Some(groups) = self.groups {
+            shape[0] = shape[0] / groups.heads * groups.of;
+        }
         shape
     }
 
     /// Where value `at` lies in the checkpoint's tensor, and how many from there on lie in order.
     fn run(&self, at: usize) -> (usize, usize) {
+        let (from, run) = self.map_run(at);
+        let Some(Groups { head_dim, first, heads, of }) = self.groups else { return (from, run) };
+        let size = head_dim * self.tensor.shape[1..].iter().product::<usize>();
+        let (head, inside) = (from / size, from % size);
+        ((head / heads * of + first + head % heads) * size + inside, run.min(size - inside))
+    }
+
+    /// The same but for [`Groups`].
+    fn map_run(&self, at: usize) -> (usize, usize) {
         let shape = &self.tensor.shape;
         let cols: usize = shape[1..].iter().product();
         match self.map {
@@ -153,7 +188,8 @@ impl Tensors for Renamed<'_> {
     }
 
     fn bytes(&self, name: &str) -> Option<(GgmlType, &[u8])> {
-        let row = self.rows.get(name).filter(|row| row.map == RowMap::Same && !row.plus_one)?;
+        let plain = |row: &&Row| row.map == RowMap::Same && !row.plus_one && row.groups.is_none();
+        let row = self.rows.get(name).filter(plain)?;
         let view = self.checkpoint.tensor(&row.from).ok()?;
         let ty = match view.dtype {
             Dtype::F32 => GgmlType::F32,
@@ -199,6 +235,19 @@ mod tests {
         assert_eq!(sources(&row), [0, 2, 1, 3, 4, 6, 5, 7]);
         let row = Row::matrix("blk.0.attn_q.weight", "", &[4, 2]).neighbours(4);
         assert_eq!(sources(&row), [0, 1, 4, 5, 2, 3, 6, 7]);
+    }
+
+    /// As `reshape(2, 4, 2)` (two groups of two queries, a key and a value, heads of two rows): `[:, :2]`, `[:, 2]` with the
+    /// rows of a head as neighbours, `[:, 3]`.
+    #[test]
+    fn heads_in_groups() {
+        let q = Row::vector("blk.0.attn_q.bias", "", &[8]).grouped(2, 0..2, 4);
+        assert_eq!((q.stored_shape(), sources(&q)), (vec![16], vec![0, 1, 2, 3, 8, 9, 10, 11]));
+        let v = Row::matrix("blk.0.attn_v.weight", "", &[4, 1]).grouped(2, 3..4, 4);
+        assert_eq!((v.stored_shape(), sources(&v)), (vec![16, 1], vec![6, 7, 14, 15]));
+        assert_eq!(v.run(0), (6, 2), "up to the end of the head");
+        let k = Row::vector("blk.0.attn_k.bias", "", &[8]).neighbours(4).grouped(4, 1..2, 3);
+        assert_eq!((k.stored_shape(), sources(&k)), (vec![24], vec![4, 6, 5, 7, 16, 18, 17, 19]));
     }
 
     /// As `split(2)[1]` of `[6, 2]` by threes.

@@ -5,7 +5,7 @@
 //! type `image`. A template that places pictures by such parts therefore gets a head that makes them of the string, and
 //! a foot that puts the mark where the template wrote its own. What follows a picture in the GGUF's prompt is the
 //! runtime's to complete: for LLaVA-OneVision a line end, unless the prompt has it.
-use super::{ChatTemplate, Context, Form, Message, PictureText, PromptError, lookup};
+use super::{ChatTemplate, Context, Form, LineEnd, Message, PictureText, PromptError, lookup};
 use std::path::Path;
 
 /// llama.cpp's mark for a picture.
@@ -66,6 +66,32 @@ fn wrap(original: &ChatTemplate, image: &str) -> String {
     )
 }
 
+/// Ends the line behind each picture of llama.cpp's strings, for templates that take strings.
+const LINE_ENDS: &str = "\
+{#- llama.cpp puts text right behind its marks for pictures: here the next line begins. -#}\n\
+{%- set picture = namespace(messages=[]) -%}\n\
+{%- for message in messages -%}\n\
+  {%- set turn = namespace(message=message) -%}\n\
+  {%- if message['content'] is string and '<__media' in message['content'] -%}\n\
+    {%- set made = namespace(text='') -%}\n\
+    {%- for piece in message['content'].split('<__media') -%}\n\
+      {%- if loop.first -%}\n\
+        {%- set made.text = piece -%}\n\
+      {%- elif '__>' in piece -%}\n\
+        {%- set parts = piece.split('__>', 1) -%}\n\
+        {%- set end = '' if parts[1].startswith('\\n') else '\\n' -%}\n\
+        {%- set made.text = made.text + '<__media' + parts[0] + '__>' + end + parts[1] -%}\n\
+      {%- else -%}\n\
+        {%- set made.text = made.text + '<__media' + piece -%}\n\
+      {%- endif -%}\n\
+    {%- endfor -%}\n\
+    {%- set turn.message = dict(message, content=made.text) -%}\n\
+  {%- endif -%}\n\
+  {%- set picture.messages = picture.messages + [turn.message] -%}\n\
+{%- endfor -%}\n\
+{%- set messages = picture.messages -%}\n\
+{{- '' -}}";
+
 /// Conversations that both must word alike: turns, system turns and pictures in several places.
 fn conversations() -> Vec<Vec<Message>> {
     let m = Message::new;
@@ -101,7 +127,7 @@ fn completed(prompt: &str) -> String {
 ///
 /// # Errors
 /// In words: where they differ.
-fn same(original: &ChatTemplate, source: &str, image: &str, line_end: bool) -> Result<(), String> {
+fn same(original: &ChatTemplate, source: &str, image: &str, line_end: LineEnd) -> Result<(), String> {
     let context =
         Context { strings: true, image: MARK.into(), behind_image: String::new(), ..original.context.clone() };
     let runtime = ChatTemplate::new(source.into(), context).map_err(|e| e.to_string())?;
@@ -111,7 +137,7 @@ fn same(original: &ChatTemplate, source: &str, image: &str, line_end: bool) -> R
             let Ok(want) = original.render(&messages, add) else { continue };
             let want = want.replace(image, MARK);
             let got = runtime.render(&messages, add).map_err(|e| e.to_string())?;
-            let got = if line_end { completed(&got) } else { got };
+            let got = if line_end == LineEnd::Runtime { completed(&got) } else { got };
             if got != want {
                 return Err(format!("{got:?}, not {want:?}"));
             }
@@ -127,17 +153,28 @@ fn same(original: &ChatTemplate, source: &str, image: &str, line_end: bool) -> R
 pub fn read(dir: &Path, picture: PictureText) -> Result<Option<Adapted>, PromptError> {
     let Some(source) = lookup::source(dir)? else { return Ok(None) };
     Ok(Some(match ChatTemplate::of(dir, source.clone(), picture) {
-        Ok(original) => adapt(&original, &original.context.image, picture.line_end),
+        Ok(original) => {
+            let image = &original.context.image;
+            let image = if picture.line_end == LineEnd::Template { image.trim_end_matches('\n') } else { image };
+            adapt(&original, image, picture.line_end)
+        }
         Err(problem) => Adapted { source, note: Some(format!("{problem}; it is in the file as it is")) },
     }))
 }
 
 /// The template as it is where llama.cpp words conversations with it as transformers does, else wrapped so that it does.
-/// `image` is what it writes for a picture; with `line_end` the runtime ends the line behind pictures itself.
-pub fn adapt(original: &ChatTemplate, image: &str, line_end: bool) -> Adapted {
+/// `image` is what it writes for a picture.
+pub fn adapt(original: &ChatTemplate, image: &str, line_end: LineEnd) -> Adapted {
     let source = original.source().to_owned();
     if same(original, &source, image, line_end).is_ok() {
         return Adapted { source, note: None };
+    }
+    let ended = format!("{LINE_ENDS}{source}");
+    if line_end == LineEnd::Template && original.form() == Form::Text && same(original, &ended, image, line_end).is_ok()
+    {
+        let note =
+            "llama.cpp puts text right behind a picture: lines in front of the chat template begin the next line there";
+        return Adapted { source: ended, note: Some(note.into()) };
     }
     let wrapped = wrap(original, image);
     match same(original, &wrapped, image, line_end) {

@@ -1,5 +1,5 @@
 //! Which chat template a checkpoint has, as transformers 5 looks it up: its processor's, else its tokenizer's.
-use super::{ChatTemplate, Context, PictureText, PromptError};
+use super::{ChatTemplate, Context, LineEnd, PictureText, PromptError};
 use crate::checkpoint::ROLES;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -114,12 +114,18 @@ impl ChatTemplate {
     /// # Errors
     /// A file that cannot be read, or a template that cannot be applied.
     pub(super) fn of(dir: &Path, source: String, picture: PictureText) -> Result<Self, PromptError> {
+        let image = picture.text.map_or_else(|| image(dir), |text| Ok(text.into()))?;
+        let (behind_each, behind_image) = match picture.line_end {
+            LineEnd::Nobody => ("", ""),
+            LineEnd::Runtime => ("", "\n"),
+            LineEnd::Template => ("\n", ""),
+        };
         let context = Context {
             variables: variables(dir)?,
             adds_bos: false,
             strings: false,
-            image: picture.text.map_or_else(|| image(dir), |text| Ok(text.into()))?,
-            behind_image: if picture.line_end { "\n" } else { "" }.into(),
+            image: image + behind_each,
+            behind_image: behind_image.into(),
         };
         Self::new(source, context).map_err(|e| fail(dir, e))
     }

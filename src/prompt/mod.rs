@@ -93,26 +93,40 @@ impl Form {
     }
 }
 
+/// Who ends the line behind a picture in a prompt of strings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineEnd {
+    /// Text may follow at once.
+    Nobody,
+    /// The runtime, between pictures and the text behind them.
+    Runtime,
+    /// The template, behind each picture: the runtime does not.
+    Template,
+}
+
 /// What a family's chat template writes for a picture, and what of it the runtime writes itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PictureText {
     /// The text in the prompt; none: the picture token that the checkpoint's files name.
     pub text: Option<&'static str>,
-    /// Pictures are followed by a line end: in transformers' prompts of strings, and by the runtime's doing.
-    pub line_end: bool,
+    pub line_end: LineEnd,
 }
 
 impl PictureText {
-    pub const LLAVA: PictureText = PictureText { text: None, line_end: true };
+    pub const LLAVA: PictureText = PictureText { text: None, line_end: LineEnd::Runtime };
     /// Upstream's `mlp`, behind whose pictures the runtime writes nothing.
-    pub const LLAVA_1_5: PictureText = PictureText { text: None, line_end: false };
+    pub const LLAVA_1_5: PictureText = PictureText { text: None, line_end: LineEnd::Nobody };
     /// The runtime writes what stands around it and its tiles.
-    pub const IDEFICS3: PictureText = PictureText { text: Some("<image>"), line_end: false };
+    pub const IDEFICS3: PictureText = PictureText { text: Some("<image>"), line_end: LineEnd::Nobody };
     /// The runtime writes two line ends before and behind it, as transformers' processor does.
-    pub const GEMMA3: PictureText = PictureText { text: Some("<start_of_image>"), line_end: false };
+    pub const GEMMA3: PictureText = PictureText { text: Some("<start_of_image>"), line_end: LineEnd::Nobody };
     /// The runtime writes the two outer tokens.
     pub const QWEN: PictureText =
-        PictureText { text: Some("<|vision_start|><|image_pad|><|vision_end|>"), line_end: false };
+        PictureText { text: Some("<|vision_start|><|image_pad|><|vision_end|>"), line_end: LineEnd::Nobody };
+    /// Of transformers' repositories; the runtime writes `<img>` and `</img>` around.
+    pub const INTERNVL: PictureText = PictureText { text: Some("<IMG_CONTEXT>"), line_end: LineEnd::Template };
+    /// Of the original ones.
+    pub const INTERNVL_CHAT: PictureText = PictureText { text: Some("<image>"), line_end: LineEnd::Template };
 }
 
 /// A chat template that cannot be found or applied.
