@@ -231,7 +231,7 @@ pub fn repository_of(dir: &Path) -> Option<String> {
 /// Files that a conversion reads: those of the top directory, weights as safetensors only.
 fn wanted(file: &str) -> bool {
     let known = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end))
-        || matches!(file, "README.md" | "merges.txt");
+        || matches!(file, "README.md" | "merges.txt" | "tokenizer.model");
     known && !file.contains('/') && !file.contains('\\') && !file.starts_with('.')
 }
 
@@ -291,7 +291,9 @@ mod tests {
 
     #[test]
     fn only_files_that_are_read() {
-        for file in ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "README.md"] {
+        for file in
+            ["config.json", "model-00001-of-00002.safetensors", "chat_template.jinja", "README.md", "tokenizer.model"]
+        {
             assert!(wanted(file), "{file}");
         }
         for file in ["pytorch_model.bin", "onnx/model.json", ".gitattributes", "a.gguf", "../config.json"] {

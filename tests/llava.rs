@@ -270,14 +270,36 @@ fn tokenizers_that_llama_cpp_does_not_have() {
 /// Token ids of strings that break tokenizers, as transformers has them.
 #[test]
 fn token_ids_are_transformers() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = checkpoint(folder.path(), false, Naming::Published, 1);
+    same_ids(&model, "ids", folder.path());
+}
+
+/// A checkpoint whose vocabulary is tokenizer.model alone, changed by fields `behind` it: protobuf's last word counts.
+fn with_model(parent: &Path, behind: &[u8]) -> PathBuf {
+    let dir = checkpoint(parent, false, Naming::Published, 1);
+    std::fs::remove_file(dir.join("tokenizer.json")).unwrap();
+    let model = std::fs::read(root().join("tests/golden/sentencepiece/tokenizer.model")).unwrap();
+    std::fs::write(dir.join("tokenizer.model"), [&model, behind].concat()).unwrap();
+    dir
+}
+
+/// A field of bytes, shorter than 128.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, bytes.len() as u8], bytes].concat()
+}
+
+fn piece(text: &str, kind: u8) -> Vec<u8> {
+    field(1, &[field(1, text.as_bytes()), vec![0x15, 0, 0, 0, 0, 0x18, kind]].concat())
+}
+
+fn same_ids(model: &Path, key: &str, folder: &Path) {
     let Some(runtime_dir) = runtime_dir() else { return };
     let golden = std::fs::read_to_string(root().join("tests/golden/sentencepiece/ids.json")).unwrap();
     let golden: Json = serde_json::from_str(&golden).unwrap();
-    let golden = golden["ids"].as_array().unwrap();
-    assert!(golden.len() > 1000);
-    let folder = tempfile::tempdir().unwrap();
-    let model = checkpoint(folder.path(), false, Naming::Published, 1);
-    let path = common::convert(&model, "q4_0", folder.path());
+    let golden = golden[key].as_array().unwrap();
+    assert!(golden.len() > 100);
+    let path = common::convert(model, "q4_0", folder);
     let runtime = Runtime::open(&runtime_dir).unwrap();
     let compute = Compute { threads: 1, gpu_layers: 0, batch: 512, exact: false };
     let model = Model::load(&runtime, &path, compute, false).unwrap();
@@ -285,4 +307,74 @@ fn token_ids_are_transformers() {
         let text = row[0].as_str().unwrap();
         assert_eq!(json!(model.tokenize(text, false, true).unwrap()), row[1], "{text:?}");
     }
+}
+
+/// Where special tokens do not stand in the text these are sentencepiece's ids, too: the script that wrote them checks.
+#[test]
+fn token_ids_of_tokenizer_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = with_model(folder.path(), &[]);
+    // `<pad>` has no id here: it stands behind the others, or here at the only one that is left.
+    std::fs::write(model.join("added_tokens.json"), r#"{"<image>": 1200, "<tool>": 1202}"#).unwrap();
+    let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "unk_token": "<unk>", "pad_token": "<pad>",
+                        "added_tokens_decoder": {"1200": {"content": "<image>", "special": true},
+                        "1201": {"content": "<pad>", "special": false}, "1202": {"content": "<tool>", "special": false}}});
+    std::fs::write(model.join("tokenizer_config.json"), config.to_string()).unwrap();
+    same_ids(&model, "ids", folder.path());
+    let written = Read::open(&folder.path().join("model.gguf"));
+    let list = |key: &str| written.content.metadata[&format!("tokenizer.ggml.{key}")].to_vec().unwrap();
+    let (tokens, types, scores) = (list("tokens"), list("token_type"), list("scores"));
+    let row =
+        |i: usize| (tokens[i].to_string().unwrap().as_str(), types[i].to_i32().unwrap(), scores[i].to_f32().unwrap());
+    // As llama.cpp's converter has them; `▁` is followed by letters in the order of their numbers.
+    assert_eq!((row(1), row(13), row(1092)), (("<s>", 3, -1000.0), ("<0x0A>", 6, 0.0), ("▁", 1, -833.0)));
+    assert_eq!(
+        (row(1200), row(1201), row(1202)),
+        (("<image>", 3, -1000.0), ("<pad>", 3, -1000.0), ("<tool>", 4, -1000.0))
+    );
+    assert_eq!(row(1203), ("[PAD1203]", 5, -10000.0));
+    assert_eq!(
+        (written.u32("tokenizer.ggml.unknown_token_id"), written.u32("tokenizer.ggml.padding_token_id")),
+        (0, 1201)
+    );
+}
+
+#[test]
+fn pieces_that_are_cut_out_first() {
+    let folder = tempfile::tempdir().unwrap();
+    // `add_dummy_prefix` is false.
+    let model = with_model(folder.path(), &[piece("<tool>", 4), field(3, &[0x18, 0])].concat());
+    std::fs::remove_file(model.join("tokenizer_config.json")).unwrap();
+    same_ids(&model, "user_defined", folder.path());
+    let written = Read::open(&folder.path().join("model.gguf"));
+    // Nobody else says them.
+    assert_eq!((written.u32("tokenizer.ggml.bos_token_id"), written.u32("tokenizer.ggml.eos_token_id")), (1, 2));
+    assert!(written.content.metadata["tokenizer.ggml.add_bos_token"].to_bool().unwrap());
+}
+
+#[test]
+fn sentencepiece_models_that_llama_cpp_does_not_have() {
+    let refused = |behind: &[u8], words: &[&str]| {
+        let parent = tempfile::tempdir().unwrap();
+        let model = with_model(parent.path(), behind);
+        let done = convert(&model, &parent.path().join("out.gguf"), &[]);
+        let message = text(&done.stderr);
+        assert!(!done.status.success(), "{words:?} was let in");
+        ["tokenizer.model"]
+            .iter()
+            .chain(words)
+            .for_each(|word| assert!(message.contains(word), "{word} is not in: {message}"));
+    };
+    refused(&field(2, &[0x18, 1]), &["unigram"]);
+    refused(&field(2, &[0x18, 4]), &["model_type is 4"]);
+    refused(&field(3, &[0x28, 0]), &["escape"]);
+    refused(&piece("▁", 1), &["twice"]);
+    refused(&piece("gone", 5), &["piece 1200", "type 5"]);
+    refused(&field(1, &field(1, &[0xff])), &["no UTF-8"]);
+    // A length beyond the end, a number that does not end, a number of 70 bits, a wire type that is none.
+    for bytes in [&[0x0a, 0x7f, 1][..], &[0x80], &[0xff; 12], &[0x0b]] {
+        refused(bytes, &["does not end"]);
+    }
+    let many: Vec<u8> = (0..17).flat_map(|i| piece(&format!("more{i}"), 1)).collect();
+    refused(&many, &["1217 pieces", "1216 rows"]);
 }

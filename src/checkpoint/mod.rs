@@ -11,7 +11,7 @@ mod widen;
 pub use error::CheckpointError;
 pub use names::canonical;
 pub use safetensors::Dtype;
-pub(crate) use tokenizer::{ROLES, tokenizer};
+pub(crate) use tokenizer::{ROLES, declared_tokens, optional_json, tokenizer};
 
 use memmap2::Mmap;
 use safetensors::SafeTensors;

@@ -1,6 +1,7 @@
 //! `tokenizer.json` with the tokens that only its neighbours name, as transformers 5 completes it.
 use super::{CheckpointError, read_json, vocab_json};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The roles of special tokens in transformers' order, which is that in which it adds them to a vocabulary that lacks them.
@@ -16,12 +17,9 @@ pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
     let path = dir.join("tokenizer.json");
     let made = if path.exists() { None } else { vocab_json::read(dir)? };
     let mut json = made.map_or_else(|| read_json(&path), Ok)?;
-    let optional = |file: &str| {
-        let path = dir.join(file);
-        if path.exists() { read_json(&path) } else { Ok(Value::Null) }
-    };
-    let (config, added) = (optional("tokenizer_config.json")?, optional("added_tokens.json")?);
-    let missing = missing(&json, &config, &added);
+    let (config, added) = (optional_json(dir, "tokenizer_config.json")?, optional_json(dir, "added_tokens.json")?);
+    let mut missing = declared_tokens(&config, &added);
+    missing.retain(|(_, t)| t["content"].as_str().is_some_and(|content| !has(&json, content)));
     if missing.is_empty() {
         return Ok(json);
     }
@@ -41,6 +39,15 @@ pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
     Ok(json)
 }
 
+/// A file of `dir`; null where there is none.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn optional_json(dir: &Path, file: &str) -> Result<Value, CheckpointError> {
+    let path = dir.join(file);
+    if path.exists() { read_json(&path) } else { Ok(Value::Null) }
+}
+
 /// Whether the vocabulary or the added tokens have it.
 fn has(json: &Value, content: &str) -> bool {
     let added = json["added_tokens"].as_array().into_iter().flatten();
@@ -53,8 +60,9 @@ fn next_id(json: &Value) -> u64 {
     added.chain(vocab).max().map_or(0, |id| id + 1)
 }
 
-/// Tokens that `tokenizer.json` lacks, as entries of its list, with the ids that the other files give them.
-fn missing(json: &Value, config: &Value, added: &Value) -> Vec<(Option<u64>, Value)> {
+/// Tokens that `tokenizer_config.json` and `added_tokens.json` name, as entries of `tokenizer.json`'s list, with the ids
+/// that they give them.
+pub(crate) fn declared_tokens(config: &Value, added: &Value) -> Vec<(Option<u64>, Value)> {
     let token = |content: &str, special: bool, normalized: bool| {
         json!({"content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": normalized,
                "special": special})
@@ -82,9 +90,14 @@ fn missing(json: &Value, config: &Value, added: &Value) -> Vec<(Option<u64>, Val
         _ => Vec::new(),
     });
     found.extend(roles.chain(lists).map(|content| (None, token(&content, true, false))));
-    let mut seen = std::collections::BTreeSet::new();
-    found.retain(|(_, t)| {
-        t["content"].as_str().is_some_and(|c| !c.is_empty() && !has(json, c) && seen.insert(c.to_string()))
-    });
+    // Named twice, once as special: it is.
+    let named = |t: &Value| t["content"].as_str().map(str::to_string);
+    let special: BTreeSet<_> =
+        found.iter().filter(|(_, t)| t["special"] == true).filter_map(|(_, t)| named(t)).collect();
+    for (_, t) in &mut found {
+        t["special"] = named(t).is_some_and(|content| special.contains(&content)).into();
+    }
+    let mut seen = BTreeSet::new();
+    found.retain(|(_, t)| t["content"].as_str().is_some_and(|c| !c.is_empty() && seen.insert(c.to_string())));
     found
 }

@@ -21,6 +21,7 @@ pub mod qwen_vl;
 mod renamed;
 pub mod rotated;
 mod sentencepiece;
+mod sentencepiece_model;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;

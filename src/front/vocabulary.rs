@@ -1,5 +1,6 @@
-//! A vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours: byte-level BPE, or SentencePiece's.
-use super::{pretokenizer, sentencepiece};
+//! A vocabulary as GGUF holds it, read from `tokenizer.json` and its neighbours, or from `tokenizer.model`: byte-level
+//! BPE, or SentencePiece's.
+use super::{pretokenizer, sentencepiece, sentencepiece_model};
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Array, GgufError, Metadata};
 use crate::prompt::PictureText;
@@ -73,45 +74,23 @@ impl Vocabulary {
     /// chat template writes for one.
     ///
     /// # Errors
-    /// `tokenizer.json` is absent or broken, is no BPE, has rules that llama.cpp does not, or has more tokens than the
+    /// Both files are absent; one is broken, is no BPE, has rules that llama.cpp does not, or has more tokens than the
     /// embedding has rows.
     pub fn read(checkpoint: &Checkpoint, vocab_size: usize, picture: PictureText) -> Result<Self, GgufError> {
-        let path = checkpoint.dir().join(FILE);
-        let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
-        let source = TokenizerFile { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
-        let added = added_tokens(&source)?;
-        let (vocab, merges) = bpe(&source)?;
         let mut notes = Vec::new();
-        let pieces = match sentencepiece::is_kind(&source) {
-            true => Some(sentencepiece::read(&source, &vocab, &merges, &added, &mut notes)?),
-            false => None,
+        let Read { segmentation, tokens, types, special, frame } = match sentencepiece_model::is_kind(checkpoint.dir())
+        {
+            true => sentencepiece_model::read(checkpoint, vocab_size, &mut notes)?,
+            false => Read::json(checkpoint, vocab_size, &mut notes)?,
         };
-        let (tokens, types) = table(&source, &vocab, &added, pieces.as_ref(), vocab_size)?;
-        let segmentation = match pieces {
-            Some(pieces) => pieces.segmentation(&tokens, &types),
-            None => byte_level(&source, merges)?,
-        };
-
-        let tokenizer = Tokenizer::from_bytes(source.json.to_string()).map_err(|e| broken(e.to_string()))?;
-        for t in &added {
-            // The library numbers added tokens on from the vocabulary, whatever the file says, and so does transformers.
-            if let Some(id) = tokenizer.token_to_id(&t.content).filter(|id| *id as usize != t.id) {
-                let problem =
-                    format!("{:?} has id {}, but tokenizers counts it as {id}; save it again", t.content, t.id);
-                return Err(source.field("added_tokens", problem));
-            }
-        }
-        let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
-        let special = Special::read(checkpoint, &ids, vocab_size);
-        let (prefix, suffix) = frame(&tokenizer).map_err(broken)?;
-        for (ids, side) in [(&prefix, "before"), (&suffix, "behind")] {
+        for (ids, side) in [(&frame.before, "before"), (&frame.behind, "behind")] {
             if ids.len() > 1 {
                 notes.push(format!("{FILE} puts {} tokens {side} every text; GGUF can say only one", ids.len()));
             }
         }
         // What the tokenizer adds is what bos and eos mean to the runtime, whatever the other files say.
-        let bos = prefix.first().copied().or(special.bos);
-        let eos = suffix.first().copied().or(special.eos);
+        let bos = frame.before.first().copied().or(special.bos);
+        let eos = frame.behind.first().copied().or(special.eos);
         let template = crate::prompt::gguf::read(checkpoint.dir(), picture)?;
         notes.extend(template.as_ref().and_then(|t| t.note.clone()));
         Ok(Vocabulary {
@@ -123,8 +102,8 @@ impl Vocabulary {
             bos: bos.or(special.pad).or(eos),
             eos,
             pad: special.pad,
-            add_bos: !prefix.is_empty(),
-            add_eos: !suffix.is_empty(),
+            add_bos: !frame.before.is_empty(),
+            add_eos: !frame.behind.is_empty(),
             chat_template: template.map(|t| t.source),
             notes,
         })
@@ -157,6 +136,46 @@ impl Vocabulary {
         if let Some(template) = &self.chat_template {
             keys.set("tokenizer.chat_template", template);
         }
+    }
+}
+
+/// What a tokenizer's own file says.
+pub(super) struct Read {
+    pub segmentation: Segmentation,
+    pub tokens: Vec<String>,
+    pub types: Vec<TokenType>,
+    pub special: Special,
+    pub frame: Frame,
+}
+
+impl Read {
+    /// `tokenizer.json`.
+    fn json(checkpoint: &Checkpoint, vocab_size: usize, notes: &mut Vec<String>) -> Result<Self, GgufError> {
+        let path = checkpoint.dir().join(FILE);
+        let broken = |problem: String| GgufError::Tokenizer { path: path.clone(), problem };
+        let source = TokenizerFile { path: path.clone(), json: crate::checkpoint::tokenizer(checkpoint.dir())? };
+        let added = added_tokens(&source)?;
+        let (vocab, merges) = bpe(&source)?;
+        let pieces = match sentencepiece::is_kind(&source) {
+            true => Some(sentencepiece::read(&source, &vocab, &merges, &added, notes)?),
+            false => None,
+        };
+        let (tokens, types) = table(&source, &vocab, &added, pieces.as_ref(), vocab_size)?;
+        let segmentation = match pieces {
+            Some(pieces) => pieces.segmentation(&tokens, &types),
+            None => byte_level(&source, merges)?,
+        };
+        let tokenizer = Tokenizer::from_bytes(source.json.to_string()).map_err(|e| broken(e.to_string()))?;
+        for t in &added {
+            // The library numbers added tokens on from the vocabulary, whatever the file says, and so does transformers.
+            if let Some(id) = tokenizer.token_to_id(&t.content).filter(|id| *id as usize != t.id) {
+                let problem =
+                    format!("{:?} has id {}, but tokenizers counts it as {id}; save it again", t.content, t.id);
+                return Err(source.field("added_tokens", problem));
+            }
+        }
+        let special = Special::read(checkpoint, &tokens, vocab_size);
+        Ok(Read { segmentation, special, frame: Frame::of(&tokenizer).map_err(broken)?, tokens, types })
     }
 }
 
@@ -283,24 +302,33 @@ fn table(
 }
 
 /// The ids that the tokenizer puts before and behind a text.
-fn frame(tokenizer: &Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
-    let encode = |special| tokenizer.encode_fast("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| e.to_string());
-    let (bare, full) = (encode(false)?, encode(true)?);
-    let at = full.windows(bare.len().max(1)).position(|w| w == bare);
-    let at = at.ok_or("its post_processor changes the text's own tokens")?;
-    Ok((full[..at].to_vec(), full[at + bare.len()..].to_vec()))
+pub(super) struct Frame {
+    pub before: Vec<u32>,
+    pub behind: Vec<u32>,
+}
+
+impl Frame {
+    fn of(tokenizer: &Tokenizer) -> Result<Self, String> {
+        let encode =
+            |special| tokenizer.encode_fast("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| e.to_string());
+        let (bare, full) = (encode(false)?, encode(true)?);
+        let at = full.windows(bare.len().max(1)).position(|w| w == bare);
+        let at = at.ok_or("its post_processor changes the text's own tokens")?;
+        Ok(Frame { before: full[..at].to_vec(), behind: full[at + bare.len()..].to_vec() })
+    }
 }
 
 /// Ids of the special tokens, by name from the tokenizer's files, else by id from the model's.
-struct Special {
-    bos: Option<u32>,
-    eos: Option<u32>,
-    pad: Option<u32>,
-    unk: Option<u32>,
+pub(super) struct Special {
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub pad: Option<u32>,
+    pub unk: Option<u32>,
 }
 
 impl Special {
-    fn read(checkpoint: &Checkpoint, ids: &HashMap<&str, u32>, vocab_size: usize) -> Self {
+    pub fn read(checkpoint: &Checkpoint, tokens: &[String], vocab_size: usize) -> Self {
+        let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
         let optional = |file: &str| optional_json(checkpoint.dir(), file);
         let named = [optional("tokenizer_config.json"), optional("special_tokens_map.json")];
         let config = checkpoint.config();
@@ -321,6 +349,16 @@ impl Special {
             })
         };
         Special { bos: find("bos"), eos: find("eos"), pad: find("pad"), unk: find("unk") }
+    }
+
+    /// `other` where nothing is known.
+    pub fn or(self, other: Special) -> Self {
+        Special {
+            bos: self.bos.or(other.bos),
+            eos: self.eos.or(other.eos),
+            pad: self.pad.or(other.pad),
+            unk: self.unk.or(other.unk),
+        }
     }
 }
 

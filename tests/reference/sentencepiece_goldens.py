@@ -71,8 +71,19 @@ def main():
     # What AutoTokenizer gives for model_type llava and llava_next; for llama it would rebuild the rules.
     reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(OUT / "tokenizer.json"))
     ids = [reference(t, add_special_tokens=False)["input_ids"] for t in strings]
-    rows = ",\n".join(json.dumps([t, i], separators=(",", ":")) for t, i in zip(strings, ids))
-    (OUT / "ids.json").write_text(f'{{"made_with": "transformers {transformers.__version__}",\n"ids": [\n{rows}\n]}}\n')
+    # sentencepiece itself, which reads no special tokens in text.
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    plain = [(t, i) for t, i in zip(strings, ids) if not any(token["content"] in t for token in tokens)]
+    assert len(plain) > 1000 and all(processor.EncodeAsIds(t) == i for t, i in plain)
+    # A piece that is cut out of text before all else, and no space in front.
+    proto.pieces.add(piece="<tool>", score=0.0, type=4)
+    proto.normalizer_spec.add_dummy_prefix = False
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    cut = ["<tool>", "a<tool> b", " <tool><tool>x", "▁<tool>▁", "<tool", *[t for t, _ in plain[::7]]]
+    rows = lambda pairs: ",\n".join(json.dumps(pair, separators=(",", ":")) for pair in pairs)
+    (OUT / "ids.json").write_text(
+        f'{{"made_with": "transformers {transformers.__version__}, sentencepiece {sentencepiece.__version__}",\n'
+        f'"ids": [\n{rows(zip(strings, ids))}\n],\n"user_defined": [\n{rows((t, processor.EncodeAsIds(t)) for t in cut)}\n]}}\n')
     print(len(vocab), "pieces,", len(merges), "merges,", len(strings), "strings", {p.name: p.stat().st_size for p in OUT.iterdir()})
 
 
