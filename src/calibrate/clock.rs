@@ -27,8 +27,13 @@ impl Clock {
         Watched { clock: self, inner }
     }
 
+    /// What a calibration from `start` on took, seconds: the pictures' embeddings, the phases, all.
+    pub fn seconds(&self, embedding: f64, start: Instant) -> serde_json::Value {
+        serde_json::json!({"embedding": embedding, "phases": self.record(), "all": start.elapsed().as_secs_f64()})
+    }
+
     /// Per phase its seconds; of the blocks each one's.
-    pub fn record(&self) -> serde_json::Value {
+    fn record(&self) -> serde_json::Value {
         let phases = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut out = serde_json::Map::new();
         let short = |s: f64| (s * 1000.0).round() / 1000.0;

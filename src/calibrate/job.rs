@@ -13,7 +13,7 @@ use super::samples::{self, Draw, Samples};
 use super::settings::{ActivationBits, CHUNK_TOKENS, Method, Switches};
 use super::store::{JobId, WorkFiles};
 use super::stream::{Room, Stream};
-use super::{CalibrateError, CalibrateOptions, Outcome, TextModel, hold, run_packed};
+use super::{CalibrateError, CalibrateOptions, TextModel, hold, run_packed};
 use crate::Error;
 use crate::convert::Calibration;
 use crate::digest::hex;
@@ -280,9 +280,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             weights: self.pair.text.values.fingerprint(),
             settings: hex(&Sha256::digest(format!("{all_settings}{data}"))),
         };
-        if !job.resume {
-            self.files.clear()?;
-        }
+        (!job.resume).then(|| self.files.clear()).transpose()?;
         let compensation = settings.map(|settings| {
             let types = linears(self.pair, &types).into_iter().map(|t| (t.name, t.ty)).collect();
             Compensation { settings, types, store: self.files.store(&id) }
@@ -300,19 +298,18 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             ..switches.options(method, scales, weights.as_ref())
         };
         let found = run_packed(&model, &batch, inputs, &options, observer)?;
-        let seconds = json!({"embedding": self.embedding_seconds, "phases": clock.record(),
-            "all": self.start.elapsed().as_secs_f64()});
         let record = json!({
             "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped,
             "tokens": batch.tokens, "loss": found.loss, "sensitivities": found.sensitivities, "ratios": found.ratios,
-            "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(), "parts": parts, "compensated": found.compensated, "seconds": seconds,
+            "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(), "parts": parts, "compensated": found.compensated,
+            "seconds": clock.seconds(self.embedding_seconds, self.start),
         });
         let importance =
             given.as_ref().or(found.importance.as_ref()).map(|i| i.folded(&found.folds)).unwrap_or_default();
-        let Outcome { folds, importance: gathered, .. } = found;
         let encoder = compensation.map(|c| Box::new(c) as Box<dyn Encoder>);
-        let calibration = Calibration { folds, encoder, importance, linears: types.linears, record: Some(record) };
-        Ok(Calibrated { calibration, importance: gathered, files: Some(self.files) })
+        let calibration =
+            Calibration { folds: found.folds, encoder, importance, linears: types.linears, record: Some(record) };
+        Ok(Calibrated { calibration, importance: found.importance, files: Some(self.files) })
     }
 }
 

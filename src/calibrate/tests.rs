@@ -118,6 +118,26 @@ fn spread(a: &[f32], b: &Tensor) -> (f64, f64) {
     (all[all.len() / 2], all[all.len() - 1])
 }
 
+/// How far median and largest of the losses' relative differences may lie from the authors'.
+///
+/// Weight only: largest 1e-3, median 1e-6 on a processor with AVX2; onevision's mbq has 1.9e-6 with AVX-512, before and
+/// after the decoder took GGUF's order of rows. That order sums Llama's q and k otherwise: llava's mbq with w4a8 went
+/// from 1.9e-6 to 2.4e-6 with it. onevision's mbq has 2.7e-6 with w4a8 on AVX-512; older code was not tried
+/// there. Where activations are rounded to int8, float32's order of summation
+/// decides near ties, and the losses of 16 short samples feel each: two runs of the same arithmetic in torch that
+/// differ in nothing else are 3.5e-7 (llava) and 6.0e-7 (onevision) apart in the median and up to 2.5e-4, mae;
+/// awq's squared errors 1.5e-6 and 2.0e-6. With `distort` flips feed on through the blocks, by way of the scales too:
+/// median 8.8e-5 and 1.3e-4, up to 2.3e-3, single channels of x_max up to 1.6e-3 even with the scales held fast
+/// (tests/reference/w4a8_order.py). The bounds are 1.5 to 5 times that.
+fn bounds(method: Method, wa: bool, distort: bool) -> (f64, f64) {
+    match (wa, distort) {
+        (false, _) => (3e-6, 1e-3),
+        (true, false) if method == Method::Awq => (3e-6, 3e-3),
+        (true, false) => (4e-6, 1e-3),
+        (true, true) => (1e-3, 2e-2),
+    }
+}
+
 /// Every number of one run of the authors' code.
 fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
     let Some(oracle) = oracle() else { return };
@@ -174,20 +194,7 @@ fn compare(model: &str, name: &str, method: Method, wa: bool, distort: bool) {
     differences.sort_by(f64::total_cmp);
     let (median, max) = (differences[differences.len() / 2], differences[differences.len() - 1]);
     println!("{model} {name}: {} losses, median difference {median:.1e}, max {max:.1e}", differences.len());
-    // Weight only: largest 1e-3, median 1e-6 on a processor with AVX2; onevision's mbq has 1.9e-6 with AVX-512, before and
-    // after the decoder took GGUF's order of rows. That order sums Llama's q and k otherwise: llava's mbq with w4a8 went
-    // from 1.9e-6 to 2.4e-6 with it. onevision's mbq has 2.7e-6 with w4a8 on AVX-512; older code was not tried there. Where activations are rounded to int8, float32's order of summation
-    // decides near ties, and the losses of 16 short samples feel each: two runs of the same arithmetic in torch that
-    // differ in nothing else are 3.5e-7 (llava) and 6.0e-7 (onevision) apart in the median and up to 2.5e-4, mae;
-    // awq's squared errors 1.5e-6 and 2.0e-6. With `distort` flips feed on through the blocks, by way of the scales too:
-    // median 8.8e-5 and 1.3e-4, up to 2.3e-3, single channels of x_max up to 1.6e-3 even with the scales held fast
-    // (tests/reference/w4a8_order.py). The bounds are 1.5 to 5 times that.
-    let (median_bound, max_bound) = match (wa, distort) {
-        (false, _) => (3e-6, 1e-3),
-        (true, false) if method == Method::Awq => (3e-6, 3e-3),
-        (true, false) => (4e-6, 1e-3),
-        (true, true) => (1e-3, 2e-2),
-    };
+    let (median_bound, max_bound) = bounds(method, wa, distort);
     assert!(median <= median_bound && max <= max_bound, "median {median}, max {max}");
 }
 
@@ -456,17 +463,9 @@ fn answers_are_found_in_any_template() {
     }
 }
 
-/// The testbed's first 32 pairs from pictures to grid points. Minutes long: it runs when MBQ_TESTBED is set
-/// (MBQ_EXHAUSTIVE: without the race).
-#[test]
-fn testbed_points() {
+/// The first 32 pairs, as long as the longest of them.
+fn padded_samples(testbed: &Path) -> Vec<Sample> {
     use super::pairs;
-    let Some(oracle) = oracle().filter(|_| std::env::var_os("MBQ_TESTBED").is_some()) else {
-        return eprintln!("skipped: MBQ_TESTBED is not set");
-    };
-    let testbed = oracle.parent().unwrap().join("testbed");
-    let checkpoint = Checkpoint::open(&testbed.join("model")).unwrap();
-    let start = std::time::Instant::now();
     let list = pairs::List::read(&testbed.join("calib.json"), None).unwrap();
     let mut samples: Vec<Sample> = Vec::new();
     with_embedder(&testbed.join("model"), |embedder| {
@@ -485,6 +484,20 @@ fn testbed_points() {
         s.kinds.resize(longest, Kind::Other);
         s.ids.resize(longest, 0);
     }
+    samples
+}
+
+/// The testbed's first 32 pairs from pictures to grid points. Minutes long: it runs when MBQ_TESTBED is set
+/// (MBQ_EXHAUSTIVE: without the race).
+#[test]
+fn testbed_points() {
+    let Some(oracle) = oracle().filter(|_| std::env::var_os("MBQ_TESTBED").is_some()) else {
+        return eprintln!("skipped: MBQ_TESTBED is not set");
+    };
+    let testbed = oracle.parent().unwrap().join("testbed");
+    let checkpoint = Checkpoint::open(&testbed.join("model")).unwrap();
+    let start = std::time::Instant::now();
+    let samples = padded_samples(&testbed);
     println!("{} tokens, vision {:.1} s", samples.iter().map(|s| s.real).sum::<usize>(), start.elapsed().as_secs_f64());
     let source = decoder(&checkpoint);
     let model = TextModel::new(&source, 4096, Device::Cpu).unwrap();

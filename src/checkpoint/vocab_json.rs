@@ -25,7 +25,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Value>, CheckpointError> {
     let text = std::fs::read_to_string(&merges).map_err(|source| CheckpointError::Io { path: merges, source })?;
     // The first line may name the format's version.
     let lines =
-        text.lines().enumerate().filter(|(i, line)| !line.is_empty() && !(*i == 0 && line.starts_with("#version")));
+        text.lines().enumerate().filter(|(i, line)| !(line.is_empty() || *i == 0 && line.starts_with("#version")));
     let merges: Vec<&str> = lines.map(|(_, line)| line).collect();
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     Ok(Some(json!({

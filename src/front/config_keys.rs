@@ -485,67 +485,85 @@ mod tests {
         }
     }
 
+    /// Fields of transformers' classes, read off `dataclasses.fields` and the signatures of `__init__` of 5.24 and 4.45, and
+    /// the table that has to know them.
+    const FIELDS: &[(&[(&str, KeyRule)], &str)] = &[
+        (
+            TEXT,
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads \
+             hidden_act max_position_embeddings initializer_range rms_norm_eps use_cache tie_word_embeddings \
+             rope_parameters rope_theta rope_scaling use_sliding_window sliding_window max_window_layers \
+             layer_types attention_dropout pad_token_id bos_token_id eos_token_id",
+        ),
+        (
+            TEXT,
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads \
+             hidden_act max_position_embeddings initializer_range rms_norm_eps use_cache pad_token_id \
+             bos_token_id eos_token_id pretraining_tp tie_word_embeddings rope_theta rope_scaling rope_parameters \
+             attention_bias attention_dropout mlp_bias head_dim",
+        ),
+        (
+            VISION,
+            "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size \
+             patch_size hidden_act layer_norm_eps attention_dropout vision_use_head projection_dim \
+             initializer_range initializer_factor",
+        ),
+        (
+            LLAVA_ONEVISION,
+            "vision_config text_config image_token_index video_token_index projector_hidden_act \
+             vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
+             image_grid_pinpoints vision_aspect_ratio",
+        ),
+        (
+            LLAVA,
+            "vision_config text_config image_token_index image_seq_length projector_hidden_act \
+             vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
+             image_grid_pinpoints use_image_newline_parameter ignore_index vocab_size",
+        ),
+        (
+            QWEN_VL,
+            "text_config vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id \
+             tie_word_embeddings",
+        ),
+        (
+            QWEN_VISION,
+            "depth embed_dim hidden_size hidden_act mlp_ratio num_heads in_channels patch_size spatial_merge_size \
+             temporal_patch_size initializer_range rope_parameters intermediate_size tokens_per_second \
+             window_size out_hidden_size fullatt_block_indexes num_position_embeddings deepstack_visual_indexes",
+        ),
+        (IDEFICS3, "use_cache image_token_id tie_word_embeddings vision_config text_config scale_factor pad_token_id"),
+        (
+            GEMMA3,
+            "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index \
+             initializer_range tie_word_embeddings",
+        ),
+        (
+            GEMMA3_TEXT,
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads \
+             head_dim hidden_activation max_position_embeddings initializer_range rms_norm_eps use_cache \
+             pad_token_id eos_token_id bos_token_id tie_word_embeddings rope_parameters attention_bias \
+             attention_dropout query_pre_attn_scalar sliding_window layer_types final_logit_softcapping \
+             attn_logit_softcapping use_bidirectional_attention sliding_window_pattern rope_theta \
+             rope_local_base_freq rope_scaling",
+        ),
+        (
+            INTERNVL,
+            "vision_config text_config image_token_id image_seq_length downsample_ratio projector_hidden_act \
+             vision_feature_layer vision_feature_select_strategy tie_word_embeddings",
+        ),
+        (
+            INTERN_VIT,
+            "hidden_size num_hidden_layers num_attention_heads attention_bias use_qk_norm intermediate_size \
+             hidden_act hidden_dropout_prob attention_dropout projection_dropout initializer_range norm_type \
+             layer_norm_eps image_size patch_size num_channels use_mask_token use_absolute_position_embeddings \
+             layer_scale_init_value use_mean_pooling",
+        ),
+    ];
+
     /// Every field of the configuration classes is in the tables, so that a new one is looked at.
     #[test]
     fn fields_of_transformers_classes_are_known() {
-        // transformers 5.24 and 4.45, read off `dataclasses.fields` and the signatures of `__init__`.
-        let qwen2 = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads \
-                     hidden_act max_position_embeddings initializer_range rms_norm_eps use_cache tie_word_embeddings \
-                     rope_parameters rope_theta rope_scaling use_sliding_window sliding_window max_window_layers layer_types \
-                     attention_dropout pad_token_id bos_token_id eos_token_id";
-        let llama = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act \
-                     max_position_embeddings initializer_range rms_norm_eps use_cache pad_token_id bos_token_id \
-                     eos_token_id pretraining_tp tie_word_embeddings rope_theta rope_scaling rope_parameters attention_bias \
-                     attention_dropout mlp_bias head_dim";
-        let vision = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size \
-                      hidden_act layer_norm_eps attention_dropout vision_use_head projection_dim initializer_range \
-                      initializer_factor";
-        let outer = "vision_config text_config image_token_index video_token_index projector_hidden_act \
-                     vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
-                     image_grid_pinpoints vision_aspect_ratio";
-        let llava = "vision_config text_config image_token_index image_seq_length projector_hidden_act \
-                     vision_feature_select_strategy vision_feature_layer multimodal_projector_bias tie_word_embeddings \
-                     image_grid_pinpoints use_image_newline_parameter ignore_index vocab_size";
-        // The outer and vision classes of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
-        let qwen = "text_config vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id \
-                    tie_word_embeddings";
-        let qwen_vision = "depth embed_dim hidden_size hidden_act mlp_ratio num_heads in_channels patch_size spatial_merge_size \
-                           temporal_patch_size initializer_range rope_parameters intermediate_size tokens_per_second \
-                           window_size out_hidden_size fullatt_block_indexes num_position_embeddings \
-                           deepstack_visual_indexes";
-        let idefics3 =
-            "use_cache image_token_id tie_word_embeddings vision_config text_config scale_factor pad_token_id";
-        let gemma3 = "text_config vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index \
-                      initializer_range tie_word_embeddings";
-        let gemma3_text = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads \
-                           num_key_value_heads head_dim hidden_activation max_position_embeddings initializer_range \
-                           rms_norm_eps use_cache pad_token_id eos_token_id bos_token_id tie_word_embeddings \
-                           rope_parameters attention_bias attention_dropout query_pre_attn_scalar sliding_window \
-                           layer_types final_logit_softcapping attn_logit_softcapping use_bidirectional_attention \
-                           sliding_window_pattern rope_theta rope_local_base_freq rope_scaling";
-        let internvl = "vision_config text_config image_token_id image_seq_length downsample_ratio projector_hidden_act \
-                        vision_feature_layer vision_feature_select_strategy tie_word_embeddings";
-        let internvl_vision = "hidden_size num_hidden_layers num_attention_heads attention_bias use_qk_norm intermediate_size \
-                               hidden_act hidden_dropout_prob attention_dropout projection_dropout initializer_range norm_type \
-                               layer_norm_eps image_size patch_size num_channels use_mask_token \
-                               use_absolute_position_embeddings layer_scale_init_value use_mean_pooling";
-        let tables = [
-            (qwen, QWEN_VL),
-            (qwen_vision, QWEN_VISION),
-            (idefics3, IDEFICS3),
-            (gemma3, GEMMA3),
-            (gemma3_text, GEMMA3_TEXT),
-            (internvl, INTERNVL),
-            (internvl_vision, INTERN_VIT),
-        ];
-        for (fields, table) in tables {
-            for field in fields.split_whitespace() {
-                assert!(table.iter().any(|(key, _)| *key == field), "{field}");
-            }
-        }
-        for (fields, table) in
-            [(qwen2, TEXT), (llama, TEXT), (vision, VISION), (outer, LLAVA_ONEVISION), (llava, LLAVA)]
-        {
+        for (table, fields) in FIELDS {
             for field in fields.split_whitespace() {
                 assert!(table.iter().any(|(key, _)| *key == field), "{field}");
             }

@@ -166,28 +166,7 @@ impl DecoderConfig {
             "mistral" => check_mistral_window(s, max_position_embeddings)?,
             _ => config_keys::check_windows(s, num_layers, arch.first_window())?,
         }
-        let num_kv_heads = match s.size_opt("num_key_value_heads")?.or(default_size(model_type, "num_key_value_heads"))
-        {
-            Some(n) => n,
-            // The classes' defaults are of one size of model.
-            None if arch.has_sections() || arch == DecoderArch::Qwen3 => return Err(s.missing("num_key_value_heads")),
-            None => num_heads,
-        };
-        if num_heads % num_kv_heads != 0 {
-            return Err(s.invalid("num_key_value_heads", "a divisor of num_attention_heads"));
-        }
-        let head_dim = match s.size_opt("head_dim")? {
-            Some(d) => d,
-            None if arch.has_qk_norms() => 128,
-            None if hidden_size % num_heads == 0 => hidden_size / num_heads,
-            None => return Err(s.invalid("num_attention_heads", "a divisor of hidden_size")),
-        };
-        if matches!(arch, DecoderArch::Qwen2Vl | DecoderArch::InternLm2) && num_heads * head_dim != hidden_size {
-            return Err(s.invalid("head_dim", "hidden_size / num_attention_heads, as this architecture has it"));
-        }
-        if head_dim % 2 != 0 {
-            return Err(s.invalid("head_dim", "even, for rotary positions"));
-        }
+        let (num_kv_heads, head_dim) = key_heads(s, arch, num_heads, hidden_size)?;
         let sections = if arch.has_sections() { Some(rope_sections(s, arch, head_dim)?) } else { None };
         let rope_theta = match rope_theta(s, arch.has_sections())? {
             Some(theta) => theta,
@@ -223,6 +202,33 @@ impl DecoderConfig {
             },
         })
     }
+}
+
+/// How many heads keys and values have, and the width of a head.
+fn key_heads(s: &Section, arch: DecoderArch, heads: usize, hidden: usize) -> Result<(usize, usize), ConfigError> {
+    const KEY: &str = "num_key_value_heads";
+    let kv_heads = match s.size_opt(KEY)?.or(default_size(s.str("model_type")?, KEY)) {
+        Some(n) => n,
+        // The classes' defaults are of one size of model.
+        None if arch.has_sections() || arch == DecoderArch::Qwen3 => return Err(s.missing(KEY)),
+        None => heads,
+    };
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(s.invalid(KEY, "a divisor of num_attention_heads"));
+    }
+    let head_dim = match s.size_opt("head_dim")? {
+        Some(d) => d,
+        None if arch.has_qk_norms() => 128,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => return Err(s.invalid("num_attention_heads", "a divisor of hidden_size")),
+    };
+    if matches!(arch, DecoderArch::Qwen2Vl | DecoderArch::InternLm2) && heads * head_dim != hidden {
+        return Err(s.invalid("head_dim", "hidden_size / num_attention_heads, as this architecture has it"));
+    }
+    if head_dim % 2 != 0 {
+        return Err(s.invalid("head_dim", "even, for rotary positions"));
+    }
+    Ok((kv_heads, head_dim))
 }
 
 /// The sizes of transformers' configuration classes that published files leave out.

@@ -209,7 +209,7 @@ impl TowerConfig {
     }
 
     /// The tower's keys.
-    pub(crate) fn write(&self, keys: &mut Metadata) {
+    pub(crate) fn write(&self, keys: &mut Metadata, more: &[(&str, usize)]) {
         // SigLIP's GELU is the tanh form; false is CLIP's quick GELU.
         keys.set("clip.use_gelu", self.arch == TowerArch::Siglip);
         let sizes = [
@@ -220,7 +220,7 @@ impl TowerConfig {
             ("block_count", self.used_layers),
             ("attention.head_count", self.num_heads),
         ];
-        for (key, value) in sizes {
+        for &(key, value) in sizes.iter().chain(more) {
             keys.set(&format!("clip.vision.{key}"), value as u32);
         }
         keys.set("clip.vision.attention.layer_norm_epsilon", self.layer_norm_eps as f32);

@@ -112,15 +112,18 @@ impl Vocabulary {
     /// Writes the `tokenizer.*` keys.
     pub fn write(&self, keys: &mut Metadata) {
         let types: Vec<i32> = self.types.iter().map(|t| *t as i32).collect();
+        let (model, pre) = match &self.segmentation {
+            Segmentation::ByteLevel { pre, .. } => ("gpt2", *pre),
+            Segmentation::SentencePiece { .. } => ("llama", "default"),
+        };
+        keys.set("tokenizer.ggml.model", model).set("tokenizer.ggml.pre", pre);
         keys.set_array("tokenizer.ggml.tokens", Array::strings(&self.tokens));
         keys.set_array("tokenizer.ggml.token_type", types.as_slice());
         match &self.segmentation {
-            Segmentation::ByteLevel { pre, merges } => {
-                keys.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", *pre);
+            Segmentation::ByteLevel { merges, .. } => {
                 keys.set_array("tokenizer.ggml.merges", Array::strings(merges));
             }
             Segmentation::SentencePiece { scores, space_prefix } => {
-                keys.set("tokenizer.ggml.model", "llama").set("tokenizer.ggml.pre", "default");
                 keys.set_array("tokenizer.ggml.scores", scores.as_slice());
                 keys.set("tokenizer.ggml.add_space_prefix", *space_prefix);
             }

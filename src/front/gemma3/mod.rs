@@ -52,9 +52,8 @@ impl Gemma3 {
     /// The keys of tower and projector.
     fn write_vision(&self, keys: &mut Metadata) {
         keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "gemma3");
-        self.vision.write(keys);
-        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
-        keys.set("clip.vision.projector.scale_factor", self.pooled as u32);
+        let sizes = [("projection_dim", self.text.hidden_size), ("projector.scale_factor", self.pooled)];
+        self.vision.write(keys, &sizes);
         self.normalisation.write(keys);
     }
 }

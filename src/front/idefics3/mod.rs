@@ -47,10 +47,12 @@ impl Idefics3 {
     /// The keys of tower and projector.
     fn write_vision(&self, keys: &mut Metadata) {
         keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "idefics3");
-        self.vision.write(keys);
-        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
-        keys.set("clip.vision.projector.scale_factor", self.scale_factor as u32);
-        keys.set("clip.vision.preproc_image_size", self.longest_edge as u32);
+        let sizes = [
+            ("projection_dim", self.text.hidden_size),
+            ("projector.scale_factor", self.scale_factor),
+            ("preproc_image_size", self.longest_edge),
+        ];
+        self.vision.write(keys, &sizes);
         self.normalisation.write(keys);
     }
 }

@@ -53,8 +53,7 @@ impl Llava {
     /// without `anyres_max`: grids are never shrunk, and each of several pictures is cut into tiles.
     fn write_vision(&self, keys: &mut Metadata) {
         keys.set("clip.has_vision_encoder", true);
-        self.vision.write(keys);
-        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
+        self.vision.write(keys, &[("projection_dim", self.text.hidden_size)]);
         self.normalisation.write(keys);
         match &self.view {
             View::Centre => {

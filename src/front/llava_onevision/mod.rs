@@ -86,9 +86,7 @@ impl LlavaOnevision {
     /// The keys of tower and projector for projector type `llava_onevision`.
     fn write_vision(&self, keys: &mut Metadata) {
         keys.set("clip.has_vision_encoder", true).set("clip.projector_type", "llava_onevision");
-        self.vision.write(keys);
-        keys.set("clip.vision.projection_dim", self.text.hidden_size as u32);
-        keys.set("clip.vision.anyres_max", self.anyres_max as u32);
+        self.vision.write(keys, &[("projection_dim", self.text.hidden_size), ("anyres_max", self.anyres_max)]);
         self.preprocessing.normalisation.write(keys);
         write_pinpoints(&self.preprocessing.pinpoints, keys);
     }
