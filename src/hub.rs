@@ -82,7 +82,7 @@ pub enum HubError {
     Forbidden { id: String, endpoint: String, status: u16, said: String },
     #[error("{id}: asking {endpoint}: {source}")]
     Request { id: String, endpoint: String, source: ApiError },
-    #[error("{id}: no safetensors weights in the repository")]
+    #[error("{id}: no weights (safetensors or pytorch_model*.bin) in the repository")]
     NoWeights { id: String },
     #[error("{id}: downloading {file}: {source}; run again to go on where it stopped")]
     Download { id: String, file: String, source: ApiError },
@@ -112,7 +112,7 @@ impl Hub {
     /// where they stopped.
     ///
     /// # Errors
-    /// The model is unknown, private or without safetensors; the network fails; `offline` and it is not cached.
+    /// The model is unknown, private or without weights; the network fails; `offline` and it is not cached.
     pub fn fetch(&self, id: &HubId, observer: &dyn Observer) -> Result<PathBuf, HubError> {
         let repo = Repo::with_revision(id.name.clone(), RepoType::Model, id.revision.clone());
         let cached = Cache::new(self.cache.clone()).repo(repo.clone());
@@ -142,8 +142,12 @@ impl Hub {
         }
         let info: RepoInfo = info.body_mut().read_json().map_err(|e| request(Box::new(e).into()))?;
         let snapshot = cached.pointer_path(&info.sha);
-        let files: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).filter(|f| wanted(f)).collect();
-        if !files.iter().any(|f| f.ends_with(".safetensors")) {
+        let there: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+        let safetensors = there.iter().any(|f| wanted(f) && f.ends_with(".safetensors"));
+        // PyTorch's files only where there are no others: most repositories that have them have both.
+        let torch = |f: &str| !safetensors && !f.contains('/') && f.starts_with("pytorch_model") && f.ends_with(".bin");
+        let files: Vec<String> = there.into_iter().filter(|f| wanted(f) || torch(f)).collect();
+        if !files.iter().any(|f| f.ends_with(".safetensors") || f.ends_with(".bin")) {
             return Err(HubError::NoWeights { id: id.to_string() });
         }
         for file in files {
@@ -228,7 +232,7 @@ pub fn repository_of(dir: &Path) -> Option<String> {
     Some(name.replacen("--", "/", 1))
 }
 
-/// Files that a conversion reads: those of the top directory, weights as safetensors only.
+/// Files that a conversion reads: those of the top directory; weights as safetensors.
 fn wanted(file: &str) -> bool {
     let known = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end))
         || matches!(file, "README.md" | "merges.txt" | "tokenizer.model");

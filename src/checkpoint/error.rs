@@ -14,14 +14,15 @@ pub enum CheckpointError {
     #[error("{path}: field `{field}` is missing or not {want}")]
     Field { path: PathBuf, field: String, want: &'static str },
     #[error(
-        "{dir}: no weights: neither model.safetensors nor model.safetensors.index.json is there (PyTorch's .bin files \
-         are not read: load them with transformers and call save_pretrained)"
+        "{dir}: no weights: neither model.safetensors, pytorch_model.bin nor the index of either (….index.json) is there"
     )]
     NoWeights { dir: PathBuf },
     #[error("{index}: names shard {shard}, which is not there; download it again")]
     MissingShard { index: PathBuf, shard: PathBuf },
     #[error("{path} ({size} bytes): not a valid safetensors file: {source}; it may be truncated, download it again")]
     Safetensors { path: PathBuf, size: usize, source: SafeTensorError },
+    #[error("{path}: {problem}")]
+    Torch { path: PathBuf, problem: String },
     #[error("{file}: tensor `{tensor}` is missing")]
     MissingTensor { file: PathBuf, tensor: String },
     #[error("{path}: tensors `{first}` and `{second}` are the same tensor under two names")]

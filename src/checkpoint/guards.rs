@@ -48,7 +48,8 @@ pub(super) fn adapter(dir: &Path) -> Result<(), CheckpointError> {
     let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|s| !s.is_empty());
     let base = text("base_model_name_or_path").unwrap_or("a model that it does not name").to_string();
     let kind = text("peft_type").unwrap_or("PEFT").to_string();
-    if ["config.json", "model.safetensors"].iter().all(|f| dir.join(f).exists()) {
+    let weights = ["model.safetensors", "pytorch_model.bin"].iter().any(|file| dir.join(file).exists());
+    if weights && dir.join("config.json").exists() {
         return Err(CheckpointError::AdapterBeside { path, kind, base });
     }
     Err(CheckpointError::Adapter { path, kind, base })

@@ -1,10 +1,12 @@
-//! A Hugging Face checkpoint directory: `config.json` and memory-mapped safetensors, read one tensor at a time,
-//! under the names that the published llava-hf repositories use whatever naming the files have.
+//! A Hugging Face checkpoint directory: `config.json` and memory-mapped weights, safetensors or PyTorch's `.bin`, read one
+//! tensor at a time, under the names that the published llava-hf repositories use whatever naming the files have.
 mod error;
 mod fingerprint;
 mod guards;
 mod names;
+mod pickle;
 mod tokenizer;
+mod torch;
 mod vocab_json;
 mod widen;
 
@@ -53,18 +55,20 @@ pub struct Checkpoint {
     notes: Vec<String>,
 }
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// Where weights are: in one file, else in the shards that an index names. The first that is there counts, as for
+/// transformers.
+const WEIGHTS: [[&str; 2]; 2] =
+    [["model.safetensors", "model.safetensors.index.json"], ["pytorch_model.bin", "pytorch_model.bin.index.json"]];
 
 /// Tensor name -> the shard that has it.
 type WeightIndex = BTreeMap<String, String>;
 
 impl Checkpoint {
     /// Opens the directory `dir`: `config.json`, and `model.safetensors` or else the shards that
-    /// `model.safetensors.index.json` names, which is transformers' order.
+    /// `model.safetensors.index.json` names, or the same of `pytorch_model.bin`, which is transformers' order.
     ///
     /// # Errors
-    /// A file is missing, truncated or not valid safetensors, the index names an absent shard or tensor,
+    /// A file is missing, truncated, not valid safetensors, or a `.bin` that holds more than tensors, the index names an absent shard or tensor,
     /// two tensors have one canonical name, or the folder holds an adapter, a wrapper's names or quantised weights.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
@@ -72,10 +76,10 @@ impl Checkpoint {
         }
         guards::adapter(dir)?;
         let config = read_json(&dir.join("config.json"))?;
-        let index = weights(dir, &config)?;
+        let ([single, index_file], index) = weights(dir, &config)?;
         let files: BTreeSet<&str> = match &index {
             Some(index) => index.values().map(String::as_str).collect(),
-            None => [SINGLE].into(),
+            None => [single].into(),
         };
         let mut this =
             Checkpoint { dir: dir.into(), config, shards: Vec::new(), tensors: BTreeMap::new(), notes: Vec::new() };
@@ -83,7 +87,7 @@ impl Checkpoint {
         for file in &files {
             let path = dir.join(file);
             if index.is_some() && !path.exists() {
-                return Err(CheckpointError::MissingShard { index: dir.join(INDEX), shard: path });
+                return Err(CheckpointError::MissingShard { index: dir.join(index_file), shard: path });
             }
             this.add_shard(path, |stored| index.as_ref()?.get(stored).filter(|f| f != file), &mut strays)?;
         }
@@ -92,13 +96,14 @@ impl Checkpoint {
                 return Err(CheckpointError::MissingTensor { file: dir.join(file), tensor: name.clone() });
             }
         }
-        this.note_strays(&strays);
-        if index.is_none() && dir.join(INDEX).exists() {
+        this.note_strays(&strays, index_file);
+        if index.is_none() && dir.join(index_file).exists() {
             let named: BTreeSet<String> =
-                read_index(&dir.join(INDEX)).map_or_else(|_| BTreeSet::new(), |i| i.into_values().collect());
-            if named.iter().any(|file| file != SINGLE && dir.join(file).exists()) {
-                this.notes
-                    .push(format!("{SINGLE} is read, not the shards that {INDEX} names: transformers does so, too"));
+                read_index(&dir.join(index_file)).map_or_else(|_| BTreeSet::new(), |i| i.into_values().collect());
+            if named.iter().any(|file| file != single && dir.join(file).exists()) {
+                this.notes.push(format!(
+                    "{single} is read, not the shards that {index_file} names: transformers does so, too"
+                ));
             }
         }
         let stored = this.tensors.values().map(|e| (e.stored.as_str(), e.dtype));
@@ -118,28 +123,16 @@ impl Checkpoint {
         // SAFETY: the map is only read; a checkpoint that another process truncates while we read it raises SIGBUS,
         // the usual contract of memory-mapped model files.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let invalid = |source| CheckpointError::Safetensors { path: path.clone(), size: map.len(), source };
-        let (header, _) = SafeTensors::read_metadata(&map).map_err(invalid)?;
-        let data = header + 8;
-        let parsed = SafeTensors::deserialize(&map).map_err(invalid)?;
-        for (stored, view) in parsed.iter() {
-            let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
-            debug_assert!(start >= data);
-            let entry = StoredTensor {
-                shard: self.shards.len(),
-                stored: stored.to_string(),
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-                bytes: start..start + view.data().len(),
-            };
-            if elsewhere(stored).is_some() {
+        let found = match path.extension().is_some_and(|end| end == "bin") {
+            true => torch::tensors(&map).map_err(|problem| CheckpointError::Torch { path: path.clone(), problem })?,
+            false => in_safetensors(&path, &map)?,
+        };
+        for (stored, dtype, shape, bytes) in found {
+            let entry = StoredTensor { shard: self.shards.len(), stored: stored.clone(), dtype, shape, bytes };
+            if elsewhere(&stored).is_some() {
                 strays.push(entry);
-            } else if let Some(old) = self.tensors.insert(canonical(stored), entry) {
-                return Err(CheckpointError::Duplicate {
-                    first: old.stored,
-                    second: stored.to_string(),
-                    path: path.clone(),
-                });
+            } else if let Some(old) = self.tensors.insert(canonical(&stored), entry) {
+                return Err(CheckpointError::Duplicate { first: old.stored, second: stored, path: path.clone() });
             }
         }
         self.shards.push(WeightFile { path, map });
@@ -147,13 +140,13 @@ impl Checkpoint {
     }
 
     /// The index decides which of two copies of a tensor counts; where they differ, the user is told.
-    fn note_strays(&mut self, strays: &[StoredTensor]) {
+    fn note_strays(&mut self, strays: &[StoredTensor], index_file: &str) {
         for stray in strays {
             let Ok(kept) = self.tensor(&canonical(&stray.stored)) else { continue };
             let (path, other) = (&self.shards[stray.shard].path, &self.shards[stray.shard].map[stray.bytes.clone()]);
             if kept.bytes != other {
                 let note = format!(
-                    "{}: tensor `{}` has other values here than in the file that {INDEX} assigns it to, which is used",
+                    "{}: tensor `{}` has other values here than in the file that {index_file} assigns it to, which is used",
                     path.display(),
                     stray.stored
                 );
@@ -292,28 +285,43 @@ impl Checkpoint {
     }
 }
 
-/// The index of the shards to read, none for `model.safetensors`. `transformers_weights`, a key of transformers 5, names
-/// the file to take in place of the first that is there.
-fn weights(dir: &Path, config: &serde_json::Value) -> Result<Option<WeightIndex>, CheckpointError> {
+/// The tensors of a safetensors file.
+fn in_safetensors(path: &Path, map: &Mmap) -> Result<Vec<torch::Found>, CheckpointError> {
+    let invalid = |source| CheckpointError::Safetensors { path: path.into(), size: map.len(), source };
+    let parsed = SafeTensors::deserialize(map).map_err(invalid)?;
+    let place = |view: &safetensors::tensor::TensorView| {
+        let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
+        start..start + view.data().len()
+    };
+    Ok(parsed.iter().map(|(name, view)| (name.into(), view.dtype(), view.shape().to_vec(), place(&view))).collect())
+}
+
+/// The names of the one file and of the index, and the index where the shards are to be read. `transformers_weights`, a
+/// key of transformers 5, names the file to take in place of the first that is there.
+fn weights(
+    dir: &Path,
+    config: &serde_json::Value,
+) -> Result<([&'static str; 2], Option<WeightIndex>), CheckpointError> {
     let chosen = match config.get("transformers_weights").filter(|v| !v.is_null()) {
         None => None,
         Some(v) => match v.as_str() {
-            Some(file @ (SINGLE | INDEX)) => Some(file),
+            Some(file) if WEIGHTS.as_flattened().contains(&file) => Some(file),
             _ => {
                 let field = "transformers_weights".into();
-                let want = "model.safetensors or model.safetensors.index.json";
+                let want = "model.safetensors, pytorch_model.bin or the index of either";
                 return Err(CheckpointError::Field { path: dir.join("config.json"), field, want });
             }
         },
     };
     let is_there = |file: &str| chosen.is_none_or(|c| c == file) && dir.join(file).exists();
-    if is_there(SINGLE) {
-        Ok(None)
-    } else if is_there(INDEX) {
-        read_index(&dir.join(INDEX)).map(Some)
-    } else {
-        Err(CheckpointError::NoWeights { dir: dir.into() })
+    for names @ [single, index] in WEIGHTS {
+        if is_there(single) {
+            return Ok((names, None));
+        } else if is_there(index) {
+            return Ok((names, Some(read_index(&dir.join(index))?)));
+        }
     }
+    Err(CheckpointError::NoWeights { dir: dir.into() })
 }
 
 /// Reads and parses a JSON file.
