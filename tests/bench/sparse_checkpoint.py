@@ -1,7 +1,7 @@
-"""sparse_checkpoint.py TEMPLATE 7b|72b DIR
+"""sparse_checkpoint.py TEMPLATE 7b|26b|72b DIR
 
-A checkpoint of Qwen2-VL-7B's or 72B's shape whose weights are holes in sparse files: all zero, next to nothing on the disk,
-in shards of about 4 GB as they are published. TEMPLATE is a Qwen2-VL directory that gives tokenizer and processor. It shows
+A checkpoint of Qwen2-VL-7B's or 72B's shape, or of InternVL2-26B's (InternViT-6B, InternLM2-20B) with Qwen2-VL's tensors,
+whose weights are holes in sparse files: all zero, next to nothing on the disk, in shards of about 4 GB as published ones are. TEMPLATE is a Qwen2-VL directory that gives tokenizer and processor. It shows
 what a conversion needs in memory and how fast it reads; a converter that holds the model shows at once.
 """
 import json
@@ -11,8 +11,12 @@ import struct
 import sys
 
 template, shape, out = pathlib.Path(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
-hidden, inner, layers, heads, kv = {"7b": (3584, 18944, 28, 28, 4), "72b": (8192, 29568, 80, 64, 8)}[shape]
-vocabulary, tower, depth = 152064, 1280, 32
+hidden, inner, layers, heads, kv, tower, depth, tower_heads = {
+    "7b": (3584, 18944, 28, 28, 4, 1280, 32, 16),
+    "26b": (6144, 16384, 48, 48, 8, 3200, 45, 25),
+    "72b": (8192, 29568, 80, 64, 8, 1280, 32, 16),
+}[shape]
+vocabulary = 152064
 out.mkdir(parents=True)
 for file in template.iterdir():
     if ".safetensors" not in file.name:
@@ -21,7 +25,7 @@ config = json.loads((template / "config.json").read_text())
 config |= {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
            "num_key_value_heads": kv, "vocab_size": vocabulary, "tie_word_embeddings": False, "max_window_layers": layers,
            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
-config["vision_config"] |= {"depth": depth, "embed_dim": tower, "num_heads": 16, "hidden_size": hidden}
+config["vision_config"] |= {"depth": depth, "embed_dim": tower, "num_heads": tower_heads, "hidden_size": hidden}
 (out / "config.json").write_text(json.dumps(config, indent=2))
 
 tensors = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
