@@ -62,8 +62,11 @@ fn what_is_no_dictionary_of_tensors() {
     refused(&golden("legacy.bin"), &["before 1.6", "save_pretrained"]);
 }
 
+/// Name and bytes of the entries of an archive.
+type Entries = Vec<(String, Vec<u8>)>;
+
 /// The entries of a golden's archive, with which `edit` does what it likes, in an archive again.
-fn edited(file: &str, method: CompressionMethod, edit: impl Fn(&mut Vec<(String, Vec<u8>)>)) -> Vec<u8> {
+fn edited(file: &str, method: CompressionMethod, edit: &dyn Fn(&mut Entries)) -> Vec<u8> {
     let mut archive = ZipArchive::new(Cursor::new(golden(file))).unwrap();
     let mut entries = Vec::new();
     for i in 0..archive.len() {

@@ -35,6 +35,13 @@ pub fn families() -> String {
 fn family(checkpoint: &Checkpoint) -> Result<Front, ConfigError> {
     let file = checkpoint.dir().join("config.json");
     let config = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
+    const ORIGINAL: &str = "mm_vision_tower";
+    if config.get(ORIGINAL).is_some() {
+        let want = "absent: this is LLaVA's original layout. Take the repository of the same name with -hf behind it of \
+                    llava-hf, or transformers' convert_llava_weights_to_hf.py (convert_llava_next_…, \
+                    convert_llava_onevision_…)";
+        return Err(config.invalid(ORIGINAL, want));
+    }
     let found = config.str("model_type")?;
     let known = FAMILIES.iter().find(|(model_type, ..)| *model_type == found);
     known.map(|(.., front)| *front).ok_or_else(|| ConfigError::Unsupported {
