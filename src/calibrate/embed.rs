@@ -168,7 +168,7 @@ impl<'a> Embedder<'a> {
     ) -> Result<Sample, Error> {
         kinds.resize(kinds.len() + reply.len(), Kind::Answer);
         let (mut ids, mut rows, mut layout) =
-            (Vec::new(), EmbeddingRows::new(&self.config, kinds.len()), Layout::default());
+            (Vec::new(), EmbeddingRows::new(&self.config, kinds.len()), LayoutBuilder::default());
         let mut places = places.into_iter();
         for piece in pieces.into_iter().chain([Piece::Text(reply)]) {
             match piece {
@@ -265,14 +265,14 @@ impl EmbeddingRows {
 
 /// Positions and runs, where they are not those of text.
 #[derive(Default)]
-struct Layout {
+struct LayoutBuilder {
     next: u32,
     positions: Vec<[u32; 4]>,
     runs: Vec<std::ops::Range<usize>>,
     in_sections: bool,
 }
 
-impl Layout {
+impl LayoutBuilder {
     fn word(&mut self) {
         self.positions.push([self.next, self.next, self.next, 0]);
         self.next += 1;
@@ -322,7 +322,7 @@ mod tests {
     /// Text, a picture of 2 x 2 in sections, text: as llama.cpp counts them.
     #[test]
     fn positions_go_on_behind_a_picture() {
-        let mut layout = Layout::default();
+        let mut layout = LayoutBuilder::default();
         layout.word();
         let positions = vec![[1, 1, 1, 0], [1, 1, 2, 0], [1, 2, 1, 0], [1, 2, 2, 0]];
         layout.picture(1, 4, Place { both_ways: true, positions: positions.clone(), next: 3 });
@@ -331,7 +331,7 @@ mod tests {
         let all = [vec![[0, 0, 0, 0]], positions, vec![[3, 3, 3, 0]]].concat();
         assert_eq!(layout.positions, Some(Positions::new(4, all.concat()).unwrap()));
         assert_eq!((layout.runs.len(), layout.runs[0].clone()), (1, 1..5));
-        let mut plain = Layout::default();
+        let mut plain = LayoutBuilder::default();
         let place = plain.plain(3);
         plain.picture(0, 3, place);
         assert!(plain.finish().unwrap().is_none());

@@ -201,13 +201,7 @@ impl Machine<'_> {
                 [2..=5] => (),
                 [n] => return Err(format!("pickle protocol {n}")),
             },
-            b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
-                let global = Global::of(&module, &name).ok_or_else(|| {
-                    format!("it names `{module}.{name}`, which is no part of a dictionary of tensors; it was not run")
-                })?;
-                self.stack.push(Object::Global(global));
-            }
+            b'c' => self.global()?,
             b'q' => self.take::<1>().and_then(|[key]| self.put(key.into()))?,
             b'r' => self.take().and_then(|key| self.put(u32::from_le_bytes(key)))?,
             b'h' => self.take::<1>().and_then(|[key]| self.get(key.into()))?,
@@ -231,20 +225,7 @@ impl Machine<'_> {
             b'K' => self.take::<1>().map(|n| self.stack.push(Object::Int(n[0].into())))?,
             b'M' => self.take().map(|n| self.stack.push(Object::Int(u16::from_le_bytes(n).into())))?,
             b'J' => self.take().map(|n| self.stack.push(Object::Int(i32::from_le_bytes(n).into())))?,
-            // LONG1: numbers beyond 32 bits.
-            0x8a => {
-                let [n] = self.take()?;
-                let mut wide = [0; 8];
-                for byte in wide.iter_mut().take(n.into()) {
-                    [*byte] = self.take()?;
-                }
-                if n > 8 || n == 0 {
-                    return Err(format!("a number of {n} bytes"));
-                }
-                // The sign is in the last byte.
-                let shift = 64 - 8 * u32::from(n);
-                self.stack.push(Object::Int(i64::from_le_bytes(wide) << shift >> shift));
-            }
+            0x8a => self.long()?,
             b'N' => self.stack.push(Object::Other),
             b'G' => self.take::<8>().map(|_| self.stack.push(Object::Other))?,
             0x88 | 0x89 => self.stack.push(Object::Bool),
@@ -252,14 +233,7 @@ impl Machine<'_> {
                 let id = self.pop()?;
                 self.stack.push(Object::Storage(storage(&id)?.into()));
             }
-            b'R' => {
-                let arguments = self.pop()?;
-                let made = match (self.pop()?, arguments) {
-                    (Object::Global(global), Object::Tuple(arguments)) => call(global, &arguments)?,
-                    _ => return Err("a call of what is no function".into()),
-                };
-                self.stack.push(made);
-            }
+            b'R' => self.reduce()?,
             // BUILD: torch.nn.Module.state_dict hangs its version numbers on the dictionary.
             b'b' => match (self.pop()?, self.stack.last()) {
                 (Object::Dict(state), Some(Object::Dict(_)))
@@ -274,6 +248,43 @@ impl Machine<'_> {
             _ => return Err(format!("opcode {op:#04x} is no part of a dictionary of tensors; it was not run")),
         }
         Ok(None)
+    }
+
+    /// GLOBAL: a module and a name in it.
+    fn global(&mut self) -> Result<(), String> {
+        let (module, name) = (self.line()?, self.line()?);
+        let global = Global::of(&module, &name).ok_or_else(|| {
+            format!("it names `{module}.{name}`, which is no part of a dictionary of tensors; it was not run")
+        })?;
+        self.stack.push(Object::Global(global));
+        Ok(())
+    }
+
+    /// LONG1: numbers beyond 32 bits.
+    fn long(&mut self) -> Result<(), String> {
+        let [n] = self.take()?;
+        if n > 8 || n == 0 {
+            return Err(format!("a number of {n} bytes"));
+        }
+        let mut wide = [0; 8];
+        for byte in wide.iter_mut().take(n.into()) {
+            [*byte] = self.take()?;
+        }
+        // The sign is in the last byte.
+        let shift = 64 - 8 * u32::from(n);
+        self.stack.push(Object::Int(i64::from_le_bytes(wide) << shift >> shift));
+        Ok(())
+    }
+
+    /// REDUCE: a function's value, of those that are known.
+    fn reduce(&mut self) -> Result<(), String> {
+        let arguments = self.pop()?;
+        let made = match (self.pop()?, arguments) {
+            (Object::Global(global), Object::Tuple(arguments)) => call(global, &arguments)?,
+            _ => return Err("a call of what is no function".into()),
+        };
+        self.stack.push(made);
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 //! `tokenizer.json`. GGUF's vocabulary `llama` is its pieces, scores and types, with the added tokens on top.
 //!
 //! Of the message only a few fields matter, so that they are walked here instead of by a generated reader.
-use super::vocabulary::{Frame, Read, Segmentation, Special, TokenType};
+use super::vocabulary::{Read, Segmentation, Special, Surround, TokenType};
 use crate::checkpoint::{Checkpoint, declared_tokens, optional_json};
 use crate::gguf::GgufError;
 use std::collections::HashMap;
@@ -85,14 +85,14 @@ impl<'a> Iterator for Fields<'a> {
 }
 
 /// `ModelProto.SentencePiece`
-struct Piece {
+struct ModelPiece {
     text: String,
     score: f32,
     kind: TokenType,
 }
 
-fn piece(bytes: &[u8], id: usize) -> Result<Piece, String> {
-    let mut piece = Piece { text: String::new(), score: 0.0, kind: TokenType::Normal };
+fn piece(bytes: &[u8], id: usize) -> Result<ModelPiece, String> {
+    let mut piece = ModelPiece { text: String::new(), score: 0.0, kind: TokenType::Normal };
     for field in Fields(bytes) {
         match field? {
             (1, Wire::Bytes(text)) => {
@@ -125,8 +125,8 @@ fn piece(bytes: &[u8], id: usize) -> Result<Piece, String> {
 }
 
 /// What the file says, with SentencePiece's defaults.
-struct Model {
-    pieces: Vec<Piece>,
+struct SentencePieceModel {
+    pieces: Vec<ModelPiece>,
     /// Of `trainer_spec`: 1 unigram, 2 BPE, 3 words, 4 characters.
     kind: u64,
     unk: u64,
@@ -143,10 +143,10 @@ struct Model {
     denormalises: bool,
 }
 
-impl Model {
+impl SentencePieceModel {
     fn parse(bytes: &[u8]) -> Result<Self, String> {
         let none = u64::MAX;
-        let mut m = Model {
+        let mut m = SentencePieceModel {
             pieces: Vec::new(),
             kind: 1,
             unk: 0,
@@ -245,7 +245,7 @@ pub(super) fn read(checkpoint: &Checkpoint, vocab_size: usize, notes: &mut Vec<S
     let path = dir.join(FILE);
     let bytes = std::fs::read(&path).map_err(|source| GgufError::Read { path: path.clone(), source })?;
     let broken = |problem| GgufError::Tokenizer { path: path.clone(), problem };
-    let model = Model::parse(&bytes).map_err(broken)?;
+    let model = SentencePieceModel::parse(&bytes).map_err(broken)?;
     notes.extend(model.notes());
     let config = optional_json(dir, "tokenizer_config.json")?;
     let space_prefix = config["add_prefix_space"].as_bool().unwrap_or(model.space_prefix);
@@ -264,7 +264,7 @@ pub(super) fn read(checkpoint: &Checkpoint, vocab_size: usize, notes: &mut Vec<S
     let adds = |key: &str, default: bool| config[key].as_bool().unwrap_or(default);
     let frame = |adds: bool, id: Option<u32>| id.filter(|_| adds).into_iter().collect();
     Ok(Read {
-        frame: Frame {
+        frame: Surround {
             before: frame(adds("add_bos_token", true), special.bos),
             behind: frame(adds("add_eos_token", false), special.eos),
         },
@@ -291,7 +291,7 @@ struct Table {
 }
 
 impl Table {
-    fn new(model: &Model, vocab_size: usize) -> Result<Self, String> {
+    fn new(model: &SentencePieceModel, vocab_size: usize) -> Result<Self, String> {
         let n = model.pieces.len();
         if n > vocab_size {
             return Err(format!("holds {n} pieces, but the embedding has {vocab_size} rows"));

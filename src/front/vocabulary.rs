@@ -148,7 +148,7 @@ pub(super) struct Read {
     pub tokens: Vec<String>,
     pub types: Vec<TokenType>,
     pub special: Special,
-    pub frame: Frame,
+    pub frame: Surround,
 }
 
 impl Read {
@@ -178,7 +178,7 @@ impl Read {
             }
         }
         let special = Special::read(checkpoint, &tokens, vocab_size);
-        Ok(Read { segmentation, special, frame: Frame::of(&tokenizer).map_err(broken)?, tokens, types })
+        Ok(Read { segmentation, special, frame: Surround::of(&tokenizer).map_err(broken)?, tokens, types })
     }
 }
 
@@ -305,19 +305,19 @@ fn table(
 }
 
 /// The ids that the tokenizer puts before and behind a text.
-pub(super) struct Frame {
+pub(super) struct Surround {
     pub before: Vec<u32>,
     pub behind: Vec<u32>,
 }
 
-impl Frame {
+impl Surround {
     fn of(tokenizer: &Tokenizer) -> Result<Self, String> {
         let encode =
             |special| tokenizer.encode_fast("a", special).map(|e| e.get_ids().to_vec()).map_err(|e| e.to_string());
         let (bare, full) = (encode(false)?, encode(true)?);
         let at = full.windows(bare.len().max(1)).position(|w| w == bare);
         let at = at.ok_or("its post_processor changes the text's own tokens")?;
-        Ok(Frame { before: full[..at].to_vec(), behind: full[at + bare.len()..].to_vec() })
+        Ok(Surround { before: full[..at].to_vec(), behind: full[at + bare.len()..].to_vec() })
     }
 }
 
