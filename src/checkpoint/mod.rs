@@ -68,8 +68,8 @@ impl Checkpoint {
     /// `model.safetensors.index.json` names, or the same of `pytorch_model.bin`, which is transformers' order.
     ///
     /// # Errors
-    /// A file is missing, truncated, not valid safetensors, or a `.bin` that holds more than tensors, the index names an absent shard or tensor,
-    /// two tensors have one canonical name, or the folder holds an adapter, a wrapper's names or quantised weights.
+    /// A file is missing, truncated, not valid safetensors, or a `.bin` that holds more than tensors, the index names an absent
+    /// shard or tensor, two tensors have one canonical name, or the folder holds an adapter, a wrapper's names or quantised weights.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         if !dir.is_dir() {
             return Err(CheckpointError::NotADirectory { path: dir.into() });

@@ -8,8 +8,9 @@ use std::path::Path;
 pub(crate) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// `tokenizer.json` of `dir`, or what transformers makes of Qwen2's `vocab.json` and `merges.txt`. Added tokens that it lacks stand behind its own: those of `added_tokens_decoder` in
-/// `tokenizer_config.json`, or of `added_tokens.json` where that key is absent, then the special tokens.
+/// `tokenizer.json` of `dir`, or what transformers makes of Qwen2's `vocab.json` and `merges.txt`. Added tokens that it lacks
+/// stand behind its own: those of `added_tokens_decoder` in `tokenizer_config.json`, or of `added_tokens.json` where that key is
+/// absent, then the special tokens.
 ///
 /// # Errors
 /// A file that cannot be read, or an id that transformers would not give: the ids follow the vocabulary without a gap.

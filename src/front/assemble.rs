@@ -1,8 +1,8 @@
 //! What every family's front does in the end: two files of rows and keys.
-use super::decoder::DecoderConfig;
+use super::decoder::{DecoderConfig, HEAD};
 use super::pair_id::pair_id;
 use super::vocabulary::Vocabulary;
-use super::{Card, FrontError, General, ModelName, Pair, Row, Source};
+use super::{Card, FrontError, General, ModelName, Pair, Row, Source, claims};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::{Metadata, PAIR_KEY};
@@ -16,6 +16,8 @@ pub(super) struct Parts<'p> {
     pub text: &'p DecoderConfig,
     pub text_rows: Vec<Row>,
     pub vision_rows: Vec<Row>,
+    /// Whether the checkpoint may hold a tensor of this name besides: the model's answers do not depend on it.
+    pub leaves_out: &'p dyn Fn(&str) -> bool,
     /// Writes the projector's keys.
     pub vision_keys: &'p dyn Fn(&mut Metadata),
     /// What the chat template writes for a picture.
@@ -24,11 +26,14 @@ pub(super) struct Parts<'p> {
     pub notes: &'p [String],
 }
 
-/// Both files of a checkpoint whose tensors are claimed.
+/// Both files of a checkpoint, every tensor of which is a row or left out.
 ///
 /// # Errors
 /// A vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<'a>, Error> {
+    // A tied head is the embedding's bytes: else it is not tied, and a row.
+    let leaves_out = |name: &str| (name == HEAD && parts.text.tie_word_embeddings) || (parts.leaves_out)(name);
+    claims::check(checkpoint, parts.text_rows.iter().chain(&parts.vision_rows), &leaves_out)?;
     let vocabulary = Vocabulary::read(checkpoint, parts.text.vocab_size, parts.picture)?;
     let mut notes = [checkpoint.notes(), parts.notes, &vocabulary.notes].concat();
     // A card is no reason to refuse a model, but its licence is not dropped without a word.
@@ -55,22 +60,22 @@ pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<
 }
 
 /// Checks that the vocabulary has the tokens that the runtime writes around a picture, with the ids that config.json gives
-/// them: (its key, token).
+/// them: (its key, if it has one, token).
 ///
 /// # Errors
 /// A token is missing, or has another id.
 pub(super) fn check_brackets(
     checkpoint: &Checkpoint,
     pair: &Pair,
-    brackets: &[(&str, &str)],
+    brackets: &[(Option<&str>, &str)],
 ) -> Result<(), FrontError> {
     let tokens = pair.text.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array());
     for (key, token) in brackets {
         let id = tokens.and_then(|t| t.iter().position(|t| t.as_str() == Some(token)));
-        let said = checkpoint.config().get(key).and_then(serde_json::Value::as_u64);
+        let said = key.and_then(|key| Some((key, checkpoint.config().get(key)?.as_u64()?)));
         let problem = match (id, said) {
             (None, _) => format!("has no token {token:?}, which stands beside every picture"),
-            (Some(id), Some(said)) if id as u64 != said => {
+            (Some(id), Some((key, said))) if id as u64 != said => {
                 format!("gives {token:?} id {id}, but {key} in config.json is {said}")
             }
             _ => continue,

@@ -1,7 +1,7 @@
 //! `text_config` of Hugging Face's configurations: GGUF's keys for it, and its tensors' names.
 use super::config::{ConfigError, Section};
-use super::{Row, config_keys};
-use crate::checkpoint::Checkpoint;
+use super::{Row, claims, config_keys};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::gguf::Metadata;
 
 /// Text models that the decoder block covers.
@@ -130,6 +130,14 @@ impl DecoderConfig {
         Ok((text, notes))
     }
 
+    /// Checks that the checkpoint holds as many blocks as `key`, of config.json, says.
+    ///
+    /// # Errors
+    /// It does not; the message names the key.
+    pub(crate) fn check_blocks(&self, checkpoint: &Checkpoint, key: &'static str) -> Result<(), CheckpointError> {
+        claims::blocks(checkpoint, key, self.num_layers, BLOCKS, [self.num_layers; 2])
+    }
+
     /// transformers 5 ties only what is equal: a head that was trained on is kept, and the user told.
     pub(crate) fn settle_head(&mut self, checkpoint: &Checkpoint) -> Option<String> {
         if !self.tie_word_embeddings || !checkpoint.contains(HEAD) || checkpoint.same(HEAD, EMBEDDING) {
@@ -213,9 +221,7 @@ fn key_heads(s: &Section, arch: DecoderArch, heads: usize, hidden: usize) -> Res
         None if arch.has_sections() || arch == DecoderArch::Qwen3 => return Err(s.missing(KEY)),
         None => heads,
     };
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(s.invalid(KEY, "a divisor of num_attention_heads"));
-    }
+    check_groups(s, heads, kv_heads)?;
     let head_dim = match s.size_opt("head_dim")? {
         Some(d) => d,
         None if arch.has_qk_norms() => 128,
@@ -225,10 +231,23 @@ fn key_heads(s: &Section, arch: DecoderArch, heads: usize, hidden: usize) -> Res
     if matches!(arch, DecoderArch::Qwen2Vl | DecoderArch::InternLm2) && heads * head_dim != hidden {
         return Err(s.invalid("head_dim", "hidden_size / num_attention_heads, as this architecture has it"));
     }
-    if head_dim % 2 != 0 {
-        return Err(s.invalid("head_dim", "even, for rotary positions"));
-    }
+    check_head_dim(s, head_dim)?;
     Ok((kv_heads, head_dim))
+}
+
+/// Every head of keys and values serves as many of the queries'.
+pub(super) fn check_groups(s: &Section, heads: usize, kv_heads: usize) -> Result<(), ConfigError> {
+    if heads.is_multiple_of(kv_heads) {
+        return Ok(());
+    }
+    Err(s.invalid("num_key_value_heads", "a divisor of num_attention_heads"))
+}
+
+pub(super) fn check_head_dim(s: &Section, head_dim: usize) -> Result<(), ConfigError> {
+    if head_dim.is_multiple_of(2) {
+        return Ok(());
+    }
+    Err(s.invalid("head_dim", "even, for rotary positions"))
 }
 
 /// The sizes of transformers' configuration classes that published files leave out.

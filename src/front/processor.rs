@@ -1,6 +1,6 @@
 //! The image processor of a checkpoint: the file it stands in, and what these processors have in common.
 use super::config::{ConfigError, Section};
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, optional_json};
 use crate::gguf::Metadata;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -30,6 +30,15 @@ impl ProcessorFile {
             }
         }
         Ok(ProcessorFile { file: checkpoint.dir().join(FLAT), path: "", json: checkpoint.json(FLAT)? })
+    }
+
+    /// `processor_config.json` as a whole, what stands beside the image processor; empty where it is absent.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn outer(checkpoint: &Checkpoint) -> Result<Self, CheckpointError> {
+        let json = optional_json(checkpoint.dir(), NESTED)?;
+        Ok(ProcessorFile { file: checkpoint.dir().join(NESTED), path: "", json })
     }
 
     pub fn section(&self) -> Section<'_> {

@@ -63,6 +63,18 @@ impl Row {
         Row::new(name, from, shape, GgmlType::F16)
     }
 
+    /// Weight and bias of a linear `[out, in]`.
+    pub fn linear(name: &str, from: &str, shape: [usize; 2]) -> [Self; 2] {
+        let weight = Row::matrix(format!("{name}.weight"), format!("{from}.weight"), &shape);
+        [weight, Row::vector(format!("{name}.bias"), format!("{from}.bias"), &shape[..1])]
+    }
+
+    /// Gain of a norm, and its bias where it `is_layer_norm`.
+    pub fn norm(name: &str, from: &str, width: usize, is_layer_norm: bool) -> Vec<Self> {
+        let kinds: &[&str] = if is_layer_norm { &["weight", "bias"] } else { &["weight"] };
+        kinds.iter().map(|kind| Row::vector(format!("{name}.{kind}"), format!("{from}.{kind}"), &[width])).collect()
+    }
+
     /// The same in f32, though it is a matrix.
     pub fn in_f32(mut self) -> Self {
         self.tensor.stored = GgmlType::F32;

@@ -26,7 +26,7 @@ pub(crate) fn shapes(rows: &[Row]) -> BTreeMap<String, Vec<usize>> {
 }
 
 /// A bfloat16 file of zeros that takes no room.
-pub(crate) fn holes<'n>(path: &Path, tensors: impl Iterator<Item = (&'n String, Vec<usize>)>) {
+fn holes<'n>(path: &Path, tensors: impl Iterator<Item = (&'n String, Vec<usize>)>) {
     let (mut header, mut at) = (Map::new(), 0);
     for (name, shape) in tensors {
         let end = at + 2 * shape.iter().product::<usize>();

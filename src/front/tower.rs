@@ -1,6 +1,7 @@
 //! `vision_config` of Hugging Face's configurations, and the tower's tensors.
 use super::config::{ConfigError, Section};
-use super::{Row, config_keys};
+use super::{Row, claims, config_keys};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::gguf::Metadata;
 
 /// Vision towers.
@@ -100,6 +101,13 @@ impl TowerConfig {
     }
 }
 
+/// Writes the `clip.vision.*` keys that are counts.
+pub(crate) fn write_sizes<'k>(keys: &mut Metadata, sizes: impl IntoIterator<Item = &'k (&'k str, usize)>) {
+    for (key, value) in sizes {
+        keys.set(&format!("clip.vision.{key}"), *value as u32);
+    }
+}
+
 /// The sizes of transformers' `Idefics3VisionConfig` and `SmolVLMVisionConfig`, which published files leave out.
 fn default_size(model_type: &str, key: &str) -> Option<usize> {
     let class = ["idefics3", "idefics3_vision", "smolvlm_vision"].contains(&model_type);
@@ -125,6 +133,15 @@ impl TowerConfig {
         Ok(())
     }
 
+    /// Checks that the checkpoint holds as many blocks as run.
+    ///
+    /// # Errors
+    /// It does not; the message names the key.
+    pub(crate) fn check_blocks(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let range = [self.used_layers, self.num_layers];
+        claims::blocks(checkpoint, "vision_config.num_hidden_layers", self.num_layers, BLOCKS, range)
+    }
+
     /// The tensors of a SigLIP whose last norm the projector's input has gone through, and which upstream's graph runs: it
     /// takes pixels and the patches' weights in f32.
     pub(crate) fn siglip_rows(&self) -> Vec<Row> {
@@ -132,10 +149,7 @@ impl TowerConfig {
         for row in rows.iter_mut().filter(|row| row.tensor.name == "v.patch_embd.weight") {
             *row = row.clone().in_f32();
         }
-        for kind in ["weight", "bias"] {
-            let from = format!("vision_tower.vision_model.post_layernorm.{kind}");
-            rows.push(Row::vector(format!("v.post_ln.{kind}"), from, &[self.hidden_size]));
-        }
+        rows.extend(Row::norm("v.post_ln", "vision_tower.vision_model.post_layernorm", self.hidden_size, true));
         rows
     }
 
@@ -153,8 +167,7 @@ impl TowerConfig {
         ];
         if clip {
             rows.push(Row::vector("v.class_embd", tower("embeddings.class_embedding"), &[hidden]));
-            rows.push(Row::vector("v.pre_ln.weight", tower("pre_layrnorm.weight"), &[hidden]));
-            rows.push(Row::vector("v.pre_ln.bias", tower("pre_layrnorm.bias"), &[hidden]));
+            rows.extend(Row::norm("v.pre_ln", &tower("pre_layrnorm"), hidden, true));
         } else {
             rows.push(Row::vector("v.patch_embd.bias", tower("embeddings.patch_embedding.bias"), &[hidden]));
         }
@@ -169,13 +182,10 @@ impl TowerConfig {
         for layer in 0..self.used_layers {
             let (to, from) = (format!("v.blk.{layer}"), tower(&format!("encoder.layers.{layer}")));
             for (name, stored) in [("ln1", "layer_norm1"), ("ln2", "layer_norm2")] {
-                for kind in ["weight", "bias"] {
-                    rows.push(Row::vector(format!("{to}.{name}.{kind}"), format!("{from}.{stored}.{kind}"), &[hidden]));
-                }
+                rows.extend(Row::norm(&format!("{to}.{name}"), &format!("{from}.{stored}"), hidden, true));
             }
             for (name, stored, shape) in linears {
-                rows.push(Row::matrix(format!("{to}.{name}.weight"), format!("{from}.{stored}.weight"), &shape));
-                rows.push(Row::vector(format!("{to}.{name}.bias"), format!("{from}.{stored}.bias"), &shape[..1]));
+                rows.extend(Row::linear(&format!("{to}.{name}"), &format!("{from}.{stored}"), shape));
             }
         }
         rows
@@ -187,11 +197,8 @@ impl TowerConfig {
     pub(crate) fn projector(&self, width: usize, bias: bool) -> Vec<Row> {
         let mut rows = Vec::new();
         for (name, stored, cols) in [("mm.0", "linear_1", self.hidden_size), ("mm.2", "linear_2", width)] {
-            let from = format!("multi_modal_projector.{stored}");
-            rows.push(Row::matrix(format!("{name}.weight"), format!("{from}.weight"), &[width, cols]));
-            if bias {
-                rows.push(Row::vector(format!("{name}.bias"), format!("{from}.bias"), &[width]));
-            }
+            let linear = Row::linear(name, &format!("multi_modal_projector.{stored}"), [width, cols]);
+            rows.extend(linear.into_iter().take(if bias { 2 } else { 1 }));
         }
         rows
     }
@@ -220,9 +227,7 @@ impl TowerConfig {
             ("block_count", self.used_layers),
             ("attention.head_count", self.num_heads),
         ];
-        for &(key, value) in sizes.iter().chain(more) {
-            keys.set(&format!("clip.vision.{key}"), value as u32);
-        }
+        write_sizes(keys, sizes.iter().chain(more));
         keys.set("clip.vision.attention.layer_norm_epsilon", self.layer_norm_eps as f32);
     }
 }

@@ -332,7 +332,7 @@ pub(super) struct Special {
 impl Special {
     pub fn read(checkpoint: &Checkpoint, tokens: &[String], vocab_size: usize) -> Self {
         let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
-        let optional = |file: &str| optional_json(checkpoint.dir(), file);
+        let optional = |file: &str| readable_json(checkpoint.dir(), file);
         let named = [optional("tokenizer_config.json"), optional("special_tokens_map.json")];
         let config = checkpoint.config();
         let text = config.get("text_config").cloned().unwrap_or(Value::Null);
@@ -367,6 +367,6 @@ impl Special {
 
 /// A JSON file that need not be there; one that cannot be read counts as absent, for each is only one of several
 /// places that hold the same.
-pub(super) fn optional_json(dir: &Path, file: &str) -> Value {
+fn readable_json(dir: &Path, file: &str) -> Value {
     std::fs::read(dir.join(file)).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null)
 }

@@ -2,11 +2,10 @@
 use super::text;
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
-use crate::front::decoder::{BLOCKS, DecoderConfig};
+use crate::front::config_keys;
+use crate::front::decoder::DecoderConfig;
 use crate::front::processor::{Filter, Normalisation, ProcessorFile};
-use crate::front::tower::{self, TowerArch, TowerConfig};
-use crate::front::{claims, config_keys};
-use serde_json::Value;
+use crate::front::tower::{TowerArch, TowerConfig};
 
 /// A checkpoint's shape.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,10 +42,8 @@ impl Gemma3 {
             return Err(c.invalid("mm_tokens_per_image", "the square of a divisor of image_size / patch_size").into());
         }
         let normalisation = read_processor(checkpoint, vision.image_size, tokens)?;
-        let layers = [text.num_layers; 2];
-        claims::blocks(checkpoint, "text_config.num_hidden_layers", text.num_layers, BLOCKS, layers)?;
-        let layers = [vision.num_layers; 2];
-        claims::blocks(checkpoint, "vision_config.num_hidden_layers", vision.num_layers, tower::BLOCKS, layers)?;
+        text.check_blocks(checkpoint, "text_config.num_hidden_layers")?;
+        vision.check_blocks(checkpoint)?;
         let pooled = vision.grid() / side;
         Ok(Gemma3 { text, vision, pooled, normalisation, notes: note.into_iter().collect() })
     }
@@ -54,10 +51,8 @@ impl Gemma3 {
 
 /// `side` is the tower's input, pixels; a picture becomes `tokens`.
 fn read_processor(checkpoint: &Checkpoint, side: usize, tokens: usize) -> Result<Normalisation, crate::Error> {
-    const FILE: &str = "processor_config.json";
-    let file = checkpoint.dir().join(FILE);
-    let json = if file.exists() { checkpoint.json(FILE)? } else { Value::Null };
-    let outer = Section { file, path: String::new(), json: &json };
+    let outer = ProcessorFile::outer(checkpoint)?;
+    let outer = outer.section();
     if outer.size_opt("image_seq_length")?.unwrap_or(256) != tokens {
         return Err(outer.invalid("image_seq_length", "mm_tokens_per_image of config.json").into());
     }

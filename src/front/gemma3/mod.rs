@@ -7,8 +7,7 @@ mod text;
 pub use config::Gemma3;
 
 use super::assemble::{self, Parts};
-use super::decoder::HEAD;
-use super::{Pair, Row, claims};
+use super::{Pair, Row};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
@@ -21,17 +20,22 @@ use crate::prompt::PictureText;
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = Gemma3::read(checkpoint)?;
     let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
-    // The same bytes as the embedding: else the head is not tied, and claimed.
-    let harmless = |name: &str| match name {
-        HEAD => model.text.tie_word_embeddings,
-        _ => model.vision.leaves_out(name),
-    };
-    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes, picture) = (&model.text, model.notes.as_slice(), PictureText::GEMMA3);
-    let parts = Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes };
+    let parts = Parts {
+        name,
+        repository,
+        text,
+        text_rows,
+        vision_rows,
+        leaves_out: &leaves_out,
+        vision_keys: &vision_keys,
+        picture,
+        notes,
+    };
     let pair = assemble::pair(checkpoint, parts)?;
-    let brackets = [("boi_token_index", "<start_of_image>"), ("eoi_token_index", "<end_of_image>")];
+    let brackets = [(Some("boi_token_index"), "<start_of_image>"), (Some("eoi_token_index"), "<end_of_image>")];
     assemble::check_brackets(checkpoint, &pair, &brackets)?;
     Ok(pair)
 }

@@ -1,7 +1,7 @@
 //! `text_config` of Gemma 3, most of which published files leave out: transformers' `Gemma3TextConfig` has the values.
 use crate::front::config::{ConfigError, Section};
 use crate::front::config_keys;
-use crate::front::decoder::{DecoderArch, DecoderConfig, Windows};
+use crate::front::decoder::{DecoderArch, DecoderConfig, Windows, check_groups, check_head_dim};
 
 /// Of so many blocks the last sees all tokens; llama.cpp has it built in.
 const PATTERN: usize = 6;
@@ -23,12 +23,8 @@ pub(super) fn read(s: &Section, tied: Option<bool>) -> Result<DecoderConfig, Con
     let (hidden_size, num_heads, head_dim) =
         (size("hidden_size", 2304)?, size("num_attention_heads", 8)?, size("head_dim", 256)?);
     let num_kv_heads = size("num_key_value_heads", 4)?;
-    if num_heads % num_kv_heads != 0 {
-        return Err(s.invalid("num_key_value_heads", "a divisor of num_attention_heads"));
-    }
-    if head_dim % 2 != 0 {
-        return Err(s.invalid("head_dim", "even, for rotary positions"));
-    }
+    check_groups(s, num_heads, num_kv_heads)?;
+    check_head_dim(s, head_dim)?;
     let scaled_by = if num_layers == LAYERS_27B { hidden_size / num_heads } else { head_dim };
     if s.float_opt("query_pre_attn_scalar")?.unwrap_or(256.0) != scaled_by as f64 {
         let want = "head_dim (of 62 blocks: hidden_size / num_attention_heads), by which llama.cpp scales";

@@ -1,11 +1,10 @@
 //! `config.json` and the processor's files of Idefics3, SmolVLM and SmolVLM2.
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
-use crate::front::decoder::{BLOCKS, DecoderConfig};
+use crate::front::config_keys;
+use crate::front::decoder::DecoderConfig;
 use crate::front::processor::{Filter, Normalisation, ProcessorFile};
-use crate::front::tower::{self, TowerArch, TowerConfig};
-use crate::front::{claims, config_keys};
-use serde_json::Value;
+use crate::front::tower::{TowerArch, TowerConfig};
 
 /// A checkpoint's shape.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,20 +45,16 @@ impl Idefics3 {
         let p = processor.section();
         let longest_edge = read_tiles(&p, vision.image_size)?;
         let normalisation = Normalisation::read(&p, Filter::Lanczos)?;
-        let layers = [text.num_layers; 2];
-        claims::blocks(checkpoint, "text_config.num_hidden_layers", text.num_layers, BLOCKS, layers)?;
-        let layers = [vision.num_layers; 2];
-        claims::blocks(checkpoint, "vision_config.num_hidden_layers", vision.num_layers, tower::BLOCKS, layers)?;
+        text.check_blocks(checkpoint, "text_config.num_hidden_layers")?;
+        vision.check_blocks(checkpoint)?;
         Ok(Idefics3 { text, vision, scale_factor, longest_edge, normalisation, notes: note.into_iter().collect() })
     }
 }
 
 /// Checks that the processor writes `tokens` of them for a tile.
 fn check_tokens(checkpoint: &Checkpoint, tokens: usize) -> Result<(), crate::Error> {
-    const FILE: &str = "processor_config.json";
-    let file = checkpoint.dir().join(FILE);
-    let json = if file.exists() { checkpoint.json(FILE)? } else { Value::Null };
-    let p = Section { file, path: String::new(), json: &json };
+    let processor = ProcessorFile::outer(checkpoint)?;
+    let p = processor.section();
     // transformers' default is Idefics3-8B's.
     if p.size_opt("image_seq_len")?.unwrap_or(169) != tokens {
         return Err(p.invalid("image_seq_len", "(image_size / patch_size / scale_factor)^2 of config.json").into());

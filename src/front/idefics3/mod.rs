@@ -6,8 +6,7 @@ mod tests;
 pub use config::Idefics3;
 
 use super::assemble::{self, Parts};
-use super::decoder::HEAD;
-use super::{Pair, Row, claims};
+use super::{Pair, Row};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
@@ -20,18 +19,21 @@ use crate::prompt::PictureText;
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = Idefics3::read(checkpoint)?;
     let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
-    // The same bytes as the embedding: else the head is not tied, and claimed.
-    let harmless = |name: &str| match name {
-        HEAD => model.text.tie_word_embeddings,
-        _ => model.vision.leaves_out(name),
-    };
-    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes, picture) = (&model.text, model.notes.as_slice(), PictureText::IDEFICS3);
-    assemble::pair(
-        checkpoint,
-        Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes },
-    )
+    let parts = Parts {
+        name,
+        repository,
+        text,
+        text_rows,
+        vision_rows,
+        leaves_out: &leaves_out,
+        vision_keys: &vision_keys,
+        picture,
+        notes,
+    };
+    assemble::pair(checkpoint, parts)
 }
 
 impl Idefics3 {

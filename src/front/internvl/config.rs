@@ -2,7 +2,7 @@
 use super::tower::{InternVit, Layout};
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
-use crate::front::decoder::{BLOCKS, DecoderConfig};
+use crate::front::decoder::DecoderConfig;
 use crate::front::processor::{Filter, Normalisation, ProcessorFile};
 use crate::front::{claims, config_keys};
 
@@ -44,7 +44,7 @@ impl InternVl {
             Layout::Original => "llm_config.num_hidden_layers",
             Layout::Transformers => "text_config.num_hidden_layers",
         };
-        claims::blocks(checkpoint, key, text.num_layers, BLOCKS, [text.num_layers; 2])?;
+        text.check_blocks(checkpoint, key)?;
         let (key, layers) = ("vision_config.num_hidden_layers", tower.num_layers);
         claims::blocks(checkpoint, key, layers, InternVit::blocks(layout), [layers; 2])?;
         let processor = ProcessorFile::read(checkpoint)?;

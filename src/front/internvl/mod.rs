@@ -8,9 +8,9 @@ mod tower;
 pub use config::{InternVl, TileLimits};
 pub use tower::{InternVit, Layout, NormKind};
 
+use super::Pair;
 use super::assemble::{self, Parts};
-use super::decoder::HEAD;
-use super::{FrontError, Pair, claims};
+use super::tower::write_sizes;
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
@@ -23,36 +23,29 @@ use crate::prompt::PictureText;
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = InternVl::read(checkpoint)?;
     let (text_rows, vision_rows) = (model.text.rows(), model.tower.rows(model.text.hidden_size));
-    let harmless = |name: &str| match name {
-        // The same bytes as the embedding: else the head is not tied, and claimed.
-        HEAD => model.text.tie_word_embeddings,
-        // Of training.
-        _ => name == "vision_tower.vision_model.embeddings.mask_token",
-    };
-    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    // Of training.
+    let leaves_out = |name: &str| name == "vision_tower.vision_model.embeddings.mask_token";
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes) = (&model.text, model.notes.as_slice());
     let picture = match model.tower.layout {
         Layout::Original => PictureText::INTERNVL_CHAT,
         Layout::Transformers => PictureText::INTERNVL,
     };
-    let parts = Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes };
+    let parts = Parts {
+        name,
+        repository,
+        text,
+        text_rows,
+        vision_rows,
+        leaves_out: &leaves_out,
+        vision_keys: &vision_keys,
+        picture,
+        notes,
+    };
     let pair = assemble::pair(checkpoint, parts)?;
-    check_brackets(checkpoint, &pair)?;
+    // The runtime writes these two tokens around a picture.
+    assemble::check_brackets(checkpoint, &pair, &[(None, "<img>"), (None, "</img>")])?;
     Ok(pair)
-}
-
-/// The runtime writes these two tokens around a picture.
-fn check_brackets(checkpoint: &Checkpoint, pair: &Pair) -> Result<(), FrontError> {
-    let tokens = pair.text.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array());
-    let has = |token: &str| tokens.is_some_and(|t| t.iter().any(|t| t.as_str() == Some(token)));
-    match ["<img>", "</img>"].into_iter().find(|token| !has(token)) {
-        None => Ok(()),
-        Some(token) => {
-            let problem = format!("no token {token:?}, which stands beside every picture");
-            Err(FrontError::File { file: checkpoint.dir().join("tokenizer.json"), problem })
-        }
-    }
 }
 
 impl InternVl {
@@ -72,9 +65,7 @@ impl InternVl {
             ("preproc_min_tiles", self.tiles.min),
             ("preproc_max_tiles", self.tiles.max),
         ];
-        for (key, value) in sizes {
-            keys.set(&format!("clip.vision.{key}"), value as u32);
-        }
+        write_sizes(keys, &sizes);
         keys.set("clip.vision.attention.layer_norm_epsilon", t.norm_eps as f32);
         self.normalisation.write(keys);
         // The model cards of the original repositories resize with Pillow, whose weights are not rounded to 16 bits.

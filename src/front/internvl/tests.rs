@@ -1,52 +1,34 @@
 //! Published metadata of InternVL2 and 3, with weights that are holes in a file.
 use super::*;
-use crate::checkpoint::canonical;
+use crate::front::claims;
 use crate::front::config::Section;
 use crate::front::decoder::DecoderConfig;
-use crate::front::testing::holes;
+use crate::front::testing::{hollow, json_of, shapes};
 use serde_json::Value;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Canonical name -> shape of every tensor that the configuration asks for.
-fn shapes(config: &Value) -> BTreeMap<String, Vec<usize>> {
+/// The rows that the configuration asks for.
+fn rows(config: &Value) -> Vec<crate::front::Row> {
     let c = Section { file: "config.json".into(), path: String::new(), json: config };
     let text = DecoderConfig::read(&c.section("llm_config").unwrap(), None).unwrap();
     let tower = InternVit::read(&c.section("vision_config").unwrap(), Layout::Original).unwrap();
-    let rows = [text.rows(), tower.rows(text.hidden_size)].concat();
-    rows.iter().map(|row| (row.from.clone(), row.stored_shape())).collect()
+    [text.rows(), tower.rows(text.hidden_size)].concat()
 }
 
 /// The published files of `name` with the configuration given, weights by the index where that is there, and the
 /// vocabulary of Qwen's `tokenizer.json` as the repositories have it: `vocab.json` and `merges.txt`.
 fn folder(published: &Path, name: &str, config: &Value) -> tempfile::TempDir {
-    let from = published.join(name);
-    let dir = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(&from).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::write(dir.path().join(file.file_name().unwrap()), std::fs::read(&file).unwrap()).unwrap();
-    }
-    // Some are published as a configuration only; the processor's file is the same everywhere.
+    let (from, qwen) = (published.join(name), published.join("Qwen--Qwen3-tokenizer"));
+    let dir = hollow(&from, &qwen.join("tokenizer.json"), &shapes(&rows(config)));
     let write = |file: &str, text: String| std::fs::write(dir.path().join(file), text).unwrap();
-    let read = |path: PathBuf| serde_json::from_slice::<Value>(&std::fs::read(path).unwrap()).unwrap();
-    if !from.join("preprocessor_config.json").exists() {
-        write(
-            "preprocessor_config.json",
-            read(published.join("OpenGVLab--InternVL2-1B/preprocessor_config.json")).to_string(),
-        );
+    // Some are published as a configuration only; the processor's file is the same everywhere.
+    const PROCESSOR: &str = "preprocessor_config.json";
+    if !from.join(PROCESSOR).exists() {
+        write(PROCESSOR, json_of(&published.join("OpenGVLab--InternVL2-1B"), PROCESSOR).unwrap().to_string());
     }
     write("config.json", config.to_string());
-    let shapes = shapes(config);
-    let index = from.join("model.safetensors.index.json");
-    let weights = dir.path().join("model.safetensors");
-    if index.exists() {
-        let index = read(index);
-        let names = index["weight_map"].as_object().unwrap().keys();
-        holes(&weights, names.map(|n| (n, shapes.get(&canonical(n)).unwrap_or_else(|| panic!("{n}")).clone())));
-    } else {
-        holes(&weights, shapes.iter().map(|(name, shape)| (name, shape.clone())));
-    }
-    let bpe = &read(published.join("Qwen--Qwen3-tokenizer/tokenizer.json"))["model"];
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let bpe = &json_of(&qwen, "tokenizer.json").unwrap()["model"];
     let merge = |m: &Value| {
         m.as_str().map_or_else(|| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()), String::from)
     };
@@ -63,9 +45,8 @@ fn published_checkpoints_open() {
     };
     let published = Path::new(&shared).join("published");
     let config = |name: &str| -> Value {
-        let file = ["config.json", "config.edited.json"].map(|file| published.join(name).join(file));
-        let file = file.iter().find(|file| file.exists()).unwrap();
-        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+        let folder = published.join(name);
+        json_of(&folder, "config.json").or_else(|| json_of(&folder, "config.edited.json")).unwrap()
     };
     let open_folder = |name: &str, config: &Value| {
         let dir = folder(&published, name, config);

@@ -147,63 +147,50 @@ impl InternVit {
                 ["multi_modal_projector.layer_norm", "multi_modal_projector.linear_1", "multi_modal_projector.linear_2"]
             }
         };
-        for kind in ["weight", "bias"] {
-            rows.push(Row::vector(format!("mm.model.mlp.0.{kind}"), format!("{norm}.{kind}"), &[merged]));
-        }
-        linear("mm.model.mlp.1", first, [out, merged], &mut rows);
-        linear("mm.model.mlp.3", second, [out, out], &mut rows);
+        rows.extend(Row::norm("mm.model.mlp.0", norm, merged, true));
+        rows.extend(Row::linear("mm.model.mlp.1", first, [out, merged]));
+        rows.extend(Row::linear("mm.model.mlp.3", second, [out, out]));
         rows
     }
 
     fn block(&self, layer: usize, rows: &mut Vec<Row>) {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let (to, from) = (format!("v.blk.{layer}"), format!("{}{layer}", Self::blocks(self.layout)));
-        let original = self.layout == Layout::Original;
-        let [norms, scales, qk, output] = match self.layout {
-            Layout::Original => [["norm1", "norm2"], ["ls1", "ls2"], ["attn.q_norm", "attn.k_norm"], ["attn.proj", ""]],
-            Layout::Transformers => [
+        let (norms, scales, qk, output) = match self.layout {
+            Layout::Original => (["norm1", "norm2"], ["ls1", "ls2"], ["attn.q_norm", "attn.k_norm"], "attn.proj"),
+            Layout::Transformers => (
                 ["layernorm_before", "layernorm_after"],
                 ["lambda_1", "lambda_2"],
                 ["attention.q_norm", "attention.k_norm"],
-                ["attention.projection_layer", ""],
-            ],
+                "attention.projection_layer",
+            ),
         };
+        let is_layer_norm = self.norm == NormKind::Layer;
         for (name, stored) in ["ln1", "ln2"].into_iter().zip(norms) {
-            rows.push(Row::vector(format!("{to}.{name}.weight"), format!("{from}.{stored}.weight"), &[hidden]));
-            if self.norm == NormKind::Layer {
-                rows.push(Row::vector(format!("{to}.{name}.bias"), format!("{from}.{stored}.bias"), &[hidden]));
-            }
+            rows.extend(Row::norm(&format!("{to}.{name}"), &format!("{from}.{stored}"), hidden, is_layer_norm));
         }
         for (name, stored) in ["ls1", "ls2"].into_iter().zip(scales) {
             rows.push(Row::vector(format!("{to}.{name}.weight"), format!("{from}.{stored}"), &[hidden]));
         }
         if self.qk_norm {
             for (name, stored) in ["attn_q_norm", "attn_k_norm"].into_iter().zip(qk) {
-                rows.push(Row::vector(format!("{to}.{name}.weight"), format!("{from}.{stored}.weight"), &[hidden]));
+                rows.extend(Row::norm(&format!("{to}.{name}"), &format!("{from}.{stored}"), hidden, false));
             }
         }
         for (part, name) in ["q", "k", "v"].into_iter().enumerate() {
-            let row = |kind: &str, row: fn(String, String, &[usize]) -> Row, shape: &[usize]| {
-                let to = format!("{to}.attn_{name}.{kind}");
-                match original {
-                    true => row(to, format!("{from}.attn.qkv.{kind}"), shape).part(part, 3),
-                    false => row(to, format!("{from}.attention.{name}_proj.{kind}"), shape),
+            let to = format!("{to}.attn_{name}");
+            let linear = match self.layout {
+                Layout::Original => {
+                    Row::linear(&to, &format!("{from}.attn.qkv"), [hidden, hidden]).map(|row| row.part(part, 3))
                 }
+                Layout::Transformers => Row::linear(&to, &format!("{from}.attention.{name}_proj"), [hidden, hidden]),
             };
-            rows.push(row("weight", Row::matrix, &[hidden, hidden]));
-            if self.qkv_bias {
-                rows.push(row("bias", Row::vector, &[hidden]));
-            }
+            rows.extend(linear.into_iter().take(if self.qkv_bias { 2 } else { 1 }));
         }
-        linear(&format!("{to}.attn_out"), &format!("{from}.{}", output[0]), [hidden, hidden], rows);
-        linear(&format!("{to}.ffn_up"), &format!("{from}.mlp.fc1"), [inner, hidden], rows);
-        linear(&format!("{to}.ffn_down"), &format!("{from}.mlp.fc2"), [hidden, inner], rows);
+        rows.extend(Row::linear(&format!("{to}.attn_out"), &format!("{from}.{output}"), [hidden, hidden]));
+        rows.extend(Row::linear(&format!("{to}.ffn_up"), &format!("{from}.mlp.fc1"), [inner, hidden]));
+        rows.extend(Row::linear(&format!("{to}.ffn_down"), &format!("{from}.mlp.fc2"), [hidden, inner]));
     }
-}
-
-fn linear(to: &str, from: &str, shape: [usize; 2], rows: &mut Vec<Row>) {
-    rows.push(Row::matrix(format!("{to}.weight"), format!("{from}.weight"), &shape));
-    rows.push(Row::vector(format!("{to}.bias"), format!("{from}.bias"), &shape[..1]));
 }
 
 /// A size that is a number or a pair of equal ones.

@@ -1,10 +1,10 @@
 //! `config.json` and the image processor of LLaVA 1.5 and LLaVA-NeXT (1.6), which share everything but the tiles.
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
-use crate::front::decoder::{BLOCKS, DecoderConfig};
+use crate::front::config_keys;
+use crate::front::decoder::DecoderConfig;
 use crate::front::processor::{self, Filter, Normalisation, ProcessorFile, Size};
-use crate::front::tower::{self, TowerArch, TowerConfig};
-use crate::front::{claims, config_keys};
+use crate::front::tower::{TowerArch, TowerConfig};
 use serde_json::Value;
 
 /// What the tower is shown of a picture.
@@ -61,10 +61,8 @@ impl Llava {
             return Err(c.invalid("multimodal_projector_bias", "true: llama.cpp's projector `mlp` has biases").into());
         }
         let (view, normalisation) = read_processor(checkpoint, &c, tiles, vision.image_size)?;
-        let layers = [text.num_layers, text.num_layers];
-        claims::blocks(checkpoint, "text_config.num_hidden_layers", text.num_layers, BLOCKS, layers)?;
-        let layers = [vision.used_layers, vision.num_layers];
-        claims::blocks(checkpoint, "vision_config.num_hidden_layers", vision.num_layers, tower::BLOCKS, layers)?;
+        text.check_blocks(checkpoint, "text_config.num_hidden_layers")?;
+        vision.check_blocks(checkpoint)?;
         Ok(Llava { text, vision, view, normalisation, projector_bias, notes: note.into_iter().collect() })
     }
 }

@@ -4,9 +4,8 @@ mod config;
 pub use config::{Llava, View};
 
 use super::assemble::{self, Parts};
-use super::decoder::HEAD;
 use super::processor::write_pinpoints;
-use super::{Pair, Row, claims};
+use super::{Pair, Row};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
@@ -19,22 +18,25 @@ use crate::prompt::PictureText;
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = Llava::read(checkpoint)?;
     let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
-    // The same bytes as the embedding: else the head is not tied, and claimed.
-    let harmless = |name: &str| match name {
-        HEAD => model.text.tie_word_embeddings,
-        _ => model.vision.leaves_out(name),
-    };
-    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
+    let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let picture = match model.view {
         View::Centre => PictureText::LLAVA_1_5,
         View::Tiles(_) => PictureText::LLAVA,
     };
     let (text, notes) = (&model.text, model.notes.as_slice());
-    assemble::pair(
-        checkpoint,
-        Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes },
-    )
+    let parts = Parts {
+        name,
+        repository,
+        text,
+        text_rows,
+        vision_rows,
+        leaves_out: &leaves_out,
+        vision_keys: &vision_keys,
+        picture,
+        notes,
+    };
+    assemble::pair(checkpoint, parts)
 }
 
 impl Llava {

@@ -1,10 +1,10 @@
 //! `config.json` and `preprocessor_config.json` of LLaVA-OneVision.
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
-use crate::front::decoder::{BLOCKS, DecoderConfig};
+use crate::front::config_keys;
+use crate::front::decoder::DecoderConfig;
 use crate::front::processor::{self, Filter, Normalisation, ProcessorFile, Size};
-use crate::front::tower::{self, TowerConfig};
-use crate::front::{claims, config_keys};
+use crate::front::tower::TowerConfig;
 
 /// How pictures become pixel values.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,10 +71,8 @@ impl LlavaOnevision {
         let (text, note) = DecoderConfig::of_checkpoint(checkpoint, &c)?;
         let vision = TowerConfig::read(&c.section("vision_config")?, feature_layer)?;
         let preprocessing = Preprocessing::read(checkpoint, &c, vision.image_size)?;
-        let layers = [text.num_layers, text.num_layers];
-        claims::blocks(checkpoint, "text_config.num_hidden_layers", text.num_layers, BLOCKS, layers)?;
-        let layers = [vision.used_layers, vision.num_layers];
-        claims::blocks(checkpoint, "vision_config.num_hidden_layers", vision.num_layers, tower::BLOCKS, layers)?;
+        text.check_blocks(checkpoint, "text_config.num_hidden_layers")?;
+        vision.check_blocks(checkpoint)?;
         let projector_bias = c.bool_opt("multimodal_projector_bias")?.unwrap_or(true);
         Ok(LlavaOnevision {
             text,

@@ -5,9 +5,9 @@ pub use config::{LlavaOnevision, Preprocessing};
 
 use super::assemble::{self, Parts};
 use super::config::ConfigError;
-use super::decoder::{DecoderArch, HEAD};
+use super::decoder::DecoderArch;
 use super::processor::write_pinpoints;
-use super::{Pair, Row, claims};
+use super::{Pair, Row};
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
@@ -21,7 +21,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
     let model = LlavaOnevision::read(checkpoint)?;
     check_runtime_limits(checkpoint, &model)?;
     let (text_rows, vision_rows) = (model.text.rows(), vision_rows(&model));
-    check_claims(checkpoint, &model, text_rows.iter().chain(&vision_rows))?;
+    let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes) = (&model.text, model.notes.as_slice());
     assemble::pair(
@@ -32,6 +32,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
             text,
             text_rows,
             vision_rows,
+            leaves_out: &leaves_out,
             vision_keys: &vision_keys,
             picture: PictureText::LLAVA,
             notes,
@@ -58,20 +59,6 @@ fn check_runtime_limits(checkpoint: &Checkpoint, m: &LlavaOnevision) -> Result<(
         });
     }
     Ok(())
-}
-
-/// Every tensor of the checkpoint has its place in the two files, or is known not to be needed.
-fn check_claims<'r>(
-    checkpoint: &Checkpoint,
-    model: &LlavaOnevision,
-    rows: impl Iterator<Item = &'r Row>,
-) -> Result<(), Error> {
-    // The same bytes as the embedding: else the head is not tied, and claimed.
-    let harmless = |name: &str| match name {
-        HEAD => model.text.tie_word_embeddings,
-        _ => model.vision.leaves_out(name),
-    };
-    Ok(claims::check(checkpoint, rows, &harmless)?)
 }
 
 /// The tensors of tower, projector and `image_newline`, of the blocks that run only.

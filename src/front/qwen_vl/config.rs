@@ -2,7 +2,7 @@
 use super::tower::{self, Generation, MERGE, QwenTower};
 use crate::checkpoint::Checkpoint;
 use crate::front::config::{ConfigError, Section};
-use crate::front::decoder::{BLOCKS, DecoderConfig};
+use crate::front::decoder::DecoderConfig;
 use crate::front::processor::{Filter, Normalisation, ProcessorFile};
 use crate::front::{claims, config_keys};
 
@@ -57,7 +57,7 @@ impl QwenVl {
         }
         text.deepstack_layers = tower.deepstack.len();
         let key = if flat { "num_hidden_layers" } else { "text_config.num_hidden_layers" };
-        claims::blocks(checkpoint, key, text.num_layers, BLOCKS, [text.num_layers; 2])?;
+        text.check_blocks(checkpoint, key)?;
         let layers = [tower.num_layers; 2];
         claims::blocks(checkpoint, "vision_config.depth", tower.num_layers, tower::BLOCKS, layers)?;
         let processor = ProcessorFile::read(checkpoint)?;

@@ -7,9 +7,9 @@ mod tower;
 pub use config::{PixelLimits, QwenVl};
 pub use tower::{Generation, QwenTower};
 
+use super::Pair;
 use super::assemble::{self, Parts};
-use super::decoder::HEAD;
-use super::{Pair, claims};
+use super::tower::write_sizes;
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::gguf::Metadata;
@@ -22,16 +22,24 @@ use crate::prompt::PictureText;
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = QwenVl::read(checkpoint)?;
     let (text_rows, vision_rows) = (model.text.rows(), model.tower.rows(model.text.hidden_size));
-    // The same bytes as the embedding: else the head is not tied, and claimed.
-    let harmless = |name: &str| name == HEAD && model.text.tie_word_embeddings;
-    claims::check(checkpoint, text_rows.iter().chain(&vision_rows), &harmless)?;
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes) = (&model.text, model.notes.as_slice());
     let picture = PictureText::QWEN;
-    let parts = Parts { name, repository, text, text_rows, vision_rows, vision_keys: &vision_keys, picture, notes };
+    let parts = Parts {
+        name,
+        repository,
+        text,
+        text_rows,
+        vision_rows,
+        leaves_out: &|_| false,
+        vision_keys: &vision_keys,
+        picture,
+        notes,
+    };
     let pair = assemble::pair(checkpoint, parts)?;
     // The runtime writes these two tokens around a picture, whatever config.json calls them.
-    let brackets = [("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>")];
+    let brackets =
+        [(Some("vision_start_token_id"), "<|vision_start|>"), (Some("vision_end_token_id"), "<|vision_end|>")];
     assemble::check_brackets(checkpoint, &pair, &brackets)?;
     Ok(pair)
 }
@@ -52,9 +60,7 @@ impl QwenVl {
             ("image_min_pixels", self.pixels.min),
             ("image_max_pixels", self.pixels.max),
         ];
-        for (key, value) in sizes {
-            keys.set(&format!("clip.vision.{key}"), value as u32);
-        }
+        write_sizes(keys, &sizes);
         keys.set("clip.vision.attention.layer_norm_epsilon", tower::EPSILON);
         self.normalisation.write(keys);
         match t.generation {

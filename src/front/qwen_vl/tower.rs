@@ -181,14 +181,14 @@ impl QwenTower {
             true => ("norm", "linear_fc1", "linear_fc2"),
             false => ("ln_q", "mlp.0", "mlp.2"),
         };
-        self.norm("v.post_ln", &format!("visual.merger.{norm}"), hidden, &mut rows);
-        linear("mm.0", &format!("visual.merger.{first}"), [merged, merged], &mut rows);
-        linear("mm.2", &format!("visual.merger.{second}"), [out, merged], &mut rows);
+        rows.extend(self.norm("v.post_ln", &format!("visual.merger.{norm}"), hidden));
+        rows.extend(Row::linear("mm.0", &format!("visual.merger.{first}"), [merged, merged]));
+        rows.extend(Row::linear("mm.2", &format!("visual.merger.{second}"), [out, merged]));
         for (i, layer) in self.deepstack.iter().enumerate() {
             let (to, from) = (format!("v.deepstack.{layer}"), format!("visual.deepstack_merger_list.{i}"));
-            self.norm(&format!("{to}.norm"), &format!("{from}.norm"), merged, &mut rows);
-            linear(&format!("{to}.fc1"), &format!("{from}.linear_fc1"), [merged, merged], &mut rows);
-            linear(&format!("{to}.fc2"), &format!("{from}.linear_fc2"), [out, merged], &mut rows);
+            rows.extend(self.norm(&format!("{to}.norm"), &format!("{from}.norm"), merged));
+            rows.extend(Row::linear(&format!("{to}.fc1"), &format!("{from}.linear_fc1"), [merged, merged]));
+            rows.extend(Row::linear(&format!("{to}.fc2"), &format!("{from}.linear_fc2"), [out, merged]));
         }
         rows
     }
@@ -196,21 +196,20 @@ impl QwenTower {
     fn block(&self, layer: usize, rows: &mut Vec<Row>) {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let (to, from) = (format!("v.blk.{layer}"), format!("{BLOCKS}{layer}"));
-        self.norm(&format!("{to}.ln1"), &format!("{from}.norm1"), hidden, rows);
-        self.norm(&format!("{to}.ln2"), &format!("{from}.norm2"), hidden, rows);
+        rows.extend(self.norm(&format!("{to}.ln1"), &format!("{from}.norm1"), hidden));
+        rows.extend(self.norm(&format!("{to}.ln2"), &format!("{from}.norm2"), hidden));
         let qkv = format!("{from}.attn.qkv");
         match self.generation {
             // clip.cpp's graph splits what comes out.
-            Generation::Three => linear(&format!("{to}.attn_qkv"), &qkv, [3 * hidden, hidden], rows),
+            Generation::Three => rows.extend(Row::linear(&format!("{to}.attn_qkv"), &qkv, [3 * hidden, hidden])),
             Generation::Two | Generation::TwoFive => {
                 for (part, name) in ["attn_q", "attn_k", "attn_v"].into_iter().enumerate() {
-                    let weight = Row::matrix(format!("{to}.{name}.weight"), format!("{qkv}.weight"), &[hidden, hidden]);
-                    let bias = Row::vector(format!("{to}.{name}.bias"), format!("{qkv}.bias"), &[hidden]);
-                    rows.extend([weight.part(part, 3), bias.part(part, 3)]);
+                    let linear = Row::linear(&format!("{to}.{name}"), &qkv, [hidden, hidden]);
+                    rows.extend(linear.map(|row| row.part(part, 3)));
                 }
             }
         }
-        linear(&format!("{to}.attn_out"), &format!("{from}.attn.proj"), [hidden, hidden], rows);
+        rows.extend(Row::linear(&format!("{to}.attn_out"), &format!("{from}.attn.proj"), [hidden, hidden]));
         let mlp: &[(&str, &str)] = match self.generation {
             Generation::Two => &[("ffn_up", "fc1"), ("ffn_down", "fc2")],
             Generation::TwoFive => &[("ffn_gate", "gate_proj"), ("ffn_up", "up_proj"), ("ffn_down", "down_proj")],
@@ -218,22 +217,13 @@ impl QwenTower {
         };
         for (name, stored) in mlp {
             let shape = if *name == "ffn_down" { [hidden, inner] } else { [inner, hidden] };
-            linear(&format!("{to}.{name}"), &format!("{from}.mlp.{stored}"), shape, rows);
+            rows.extend(Row::linear(&format!("{to}.{name}"), &format!("{from}.mlp.{stored}"), shape));
         }
     }
 
-    /// A norm's gain, and its bias where it is a layer norm.
-    fn norm(&self, to: &str, from: &str, width: usize, rows: &mut Vec<Row>) {
-        rows.push(Row::vector(format!("{to}.weight"), format!("{from}.weight"), &[width]));
-        if self.generation != Generation::TwoFive {
-            rows.push(Row::vector(format!("{to}.bias"), format!("{from}.bias"), &[width]));
-        }
+    fn norm(&self, to: &str, from: &str, width: usize) -> Vec<Row> {
+        Row::norm(to, from, width, self.generation != Generation::TwoFive)
     }
-}
-
-fn linear(to: &str, from: &str, shape: [usize; 2], rows: &mut Vec<Row>) {
-    rows.push(Row::matrix(format!("{to}.weight"), format!("{from}.weight"), &shape));
-    rows.push(Row::vector(format!("{to}.bias"), format!("{from}.bias"), &shape[..1]));
 }
 
 /// A list of block numbers.
