@@ -3,13 +3,13 @@
 mod common;
 mod tiny;
 
+use common::compared::{Bounds, COMPUTE, agrees, f32s, flattened, goldens, load, picture};
 use common::root;
 use mbq_convert::gguf::GgufFile;
-use mbq_convert::image::Rgb;
-use mbq_convert::runtime::engine::{Compute, Decoder, Model, Piece, Runtime, Vision};
+use mbq_convert::runtime::engine::{Model, Runtime};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use tiny::{Naming, Tensors, checkpoint_with, convert, listing, text, values};
+use tiny::{Naming, Tensors, checkpoint_with, convert, named, text};
 
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
@@ -25,12 +25,10 @@ const TOWER: usize = 32;
 fn tensors() -> Tensors {
     let mut all = Tensors::new();
     let mut add = |name: String, shape: &[usize]| {
-        let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
         let gain = name.ends_with("weight") && name.contains("norm");
         let around = if gain && name.contains("vision_tower") { 1.0 } else { 0.0 };
-        let value = |v: f32| half::bf16::from_f32(v * if gain { 0.3 } else { 0.15 } + around).to_f32();
-        let values = values(shape.iter().product(), seed).into_iter().map(value).collect();
-        all.insert(name, (shape.to_vec(), values));
+        let tensor = named(&name, shape, if gain { 0.3 } else { 0.15 }, around);
+        all.insert(name, tensor);
     };
     add("language_model.model.embed_tokens.weight".into(), &[ROWS, HIDDEN]);
     add("language_model.model.norm.weight".into(), &[HIDDEN]);
@@ -125,12 +123,6 @@ fn pair(parent: &Path, naming: Naming, shards: usize) -> [PathBuf; 2] {
     ["model.gguf", "mmproj-model-f32.gguf"].map(|file| parent.join(file))
 }
 
-fn f32s(file: &GgufFile, name: &str) -> (Vec<usize>, Vec<f32>) {
-    let t = file.tensors.iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name} is missing"));
-    let data = file.data(t).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    (t.shape.iter().rev().copied().collect(), data.collect())
-}
-
 #[test]
 fn gains_are_one_more_than_stored() {
     let parent = tempfile::tempdir().unwrap();
@@ -198,36 +190,8 @@ fn keys_are_those_that_the_runtime_reads() {
     assert!(!model.tensors.iter().any(|t| t.name == "output.weight"), "the head is the embedding");
 }
 
-/// The values of tests/reference/gemma3_goldens.py.
-fn picture((width, height): (usize, usize)) -> Rgb {
-    let mut picture = Rgb::black(width, height);
-    for (i, value) in picture.data.iter_mut().enumerate() {
-        let (x, y, c) = (i / 3 % width, i / 3 / width, i % 3);
-        *value = ((7 * x + 13 * y + 50 * c + x * y / 9) % 256) as u8;
-    }
-    picture
-}
-
-fn goldens() -> Value {
-    serde_json::from_slice(&std::fs::read(root().join("tests/golden/gemma3/pictures.json")).unwrap()).unwrap()
-}
-
-const COMPUTE: Compute = Compute { threads: 2, gpu_layers: 0, batch: 512, exact: true };
-
-/// Token ids, 1215 for those of a picture, and the pictures' embeddings.
-fn flattened(pieces: &[Piece]) -> (Vec<i32>, Vec<f64>) {
-    let (mut ids, mut embedding) = (Vec::new(), Vec::new());
-    for piece in pieces {
-        match piece {
-            Piece::Text(tokens) => ids.extend(tokens),
-            Piece::Media(media) => {
-                ids.extend(vec![1215; media.tokens]);
-                embedding.extend(media.embedding.iter().map(|v| f64::from(*v)));
-            }
-        }
-    }
-    (ids, embedding)
-}
+/// The token that stands for a picture's.
+const SOFT: i32 = 1215;
 
 /// Pictures are stretched to a square; the prompts are longer than the windows.
 #[test]
@@ -236,32 +200,15 @@ fn the_runtime_computes_what_transformers_does() {
     let runtime = Runtime::open(&dir).unwrap();
     let parent = tempfile::tempdir().unwrap();
     let [file, mmproj] = pair(parent.path(), Naming::Published, 1);
-    let vision = Vision::load(Model::load(&runtime, &file, COMPUTE, false).unwrap(), &mmproj, COMPUTE).unwrap();
-    let goldens = goldens();
-    let numbers = |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
-    for (name, size) in [("square", (32, 32)), ("wide", (90, 20)), ("tall", (5, 61))] {
+    let vision = load(&runtime, &file, &mmproj);
+    let goldens = goldens("gemma3/pictures.json");
+    for (name, (width, height)) in [("square", (32, 32)), ("wide", (90, 20)), ("tall", (5, 61))] {
         let prompt = "<start_of_turn>user\n<__media__>What is the model?<end_of_turn>\n";
-        let chunks = vision.tokenize(prompt, Path::new("picture"), &[picture(size)]).unwrap();
+        let chunks = vision.tokenize(prompt, Path::new("picture"), &[picture(width, height)]).unwrap();
         let pieces = chunks.pieces(true).unwrap();
-        let (ids, embedding) = flattened(&pieces);
         let golden = &goldens[name];
-        assert_eq!(json!(ids), golden["ids"], "{name}");
-        let want = numbers(&golden["embedding"]);
-        assert_eq!(embedding.len(), want.len(), "{name}");
-        let square = |v: f64| v * v;
-        let error: f64 = embedding.iter().zip(&want).map(|(got, want)| square(got - want)).sum();
-        let error = (error / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt();
-        let mut decoder = Decoder::load(&runtime, &file, COMPUTE, 512, Some(&vision)).unwrap();
-        decoder.prefill(&pieces).unwrap();
-        let mut logits = Vec::new();
-        decoder.score(&[&[0]], |_, _, row| logits = row.iter().map(|v| f64::from(*v)).collect()).unwrap();
-        let max = logits.iter().copied().fold(f64::MIN, f64::max);
-        let total = max + logits.iter().map(|v| (v - max).exp()).sum::<f64>().ln();
-        let want = numbers(&golden["logprobs"]);
-        let kl: f64 = want.iter().zip(&logits).map(|(p, q)| p.exp() * (p - (q - total))).sum();
-        eprintln!("{name}: embeddings {error:.1e}, divergence {kl:.1e}");
-        assert!(error < 1e-3, "{name}: embeddings differ by {error:.1e}");
-        assert!(kl.abs() < 1e-5, "{name}: divergence {kl:.1e}");
+        assert_eq!(json!(flattened(&pieces, SOFT).0), golden["ids"], "{name}");
+        agrees(&runtime, &file, &vision, &pieces, (name, golden), Bounds { embedding: 1e-3, kl: 1e-5 });
     }
 }
 
@@ -272,11 +219,11 @@ fn empty_lines_around_pictures() {
     let runtime = Runtime::open(&dir).unwrap();
     let parent = tempfile::tempdir().unwrap();
     let [file, mmproj] = pair(parent.path(), Naming::Published, 1);
-    let vision = Vision::load(Model::load(&runtime, &file, COMPUTE, false).unwrap(), &mmproj, COMPUTE).unwrap();
-    let pictures = [picture((32, 32)), picture((32, 32)), picture((32, 32))];
+    let vision = load(&runtime, &file, &mmproj);
+    let pictures = [(); 3].map(|()| picture(32, 32));
     let prompt = "<__media__><__media__>\n  Which?<__media__>";
     let pieces = vision.tokenize(prompt, Path::new("picture"), &pictures).unwrap().pieces(false).unwrap();
-    assert_eq!(json!(flattened(&pieces).0), goldens()["three"]["ids"]);
+    assert_eq!(json!(flattened(&pieces, SOFT).0), goldens("gemma3/pictures.json")["three"]["ids"]);
 }
 
 /// The strings that break tokenizers, against the library that transformers calls; runs of spaces, tabs and line ends are
@@ -285,8 +232,7 @@ fn empty_lines_around_pictures() {
 fn token_ids_are_transformers() {
     let Some(dir) = common::runtime_dir() else { return };
     let reference = tokenizers::Tokenizer::from_file(root().join("tests/golden/gemma3/tokenizer.json")).unwrap();
-    let strings = std::fs::read(root().join("tests/golden/nasty_strings.json")).unwrap();
-    let strings: Value = serde_json::from_slice(&strings).unwrap();
+    let strings = goldens("nasty_strings.json");
     let runtime = Runtime::open(&dir).unwrap();
     let parent = tempfile::tempdir().unwrap();
     let [file, _] = pair(parent.path(), Naming::Published, 1);
@@ -302,19 +248,11 @@ fn token_ids_are_transformers() {
     assert!(compared > 1000, "{compared}");
 }
 
-/// `edit` makes the checkpoint one that is refused, with these words and no output.
+/// `edit` of `file` makes the checkpoint one that is refused, with these words and the file's name.
 fn refused(file: &str, naming: Naming, edit: impl Fn(&mut Value), words: &[&str]) {
     let parent = tempfile::tempdir().unwrap();
     let dir = checkpoint(parent.path(), naming, 1);
-    let path = dir.join(file);
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    edit(&mut json);
-    std::fs::write(&path, json.to_string()).unwrap();
-    let done = convert(&dir, &parent.path().join("o.gguf"), &["--type", "f16"]);
-    let message = text(&done.stderr);
-    assert_eq!(done.status.code(), Some(1), "{words:?}: {message}");
-    words.iter().chain([&file]).for_each(|word| assert!(message.contains(word), "{word}: {message}"));
-    assert_eq!(listing(parent.path()), ["tiny-model"]);
+    tiny::refused(&dir, file, edit, &[words, &[file]].concat());
 }
 
 #[test]

@@ -3,11 +3,12 @@
 mod common;
 mod tiny;
 
+use common::compared::{Bounds, agrees, f32s, flattened, goldens, load, picture};
 use mbq_convert::gguf::GgufFile;
+use mbq_convert::runtime::engine::Runtime;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tiny::{Tensors, convert, listing, safetensors, text, values};
+use tiny::{Tensors, convert, small, text, tokenizer_with, write_weights};
 
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
@@ -20,13 +21,7 @@ const TILE: usize = 32;
 /// Tensors under the names of published files, which are those of transformers 5 too.
 fn tensors() -> Tensors {
     let mut all = Tensors::new();
-    let mut add = |name: String, shape: &[usize]| {
-        let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
-        let gain = name.ends_with("weight") && name.contains("norm");
-        let value = |v: f32| half::bf16::from_f32(if gain { v * 0.1 + 1.0 } else { v * 0.15 }).to_f32();
-        let values = values(shape.iter().product(), seed).into_iter().map(value).collect();
-        all.insert(name, (shape.to_vec(), values));
-    };
+    let mut add = |name: String, shape: &[usize]| drop(all.insert(name.clone(), small(&name, shape, &["norm"])));
     add("lm_head.weight".into(), &[VOCAB, HIDDEN]);
     add("model.text_model.embed_tokens.weight".into(), &[VOCAB, HIDDEN]);
     add("model.text_model.norm.weight".into(), &[HIDDEN]);
@@ -84,14 +79,7 @@ fn config(model_type: &str) -> Value {
 
 /// Every byte is a token; `<global-img>` and the places of tiles are none, as in SmolVLM-Instruct's vocabulary.
 fn tokenizer() -> Value {
-    let mut json = tiny::tokenizer();
-    let names = ["<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>"];
-    let added = names.iter().enumerate().map(|(i, name)| {
-        json!({"id": 298 + i, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
-    json["added_tokens"] = added.collect();
-    json
+    tokenizer_with(&["<|im_start|>", "<end_of_utterance>", "<image>", "<fake_token_around_image>"])
 }
 
 /// SmolVLM's.
@@ -117,9 +105,7 @@ fn checkpoint(parent: &Path, model_type: &str, edge: usize) -> PathBuf {
                "size": {"longest_edge": edge}, "max_image_size": {"longest_edge": TILE},
                "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 0.5]}),
     );
-    let stored = tensors();
-    let file: BTreeMap<_, _> = stored.iter().map(|(n, (s, v))| (n.as_str(), (s.as_slice(), v.as_slice()))).collect();
-    std::fs::write(dir.join("model.safetensors"), safetensors(&file)).unwrap();
+    write_weights(&dir, &tensors(), 1);
     dir
 }
 
@@ -130,12 +116,6 @@ fn pair(parent: &Path, model_type: &str, edge: usize) -> [PathBuf; 2] {
     let done = convert(&checkpoint(parent, model_type, edge), &parent.join("model.gguf"), &F32);
     assert!(done.status.success(), "{}", text(&done.stderr));
     ["model.gguf", "mmproj-model-f32.gguf"].map(|file| parent.join(file))
-}
-
-fn f32s(file: &GgufFile, name: &str) -> (Vec<usize>, Vec<f32>) {
-    let t = file.tensors.iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name} is missing"));
-    let data = file.data(t).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    (t.shape.iter().rev().copied().collect(), data.collect())
 }
 
 #[test]
@@ -193,79 +173,31 @@ fn keys_are_those_that_clip_reads() {
     }
 }
 
-/// The values of tests/reference/idefics3_goldens.py.
-fn picture(width: usize, height: usize) -> mbq_convert::image::Rgb {
-    let mut picture = mbq_convert::image::Rgb::black(width, height);
-    for (i, value) in picture.data.iter_mut().enumerate() {
-        let (x, y, c) = (i / 3 % width, i / 3 / width, i % 3);
-        *value = ((7 * x + 13 * y + 50 * c + x * y / 9) % 256) as u8;
-    }
-    picture
-}
-
 /// Which tiles, in which order, between which tokens, resized how; then the prompt as a whole.
 #[test]
 fn the_runtime_computes_what_transformers_does() {
-    use mbq_convert::runtime::engine::{Compute, Decoder, Model, Piece, Runtime, Vision};
     let Some(dir) = common::runtime_dir() else { return };
     let runtime = Runtime::open(&dir).unwrap();
-    let goldens = std::fs::read(common::root().join("tests/golden/idefics3.json")).unwrap();
-    let goldens: Value = serde_json::from_slice(&goldens).unwrap();
-    let numbers = |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+    let goldens = goldens("idefics3.json");
     for (name, (width, height), edge) in
         [("square", (40, 40), 64), ("strip", (200, 2), 64), ("tall", (9, 50), 64), ("one_tile", (40, 25), 32)]
     {
         let parent = tempfile::tempdir().unwrap();
-        let [model, mmproj] = pair(parent.path(), "idefics3", edge);
-        let compute = Compute { threads: 2, gpu_layers: 0, batch: 512, exact: true };
-        let model = Model::load(&runtime, &model, compute, false).unwrap();
-        let vision = Vision::load(model, &mmproj, compute).unwrap();
+        let [file, mmproj] = pair(parent.path(), "idefics3", edge);
+        let vision = load(&runtime, &file, &mmproj);
         let chunks = vision.tokenize("User:<__media__>What?", Path::new("picture"), &[picture(width, height)]).unwrap();
         let pieces = chunks.pieces(true).unwrap();
-        let (mut ids, mut embedding) = (Vec::new(), Vec::new());
-        for piece in &pieces {
-            match piece {
-                Piece::Text(tokens) => ids.extend(tokens),
-                Piece::Media(media) => {
-                    ids.extend(vec![300; media.tokens]);
-                    embedding.extend(media.embedding.iter().map(|v| f64::from(*v)));
-                }
-            }
-        }
         let golden = &goldens[name];
-        assert_eq!(json!(ids), golden["ids"], "{name}");
-        let want = numbers(&golden["embedding"]);
-        assert_eq!(embedding.len(), want.len(), "{name}");
-        let square = |v: f64| v * v;
-        let error: f64 = embedding.iter().zip(&want).map(|(got, want)| square(got - want)).sum();
-        let error = (error / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt();
-        let file = parent.path().join("model.gguf");
-        let mut decoder = Decoder::load(&runtime, &file, compute, 512, Some(&vision)).unwrap();
-        decoder.prefill(&pieces).unwrap();
-        let mut logits = Vec::new();
-        decoder.score(&[&[0]], |_, _, row| logits = row.iter().map(|v| f64::from(*v)).collect()).unwrap();
-        let max = logits.iter().copied().fold(f64::MIN, f64::max);
-        let total = max + logits.iter().map(|v| (v - max).exp()).sum::<f64>().ln();
-        let want = numbers(&golden["logprobs"]);
-        let kl: f64 = want.iter().zip(&logits).map(|(p, q)| p.exp() * (p - (q - total))).sum();
-        eprintln!("{name}: embeddings {error:.1e}, divergence {kl:.1e}");
-        assert!(error < 1e-3, "{name}: embeddings differ by {error:.1e}");
-        assert!(kl.abs() < 1e-5, "{name}: divergence {kl:.1e}");
+        assert_eq!(json!(flattened(&pieces, 300).0), golden["ids"], "{name}");
+        agrees(&runtime, &file, &vision, &pieces, (name, golden), Bounds { embedding: 1e-3, kl: 1e-5 });
     }
 }
 
-/// `edit` makes the checkpoint one that is refused, with these words and no output.
+/// `edit` of `file` makes the checkpoint one that is refused, with these words and the file's name.
 fn refused(file: &str, edit: impl Fn(&mut Value), words: &[&str]) {
     let parent = tempfile::tempdir().unwrap();
-    let path = checkpoint(parent.path(), "idefics3", 64).join(file);
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    edit(&mut json);
-    std::fs::write(&path, json.to_string()).unwrap();
-    let done = convert(&parent.path().join("smol"), &parent.path().join("o.gguf"), &["--type", "f16"]);
-    let message = text(&done.stderr);
-    assert_eq!(done.status.code(), Some(1), "{words:?}: {message}");
-    words.iter().chain([&file]).for_each(|word| assert!(message.contains(word), "{word}: {message}"));
-    assert_eq!(listing(parent.path()), ["smol"]);
+    let dir = checkpoint(parent.path(), "idefics3", 64);
+    tiny::refused(&dir, file, edit, &[words, &[file]].concat());
 }
 
 #[test]
@@ -295,8 +227,7 @@ fn tensors_that_nobody_claims_are_refused() {
     let dir = checkpoint(parent.path(), "idefics3", 64);
     let mut stored = tensors();
     stored.insert("model.connector.perceiver_resampler.latents".into(), (vec![4, HIDDEN], vec![0.5; 4 * HIDDEN]));
-    let file: BTreeMap<_, _> = stored.iter().map(|(n, (s, v))| (n.as_str(), (s.as_slice(), v.as_slice()))).collect();
-    std::fs::write(dir.join("model.safetensors"), safetensors(&file)).unwrap();
+    write_weights(&dir, &stored, 1);
     let done = convert(&dir, &parent.path().join("o.gguf"), &["--type", "f16"]);
     let message = text(&done.stderr);
     assert!(!done.status.success() && message.contains("perceiver_resampler.latents"), "{message}");

@@ -3,10 +3,13 @@
 mod common;
 mod tiny;
 
+use common::compared::{Bounds, agrees, flattened, goldens, load, picture};
 use mbq_convert::gguf::GgufFile;
+use mbq_convert::image::Rgb;
+use mbq_convert::runtime::engine::Runtime;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use tiny::{Tensors, convert, listing, safetensors, text, values};
+use tiny::{Tensors, convert, small, text, tokenizer_with, write_weights};
 
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
@@ -38,13 +41,7 @@ fn head_dim(llm: &str) -> usize {
 /// Under transformers 5's names.
 fn tensors(llm: &str) -> Tensors {
     let mut all = Tensors::new();
-    let mut add = |name: String, shape: &[usize]| {
-        let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
-        let gain = name.ends_with("weight") && name.contains("norm");
-        let value = |v: f32| half::bf16::from_f32(if gain { v * 0.1 + 1.0 } else { v * 0.15 }).to_f32();
-        let values = values(shape.iter().product(), seed).into_iter().map(value).collect();
-        all.insert(name, (shape.to_vec(), values));
-    };
+    let mut add = |name: String, shape: &[usize]| drop(all.insert(name.clone(), small(&name, shape, &["norm"])));
     let (q, kv) = (HEADS * head_dim(llm), KV_HEADS * head_dim(llm));
     add("lm_head.weight".into(), &[VOCAB, HIDDEN]);
     add("model.language_model.embed_tokens.weight".into(), &[VOCAB, HIDDEN]);
@@ -229,14 +226,7 @@ fn config(llm: &str, layout: Layout) -> Value {
 
 /// The small tokenizer with InternVL's tokens around pictures.
 fn tokenizer() -> Value {
-    let mut json = tiny::tokenizer();
-    let names = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"];
-    let added = names.iter().enumerate().map(|(i, name)| {
-        json!({"id": 298 + i, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
-    json["added_tokens"] = added.collect();
-    json
+    tokenizer_with(&["<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"])
 }
 
 /// As published, InternVL2's, which takes strings.
@@ -269,16 +259,7 @@ fn checkpoint(parent: &Path, llm: &str, layout: Layout) -> PathBuf {
     };
     processor.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     write("preprocessor_config.json", processor);
-    let stored = stored(llm, layout);
-    let mut map = serde_json::Map::new();
-    for shard in 0..2 {
-        let file = format!("model-0000{}-of-00002.safetensors", shard + 1);
-        let part = stored.iter().enumerate().filter(|(i, _)| i % 2 == shard);
-        let part = part.map(|(_, (n, (s, v)))| (n.as_str(), (s.as_slice(), v.as_slice()))).collect();
-        std::fs::write(dir.join(&file), safetensors(&part)).unwrap();
-        part.keys().for_each(|name| drop(map.insert(name.to_string(), file.clone().into())));
-    }
-    write("model.safetensors.index.json", json!({"metadata": {}, "weight_map": map}));
+    write_weights(&dir, &stored(llm, layout), 2);
     dir
 }
 
@@ -368,53 +349,25 @@ fn keys_are_those_that_clip_reads() {
 /// A picture of three by two tiles with a thumbnail; how many tiles others have.
 #[test]
 fn the_runtime_computes_what_transformers_does() {
-    use mbq_convert::image::Rgb;
-    use mbq_convert::runtime::engine::{Compute, Decoder, Model, Piece, Runtime, Vision};
     let Some(dir) = common::runtime_dir() else { return };
     let runtime = Runtime::open(&dir).unwrap();
-    let goldens = std::fs::read(common::root().join("tests/golden/internvl.json")).unwrap();
-    let goldens: Value = serde_json::from_slice(&goldens).unwrap();
-    let numbers = |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+    let goldens = goldens("internvl.json");
     for llm in TEXTS {
         let parent = tempfile::tempdir().unwrap();
         // Pillow resizes for the original layout, torchvision for the other.
         let ([file, mmproj], _) = pair(parent.path(), llm, if llm == "internlm2" { Original } else { Nested });
-        let compute = Compute { threads: 2, gpu_layers: 0, batch: 512, exact: true };
-        let model = Model::load(&runtime, &file, compute, false).unwrap();
-        let vision = Vision::load(model, &mmproj, compute).unwrap();
+        let vision = load(&runtime, &file, &mmproj);
         for size in goldens["tiles"].as_array().unwrap() {
             let [w, h, tiles] = [0, 1, 2].map(|i| size[i].as_u64().unwrap() as usize);
             let chunks = vision.tokenize("<__media__>", Path::new("picture"), &[Rgb::black(w, h)]).unwrap();
             assert_eq!(chunks.tokens()[1], 4 * tiles, "{w} x {h}");
         }
-        let mut picture = Rgb::black(100, 60);
-        for (i, value) in picture.data.iter_mut().enumerate() {
-            let (x, y, c) = (i / 3 % picture.width, i / 3 / picture.width, i % 3);
-            *value = ((7 * x + 13 * y + 50 * c + x * y / 9) % 256) as u8;
-        }
-        let chunks = vision.tokenize("hell<__media__> t", Path::new("picture"), &[picture]).unwrap();
+        let chunks = vision.tokenize("hell<__media__> t", Path::new("picture"), &[picture(100, 60)]).unwrap();
         let pieces = chunks.pieces(true).unwrap();
-        let media = |piece: &Piece| if let Piece::Media(media) = piece { media.embedding.clone() } else { Vec::new() };
-        let words = |piece: &Piece| if let Piece::Text(tokens) = piece { tokens.clone() } else { vec![302] };
-        let ids: Vec<_> = pieces.iter().flat_map(words).filter(|id| *id != 302).collect();
+        let (mut ids, _) = flattened(&pieces, 302);
+        ids.retain(|id| *id != 302);
         assert_eq!(ids, [259, 300, 301, 258], "{llm}");
-        let golden = &goldens[llm];
-        let (got, want) = (pieces.iter().flat_map(media).collect::<Vec<f32>>(), numbers(&golden["embedding"]));
-        assert_eq!(got.len(), want.len(), "{llm}");
-        let square = |v: f64| v * v;
-        let error: f64 = got.iter().zip(&want).map(|(g, w)| square(f64::from(*g) - w)).sum();
-        let error = (error / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt();
-        let mut decoder = Decoder::load(&runtime, &file, compute, 512, Some(&vision)).unwrap();
-        decoder.prefill(&pieces).unwrap();
-        let mut logits = Vec::new();
-        decoder.score(&[&[0]], |_, _, row| logits = row.iter().map(|v| f64::from(*v)).collect()).unwrap();
-        let max = logits.iter().copied().fold(f64::MIN, f64::max);
-        let total = max + logits.iter().map(|v| (v - max).exp()).sum::<f64>().ln();
-        let want = numbers(&golden["logprobs"]);
-        let kl: f64 = want.iter().zip(&logits).map(|(p, q)| p.exp() * (p - (q - total))).sum();
-        eprintln!("{llm}: embeddings {error:.1e}, divergence {kl:.1e}");
-        assert!(error < 5e-4, "{llm}: embeddings differ by {error:.1e}");
-        assert!(kl.abs() < 1e-6, "{llm}: divergence {kl:.1e}");
+        agrees(&runtime, &file, &vision, &pieces, (llm, &goldens[llm]), Bounds { embedding: 5e-4, kl: 1e-6 });
     }
 }
 
@@ -447,15 +400,7 @@ fn a_vocabulary_in_three_files() {
 fn refused(llm: &str, layout: Layout, edit: impl Fn(&mut Value), words: &[&str]) {
     let parent = tempfile::tempdir().unwrap();
     let dir = checkpoint(parent.path(), llm, layout);
-    let file = dir.join(if words[0].ends_with(".json") { words[0] } else { "config.json" });
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    edit(&mut json);
-    std::fs::write(&file, json.to_string()).unwrap();
-    let done = convert(&dir, &parent.path().join("o.gguf"), &["--type", "f16"]);
-    let message = text(&done.stderr);
-    assert_eq!(done.status.code(), Some(1), "{llm}: {words:?}: {message}");
-    words.iter().for_each(|word| assert!(message.contains(word), "{llm}: {word}: {message}"));
-    assert_eq!(listing(parent.path()), [llm]);
+    tiny::refused(&dir, if words[0].ends_with(".json") { words[0] } else { "config.json" }, edit, words);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 mod common;
 mod tiny;
 
+use common::compared::{Bounds, agrees, f32s, goldens, load, picture};
 use mbq_convert::gguf::GgufFile;
+use mbq_convert::runtime::engine::{Piece, Runtime};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use tiny::{Naming, Tensors, convert, listing, safetensors, text, values};
+use tiny::{Naming, Tensors, convert, small, text, tokenizer_with, write_weights};
 
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
@@ -19,13 +21,8 @@ const FAMILIES: [&str; 3] = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"];
 fn tensors(family: &str) -> Tensors {
     let third = family == "qwen3_vl";
     let mut all = Tensors::new();
-    let mut add = |name: String, shape: &[usize]| {
-        let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
-        let gain = name.ends_with("weight") && ["norm", "ln_q"].iter().any(|part| name.contains(part));
-        let value = |v: f32| half::bf16::from_f32(if gain { v * 0.1 + 1.0 } else { v * 0.15 }).to_f32();
-        let values = values(shape.iter().product(), seed).into_iter().map(value).collect();
-        all.insert(name, (shape.to_vec(), values));
-    };
+    let mut add =
+        |name: String, shape: &[usize]| drop(all.insert(name.clone(), small(&name, shape, &["norm", "ln_q"])));
     add("lm_head.weight".into(), &[VOCAB, HIDDEN]);
     add("model.language_model.embed_tokens.weight".into(), &[VOCAB, HIDDEN]);
     add("model.language_model.norm.weight".into(), &[HIDDEN]);
@@ -152,14 +149,14 @@ fn config(family: &str, naming: Naming) -> Value {
 
 /// The small tokenizer with Qwen's tokens around pictures.
 fn tokenizer() -> Value {
-    let mut json = tiny::tokenizer();
-    let names = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"];
-    let added = names.iter().enumerate().map(|(i, name)| {
-        json!({"id": 298 + i, "content": name, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    });
-    json["added_tokens"] = added.collect();
-    json
+    tokenizer_with(&[
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    ])
 }
 
 /// As published, without what videos need.
@@ -191,15 +188,7 @@ fn checkpoint(parent: &Path, family: &str, naming: Naming) -> PathBuf {
         _ => name.to_string(),
     };
     let stored: Tensors = tensors(family).into_iter().map(|(name, t)| (published(&name), t)).collect();
-    let mut map = serde_json::Map::new();
-    for shard in 0..2 {
-        let file = format!("model-0000{}-of-00002.safetensors", shard + 1);
-        let part = stored.iter().enumerate().filter(|(i, _)| i % 2 == shard);
-        let part = part.map(|(_, (n, (s, v)))| (n.as_str(), (s.as_slice(), v.as_slice()))).collect();
-        std::fs::write(dir.join(&file), safetensors(&part)).unwrap();
-        part.keys().for_each(|name| drop(map.insert(name.to_string(), file.clone().into())));
-    }
-    write("model.safetensors.index.json", json!({"metadata": {}, "weight_map": map}));
+    write_weights(&dir, &stored, 2);
     dir
 }
 
@@ -210,12 +199,6 @@ fn pair(parent: &Path, family: &str, naming: Naming) -> [PathBuf; 2] {
     let done = convert(&checkpoint(parent, family, naming), &parent.join("model.gguf"), &F32);
     assert!(done.status.success(), "{family}: {}", text(&done.stderr));
     ["model.gguf", "mmproj-model-f32.gguf"].map(|file| parent.join(file))
-}
-
-fn f32s(file: &GgufFile, name: &str) -> (Vec<usize>, Vec<f32>) {
-    let t = file.tensors.iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name} is missing"));
-    let data = file.data(t).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    (t.shape.iter().rev().copied().collect(), data.collect())
 }
 
 /// Fused rows in three, and the convolution over two pictures in two.
@@ -300,50 +283,24 @@ fn keys_are_those_that_clip_reads() {
 /// positions in sections all take part.
 #[test]
 fn the_runtime_computes_what_transformers_does() {
-    use mbq_convert::image::Rgb;
-    use mbq_convert::runtime::engine::{Compute, Decoder, Model, Piece, Runtime, Vision};
     let Some(dir) = common::runtime_dir() else { return };
     let runtime = Runtime::open(&dir).unwrap();
-    let goldens = std::fs::read(common::root().join("tests/golden/qwen_vl.json")).unwrap();
-    let goldens: Value = serde_json::from_slice(&goldens).unwrap();
-    let numbers = |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+    let goldens = goldens("qwen_vl.json");
     for family in FAMILIES {
         let parent = tempfile::tempdir().unwrap();
-        let [model, mmproj] = pair(parent.path(), family, Naming::Published);
-        let compute = Compute { threads: 2, gpu_layers: 0, batch: 512, exact: true };
-        let model = Model::load(&runtime, &model, compute, false).unwrap();
-        let vision = Vision::load(model, &mmproj, compute).unwrap();
+        let [file, mmproj] = pair(parent.path(), family, Naming::Published);
+        let vision = load(&runtime, &file, &mmproj);
         let patch = if family == "qwen3_vl" { 16 } else { 14 };
-        let mut picture = Rgb::black(12 * patch, 8 * patch);
-        for (i, value) in picture.data.iter_mut().enumerate() {
-            let (x, y, c) = (i / 3 % picture.width, i / 3 / picture.width, i % 3);
-            *value = ((7 * x + 13 * y + 50 * c + x * y / 9) % 256) as u8;
-        }
+        let pictures = [picture(12 * patch, 8 * patch)];
         let pieces =
-            vision.tokenize("hell<__media__> t", Path::new("picture"), &[picture]).unwrap().pieces(true).unwrap();
+            vision.tokenize("hell<__media__> t", Path::new("picture"), &pictures).unwrap().pieces(true).unwrap();
         let [Piece::Text(before), Piece::Media(media), Piece::Text(behind)] = pieces.as_slice() else {
             panic!("{family}: {} pieces", pieces.len());
         };
         assert_eq!((before.as_slice(), behind.as_slice()), ([259, 300].as_slice(), [301, 258].as_slice()), "{family}");
         let golden = &goldens[family];
         assert_eq!(media.tokens as u64, golden["tokens"].as_u64().unwrap(), "{family}");
-        let want = numbers(&golden["embedding"]);
-        assert_eq!(media.embedding.len(), want.len(), "{family}");
-        let square = |v: f64| v * v;
-        let error: f64 = media.embedding.iter().zip(&want).map(|(g, w)| square(f64::from(*g) - w)).sum();
-        let error = (error / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt();
-        let file = parent.path().join("model.gguf");
-        let mut decoder = Decoder::load(&runtime, &file, compute, 512, Some(&vision)).unwrap();
-        decoder.prefill(&pieces).unwrap();
-        let mut logits = Vec::new();
-        decoder.score(&[&[0]], |_, _, row| logits = row.iter().map(|v| f64::from(*v)).collect()).unwrap();
-        let max = logits.iter().copied().fold(f64::MIN, f64::max);
-        let total = max + logits.iter().map(|v| (v - max).exp()).sum::<f64>().ln();
-        let want = numbers(&golden["logprobs"]);
-        let kl: f64 = want.iter().zip(&logits).map(|(p, q)| p.exp() * (p - (q - total))).sum();
-        eprintln!("{family}: embeddings {error:.1e}, divergence {kl:.1e}");
-        assert!(error < 1e-3, "{family}: embeddings differ by {error:.1e}");
-        assert!(kl.abs() < 1e-5, "{family}: divergence {kl:.1e}");
+        agrees(&runtime, &file, &vision, &pieces, (family, golden), Bounds { embedding: 1e-3, kl: 1e-5 });
     }
 }
 
@@ -351,15 +308,7 @@ fn the_runtime_computes_what_transformers_does() {
 fn refused(family: &str, naming: Naming, edit: impl Fn(&mut Value), words: &[&str]) {
     let parent = tempfile::tempdir().unwrap();
     let dir = checkpoint(parent.path(), family, naming);
-    let file = dir.join(if words[0].ends_with(".json") { words[0] } else { "config.json" });
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    edit(&mut json);
-    std::fs::write(&file, json.to_string()).unwrap();
-    let done = convert(&dir, &parent.path().join("o.gguf"), &["--type", "f16"]);
-    let message = text(&done.stderr);
-    assert_eq!(done.status.code(), Some(1), "{family}: {words:?}: {message}");
-    words.iter().for_each(|word| assert!(message.contains(word), "{family}: {word}: {message}"));
-    assert_eq!(listing(parent.path()), [family]);
+    tiny::refused(&dir, if words[0].ends_with(".json") { words[0] } else { "config.json" }, edit, words);
 }
 
 #[test]

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from PIL import Image
-from qwen_vl_goldens import MASK, values
+from qwen_vl_goldens import MASK, picture, values
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 OUT = GOLDEN / "gemma3"
@@ -93,10 +92,6 @@ def main():
     images = transformers.Gemma3ImageProcessor(size=dict(height=32, width=32), image_mean=[0.5] * 3, image_std=[0.5, 0.25, 0.5])
     processor = transformers.Gemma3Processor(images, text, image_seq_length=4)
     model = network(vocab)
-
-    def picture(width, height):
-        return Image.fromarray(np.array([[[(7 * x + 13 * y + 50 * c + x * y // 9) % 256 for c in range(3)]
-                                          for x in range(width)] for y in range(height)], dtype=np.uint8))
 
     goldens = {}
     number = lambda t: [float(f"{v:.7g}") for v in t.double().flatten().tolist()]

@@ -9,11 +9,9 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from PIL import Image
-from qwen_vl_goldens import fill
+from qwen_vl_goldens import fill, picture
 
 SPECIAL = {"<|im_start|>": 298, "<end_of_utterance>": 299, "<image>": 300, "<fake_token_around_image>": 301}
 # (width, height), the longer side before tiling: a grid, one that is all but nothing in height, a single tile.
@@ -42,12 +40,10 @@ def ids(text):
 def main():
     goldens, net = {}, model()
     for name, ((width, height), edge) in PICTURES.items():
-        pixels = np.array([[[(7 * x + 13 * y + 50 * c + x * y // 9) % 256 for c in range(3)] for x in range(width)]
-                           for y in range(height)], dtype=np.uint8)
         processor = transformers.Idefics3ImageProcessor(
             size=dict(longest_edge=edge), max_image_size=dict(longest_edge=32), image_mean=[0.5] * 3, image_std=[0.5, 0.25, 0.5])
-        picture = processor(images=[Image.fromarray(pixels)], return_tensors="pt", return_row_col_info=True)
-        grid = dict(rows=picture.pop("rows"), cols=picture.pop("cols"))
+        inputs = processor(images=[picture(width, height)], return_tensors="pt", return_row_col_info=True)
+        grid = dict(rows=inputs.pop("rows"), cols=inputs.pop("cols"))
 
         class Writer:
             fake_image_token, image_token, global_image_tag, image_seq_len = "<fake_token_around_image>", "<image>", "<global-img>", 4
@@ -55,8 +51,8 @@ def main():
         shown = transformers.Idefics3Processor.replace_image_token(Writer, grid, 0)
         prompt = ids("User:" + shown + "What?")
         with torch.no_grad():
-            embedding = torch.cat(list(net.model.get_image_features(**picture).pooler_output), 0)
-            logits = net(input_ids=torch.tensor([prompt]), **picture).logits[0, -1]
+            embedding = torch.cat(list(net.model.get_image_features(**inputs).pooler_output), 0)
+            logits = net(input_ids=torch.tensor([prompt]), **inputs).logits[0, -1]
         number = lambda t: [float(f"{v:.7g}") for v in t.double().flatten().tolist()]
         goldens[name] = dict(ids=prompt, embedding=number(embedding), logprobs=number(torch.log_softmax(logits.double(), -1)))
         print(name, repr(shown)[:90], tuple(embedding.shape))

@@ -13,36 +13,14 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from qwen_vl_goldens import fill, picture
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-MASK = (1 << 64) - 1
 BEGIN, END, CONTEXT = 300, 301, 302
 # "hell", the picture, " t".
 WORDS = (259, 258)
 SIDE, MAX_TILES = 56, 6
 SIZES = [(56, 56), (55, 57), (20, 16), (200, 20), (20, 200), (112, 56), (98, 56), (196, 112), (640, 480), (480, 640), (1000, 999)]
-
-
-def values(n, seed):
-    """As `values` of tests/tiny/mod.rs."""
-    state = (seed * 0x9E3779B97F4A7C15 & MASK) | 1
-    out = []
-    for _ in range(n):
-        state ^= state << 13 & MASK
-        state ^= state >> 7
-        state ^= state << 17 & MASK
-        out.append(((state >> 40) % 2001 - 1000) / 1000)
-    return torch.tensor(out, dtype=torch.float32).bfloat16().float()
-
-
-def fill(name, shape):
-    """A gain is around 1, everything else small."""
-    seed = 7
-    for byte in name.encode():
-        seed = (seed * 31 + byte) & MASK
-    v = values(int(np.prod(shape)), seed)
-    gain = name.endswith("weight") and "norm" in name
-    return ((v * 0.1 + 1.0) if gain else v * 0.15).bfloat16().float().reshape(shape)
 
 
 TEXT = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -62,17 +40,17 @@ def models():
             text_config=TEXT | text, vision_config=VISION | vision, image_token_id=CONTEXT, tie_word_embeddings=False))
 
 
-def tiles(picture, original):
+def tiles(image, original):
     """Pixel values: by the processor, or as OpenGVLab's model cards have it, with Pillow."""
     mean, std = [0.5, 0.5, 0.5], [0.5, 0.25, 0.5]
     if not original:
         processor = transformers.GotOcr2ImageProcessor(size=dict(height=SIDE, width=SIDE), image_mean=mean, image_std=std,
                                                        max_patches=MAX_TILES, crop_to_patches=True)
-        return processor(images=picture, return_tensors="pt")["pixel_values"]
-    (width, height), side = picture.size, SIDE
+        return processor(images=image, return_tensors="pt")["pixel_values"]
+    (width, height), side = image.size, SIDE
     columns, rows = get_optimal_tiled_canvas((height, width), (side, side), 1, MAX_TILES)
     # Rows first, then columns, as Pillow did before 13 whatever the sizes.
-    resize = lambda w, h: picture.resize((w, height), Image.BICUBIC).resize((w, h), Image.BICUBIC)
+    resize = lambda w, h: image.resize((w, height), Image.BICUBIC).resize((w, h), Image.BICUBIC)
     whole = resize(side * columns, side * rows)
     parts = [whole.crop((side * x, side * y, side * (x + 1), side * (y + 1))) for y in range(rows) for x in range(columns)]
     parts += [resize(side, side)] if len(parts) > 1 else []
@@ -89,10 +67,7 @@ def main():
         with torch.no_grad():
             for key, parameter in model.state_dict().items():
                 parameter.copy_(fill(key, parameter.shape))
-            width, height = 100, 60
-            pixels = np.array([[[(7 * x + 13 * y + 50 * c + x * y // 9) % 256 for c in range(3)] for x in range(width)]
-                               for y in range(height)], dtype=np.uint8)
-            pixel_values = tiles(Image.fromarray(pixels), name == "internlm2")
+            pixel_values = tiles(picture(100, 60), name == "internlm2")
             features = model.model.get_image_features(pixel_values=pixel_values).pooler_output
             embedding = features.reshape(-1, TEXT["hidden_size"])
             ids = torch.tensor([[WORDS[0], BEGIN] + [CONTEXT] * len(embedding) + [END, WORDS[1]]])
@@ -105,4 +80,5 @@ def main():
     path.write_text(json.dumps(goldens, separators=(",", ":")) + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,12 @@ def fill(name, shape):
     return ((v * 0.1 + 1.0) if gain else v * 0.15).bfloat16().float().reshape(shape)
 
 
+def picture(width, height):
+    """As `picture` of tests/common/compared.rs."""
+    return Image.fromarray(np.array([[[(7 * x + 13 * y + 50 * c + x * y // 9) % 256 for c in range(3)] for x in range(width)]
+                                     for y in range(height)], dtype=np.uint8))
+
+
 TEXT = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
             vocab_size=320, max_position_embeddings=512, rms_norm_eps=1e-6)
 OUTER = dict(image_token_id=PAD, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END)
@@ -74,21 +80,18 @@ def main():
             for key, parameter in model.state_dict().items():
                 parameter.copy_(fill(key, parameter.shape))
             patch = model.config.vision_config.patch_size
-            width, height = 12 * patch, 8 * patch
-            pixels = np.array([[[(7 * x + 13 * y + 50 * c + x * y // 9) % 256 for c in range(3)] for x in range(width)]
-                               for y in range(height)], dtype=np.uint8)
             processor = transformers.Qwen2VLImageProcessor(
                 patch_size=patch, merge_size=2, size=dict(shortest_edge=3136, longest_edge=1 << 20),
                 image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.25, 0.5])
-            picture = processor(images=Image.fromarray(pixels), return_tensors="pt")
-            tokens = int(picture["image_grid_thw"].prod()) // 4
-            features = model.model.get_image_features(**picture)
+            inputs = processor(images=picture(12 * patch, 8 * patch), return_tensors="pt")
+            tokens = int(inputs["image_grid_thw"].prod()) // 4
+            features = model.model.get_image_features(**inputs)
             embedding = torch.cat(list(features.pooler_output), 0)
             deep = getattr(features, "deepstack_features", None)
             deep = [layer if torch.is_tensor(layer) else torch.cat(list(layer), 0) for layer in deep or []]
             embedding = torch.cat([embedding, *deep], 1)
             ids = torch.tensor([[WORDS[0], START] + [PAD] * tokens + [END, WORDS[1]]])
-            logits = model(input_ids=ids, mm_token_type_ids=(ids == PAD).int(), **picture).logits[0, -1]
+            logits = model(input_ids=ids, mm_token_type_ids=(ids == PAD).int(), **inputs).logits[0, -1]
         number = lambda t: [float(f"{v:.7g}") for v in t.double().flatten().tolist()]
         logprobs = torch.log_softmax(logits.double(), -1)
         goldens[name] = dict(tokens=tokens, embedding=number(embedding), logprobs=number(logprobs))

@@ -34,12 +34,23 @@ pub fn values(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| half::bf16::from_f32((next() % 2001 - 1000) as f32 / 1000.0).to_f32()).collect()
 }
 
+/// Values that follow from a tensor's name, `around` a number with a spread of `scale`: what tests/reference gives it, too.
+pub fn named(name: &str, shape: &[usize], scale: f32, around: f32) -> (Vec<usize>, Vec<f32>) {
+    let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
+    let value = |v: f32| half::bf16::from_f32(v * scale + around).to_f32();
+    (shape.to_vec(), values(shape.iter().product(), seed).into_iter().map(value).collect())
+}
+
+/// The same: gains, of which a name has one of `gains`, are around 1, everything else small.
+pub fn small(name: &str, shape: &[usize], gains: &[&str]) -> (Vec<usize>, Vec<f32>) {
+    let gain = name.ends_with("weight") && gains.iter().any(|part| name.contains(part));
+    let (scale, around) = if gain { (0.1, 1.0) } else { (0.15, 0.0) };
+    named(name, shape, scale, around)
+}
+
 pub fn tensors() -> Tensors {
     let mut all = Tensors::new();
-    let mut add = |name: String, shape: &[usize]| {
-        let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b.into()));
-        all.insert(name, (shape.to_vec(), values(shape.iter().product(), seed)));
-    };
+    let mut add = |name: String, shape: &[usize]| drop(all.insert(name.clone(), named(&name, shape, 1.0, 0.0)));
     add("language_model.model.embed_tokens.weight".into(), &[VOCAB, HIDDEN]);
     add("language_model.lm_head.weight".into(), &[VOCAB, HIDDEN]);
     add("language_model.model.norm.weight".into(), &[HIDDEN]);
@@ -165,10 +176,6 @@ pub fn tokenizer() -> Value {
     for id in 260..298 {
         vocab.insert(format!("unmergeable{id}"), id.into());
     }
-    let added = |id: usize, content: &str, special: bool| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": special})
-    };
     let regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
     json!({
@@ -183,6 +190,18 @@ pub fn tokenizer() -> Value {
                   "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
                   "vocab": vocab, "merges": ["h e", "l l", "Ġ t", "he ll"]}
     })
+}
+
+fn added(id: usize, content: &str, special: bool) -> Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+           "normalized": false, "special": special})
+}
+
+/// The tokenizer with these special tokens, from id 298 on, in place of its own.
+pub fn tokenizer_with(special: &[&str]) -> Value {
+    let mut json = tokenizer();
+    json["added_tokens"] = special.iter().enumerate().map(|(i, name)| added(298 + i, name, true)).collect();
+    json
 }
 
 /// Writes the small files: everything but the weights.
@@ -211,6 +230,12 @@ pub fn checkpoint_with(parent: &Path, naming: Naming, shards: usize, tensors: Te
         Naming::Published => tensors,
         Naming::Nested => tensors.into_iter().map(|(name, t)| (nested(&name), t)).collect(),
     };
+    write_weights(&dir, &stored, shards);
+    dir
+}
+
+/// Writes the tensors into `shards` files, with an index where there are several.
+pub fn write_weights(dir: &Path, stored: &Tensors, shards: usize) {
     let mut map = serde_json::Map::new();
     for shard in 0..shards {
         let file = match shards {
@@ -226,7 +251,6 @@ pub fn checkpoint_with(parent: &Path, naming: Naming, shards: usize, tensors: Te
         let index = json!({"metadata": {}, "weight_map": map});
         std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
     }
-    dir
 }
 
 /// The program, with no hub or proxy settings of the caller's.
@@ -243,6 +267,20 @@ pub fn program() -> Command {
 
 pub fn convert(model: &Path, output: &Path, args: &[&str]) -> Output {
     program().arg(model).arg("-o").arg(output).args(["--method", "rtn"]).args(args).output().unwrap()
+}
+
+/// `edit` of its JSON `file` makes the checkpoint `dir`, alone in its folder, one that is refused, with these words and no output.
+pub fn refused(dir: &Path, file: &str, edit: impl Fn(&mut Value), words: &[&str]) {
+    let path = dir.join(file);
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut json);
+    std::fs::write(&path, json.to_string()).unwrap();
+    let parent = dir.parent().unwrap();
+    let done = convert(dir, &parent.join("o.gguf"), &["--type", "f16"]);
+    let message = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{words:?}: {message}");
+    words.iter().for_each(|word| assert!(message.contains(word), "{word}: {message}"));
+    assert_eq!(listing(parent), [dir.file_name().unwrap().to_str().unwrap()]);
 }
 
 pub fn text(bytes: &[u8]) -> String {
