@@ -37,9 +37,8 @@ fn family(checkpoint: &Checkpoint) -> Result<Front, ConfigError> {
     let config = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
     const ORIGINAL: &str = "mm_vision_tower";
     if config.get(ORIGINAL).is_some() {
-        let want = "absent: this is LLaVA's original layout. Take the repository of the same name with -hf behind it of \
-                    llava-hf, or transformers' convert_llava_weights_to_hf.py (convert_llava_next_…, \
-                    convert_llava_onevision_…)";
+        let want = "absent: this is LLaVA's original layout, which is not read; llava-hf has the published models in \
+                    transformers' (llava-hf/llava-1.5-7b-hf is liuhaotian/llava-v1.5-7b)";
         return Err(config.invalid(ORIGINAL, want));
     }
     let found = config.str("model_type")?;
