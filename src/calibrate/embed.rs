@@ -8,8 +8,8 @@ use crate::front::Source;
 use crate::gguf::{Header, Output, list, plan};
 use crate::image::Rgb;
 use crate::prompt::gguf::MARK;
-use crate::prompt::{ChatTemplate, Message, Rendered};
-use crate::runtime::engine::{Compute, EngineError, Media, Model, Piece, Place, Runtime, Token, Vision};
+use crate::prompt::{ChatTemplate, Message, PromptError, Rendered};
+use crate::runtime::engine::{Chunks, Compute, EngineError, Media, Model, Piece, Place, Runtime, Token, Vision};
 use crate::text::{Positions, SampleLayout, TextConfig};
 use candle_core::{Device, Tensor};
 use std::path::Path;
@@ -79,8 +79,38 @@ impl<'a> Embedder<'a> {
         self.config.context_length
     }
 
+    /// What sees, with a projector.
+    pub(super) fn vision(&self) -> Option<&Vision> {
+        match &self.reader {
+            PromptReader::Text(_) => None,
+            PromptReader::Vision(vision) => Some(vision),
+        }
+    }
+
+    /// The parts of a prompt whose answer is awaited; none without a projector, or where they are more than `most`
+    /// tokens. `seen` has the pictures' parts once they are embedded.
+    ///
+    /// # Errors
+    /// The template cannot be applied; a picture cannot be used.
+    pub(super) fn prompt(
+        &self,
+        what: &str,
+        messages: &[Message],
+        pictures: &[Rgb],
+        most: usize,
+        seen: &mut Vec<Media>,
+    ) -> Result<Option<Vec<Piece>>, Error> {
+        let Some(vision) = self.vision() else { return Ok(None) };
+        let unfit = |e: PromptError| CalibrateError::Sample { what: what.into(), problem: e.to_string() };
+        let prompt = self.template.conversation(messages).map_err(unfit)?;
+        let chunks = vision.tokenize(&prompt.text, Path::new(what), pictures)?;
+        let fits = chunks.tokens().iter().sum::<usize>() <= most;
+        Ok(fits.then(|| pieces(&chunks, seen)).transpose()?)
+    }
+
     /// A calibration sample: the conversation with its pictures, up to the last answer and the end of its turn. Every
-    /// answer counts as answer. `what` names the conversation in messages.
+    /// answer counts as answer. `what` names the conversation in messages; `seen` has its pictures' parts if they are
+    /// embedded already.
     ///
     /// # Errors
     /// [`CalibrateError::Sample`] where the conversation is at fault: it does not end with an answer, pictures without a
@@ -91,6 +121,7 @@ impl<'a> Embedder<'a> {
         messages: &[Message],
         pictures: &[Rgb],
         max_tokens: usize,
+        seen: &mut Vec<Media>,
     ) -> Result<Sample, Error> {
         let unfit = |problem: String| Error::from(CalibrateError::Sample { what: what.into(), problem });
         let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role == ASSISTANT) else {
@@ -120,7 +151,7 @@ impl<'a> Embedder<'a> {
             PromptReader::Vision(vision) => {
                 let chunks = vision.tokenize(&prompt.text, Path::new(what), pictures)?;
                 room(chunks.tokens())?;
-                (chunks.pieces(true)?, chunks.places())
+                (pieces(&chunks, seen)?, chunks.places())
             }
         };
         let kinds = self.kinds(&prompt, &pieces).map_err(unfit)?;
@@ -205,6 +236,19 @@ impl<'a> Embedder<'a> {
         }
         Ok(row)
     }
+}
+
+/// A prompt's parts. Pictures are embedded where `seen` is empty, and are there after it.
+fn pieces(chunks: &Chunks, seen: &mut Vec<Media>) -> Result<Vec<Piece>, EngineError> {
+    let mut pieces = chunks.pieces(seen.is_empty())?;
+    let media = pieces.iter_mut().filter_map(|p| if let Piece::Media(media) = p { Some(media) } else { None });
+    if seen.is_empty() {
+        *seen = media.map(|m| m.clone()).collect();
+    } else {
+        // The same pictures have the same parts, in any prompt.
+        media.zip(seen).for_each(|(media, seen)| media.embedding.clone_from(&seen.embedding));
+    }
+    Ok(pieces)
 }
 
 /// Where `text` goes on behind a token that spells `token` at `at`, or that does so behind white space, or without its

@@ -1,5 +1,6 @@
 //! A whole calibration as a user asks for it: from the pair of a model and a list of conversations to what the writer
 //! needs. Everything that the command line can do, a program can do with this.
+use super::answers::{Answerer, Answers, answerer};
 use super::batch::Batch;
 use super::bits::{self, BlockPart};
 use super::clock::Clock;
@@ -115,7 +116,7 @@ impl Job {
         }
         let clock = Clock::default();
         let observer: &dyn Observer = &clock.watching(observer);
-        let work = Work::begin(self, pair, mmproj, (origin, output), observer)?;
+        let work = Work::begin(self, method, pair, mmproj, (origin, output), observer)?;
         work.run(method, types, (gathered, given), &clock, observer)
     }
 
@@ -209,6 +210,7 @@ struct Work<'j, 'p, 'a> {
 impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
     fn begin(
         job: &'j Job,
+        method: Method,
         pair: &'p Pair<'a>,
         mmproj: Option<&Path>,
         (origin, output): (&str, &Path),
@@ -246,7 +248,13 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             seed: job.switches.seed.unwrap_or(0),
             max_tokens: job.switches.max_tokens.map_or(context, |n| n.get().min(context)),
         };
-        let samples = samples::embed(&embedder, draw, CHUNK_TOKENS, &room, observer)?;
+        let own = mmproj.is_some() && job.switches.own_answers.unwrap_or(method == Method::Mbq);
+        let answerer = own.then(|| {
+            let earlier = job.resume.then(|| files.answers());
+            let place = (&*spill, earlier.as_deref());
+            answerer(Answerer::load(&embedder, &pair.text, (&runtime, compute), place, observer), observer)
+        });
+        let samples = samples::embed(&embedder, answerer.flatten(), draw, CHUNK_TOKENS, &room, observer)?;
         drop(embedder);
         let embedding_seconds = start.elapsed().as_secs_f64();
         Ok(Work { job, pair, start, embedding_seconds, files, memory, spill, origin: origin.into(), samples })
@@ -261,7 +269,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         observer: &dyn Observer,
     ) -> Result<Calibrated, Error> {
         let (job, switches) = (self.job, &self.job.switches);
-        let Samples { batch, inputs, data, source, skipped } = self.samples;
+        let Samples { batch, inputs, data, source, answers, skipped } = self.samples;
         let model = TextModel::new(&self.pair.text, batch.longest, job.device.clone())?;
         let (linear_types, parts) = job.widen(&model, (&batch, &inputs), observer)?;
         let types = TypeChoice { linears: linear_types, ..types.clone() };
@@ -281,6 +289,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             settings: hex(&Sha256::digest(format!("{all_settings}{data}"))),
         };
         (!job.resume).then(|| self.files.clear()).transpose()?;
+        answers.iter().try_for_each(|a| a.keep(&self.files.answers()))?;
         let compensation = settings.map(|settings| {
             let types = linears(self.pair, &types).into_iter().map(|t| (t.name, t.ty)).collect();
             Compensation { settings, types, store: self.files.store(&id) }
@@ -299,7 +308,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         };
         let found = run_packed(&model, &batch, inputs, &options, observer)?;
         let record = json!({
-            "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped,
+            "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped, "own_answers": answers.as_ref().map(Answers::turns),
             "tokens": batch.tokens, "loss": found.loss, "sensitivities": found.sensitivities, "ratios": found.ratios,
             "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(), "parts": parts, "compensated": found.compensated,
             "seconds": clock.seconds(self.embedding_seconds, self.start),

@@ -1,4 +1,5 @@
 //! Calibration: what one learns from image-text pairs before quantising. See [`mbq`] for the method itself.
+pub mod answers;
 pub mod batch;
 pub mod bits;
 mod budget;

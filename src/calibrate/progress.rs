@@ -3,7 +3,7 @@ use super::CalibrateError;
 use super::compensate::Compensated;
 use super::mbq::FoundScales;
 use super::sensitivity::BlockSensitivity;
-use super::store::JobId;
+use super::store::{JobId, replace};
 use crate::Error;
 use crate::events::{Event, Observer};
 use serde::{Deserialize, Serialize};
@@ -44,13 +44,8 @@ impl Progress {
         Ok(progress)
     }
 
-    /// Written beside, then renamed: an interruption leaves the last whole state.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
-        let fail = |e: std::io::Error| CalibrateError::File { path: path.into(), problem: e.to_string() };
-        let beside = path.with_extension("part");
         // invariant: numbers, strings and lists only.
-        let bytes = serde_json::to_vec(self).unwrap_or_default();
-        std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path)).map_err(fail)?;
-        Ok(())
+        replace(path, &serde_json::to_vec(self).unwrap_or_default())
     }
 }

@@ -1,5 +1,6 @@
 //! From a list of conversations to the packed batch: entries are drawn, their pictures loaded, all of it embedded.
 use super::CalibrateError;
+use super::answers::{Answerer, Answers};
 use super::batch::{Batch, Packer, Sample};
 use super::builtin;
 use super::embed::Embedder;
@@ -8,6 +9,8 @@ use super::stream::{Room, Stream};
 use crate::Error;
 use crate::digest::hex;
 use crate::events::{Event, Observer};
+use crate::image::Rgb;
+use crate::prompt::Message;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -31,6 +34,8 @@ pub struct Samples {
     /// SHA-256 of what enters the text model, in hexadecimal digits.
     pub data: String,
     pub source: String,
+    /// The model's own, if it was asked.
+    pub answers: Option<Answers>,
     /// Drawn entries that could not be used, each with the reason.
     pub skipped: Vec<String>,
 }
@@ -39,19 +44,21 @@ pub struct Samples {
 const NAMED: usize = 3;
 
 /// Draws and embeds. An entry that cannot be used (a picture missing or broken, no answer, too long) is skipped and not
-/// replaced, so that the others do not depend on it; a note counts them.
+/// replaced, so that the others do not depend on it; a note counts them. With `answerer` the model's own answers about
+/// the pictures are further turns.
 ///
 /// # Errors
 /// More than one in ten of the drawn entries cannot be used; a fault of the checkpoint; no room.
 pub fn embed(
     embedder: &Embedder,
+    answerer: Option<Answerer>,
     draw: Draw,
     chunk_tokens: usize,
     room: &Room,
     observer: &dyn Observer,
 ) -> Result<Samples, Error> {
-    let mut gathered =
-        Gathered { packer: Packer::new(chunk_tokens, room), hash: Sha256::new(), skipped: Vec::new(), observer };
+    let packer = Packer::new(chunk_tokens, room);
+    let mut gathered = Gathered { packer, hash: Sha256::new(), skipped: Vec::new(), answerer, observer };
     let source = match draw.list {
         Some(path) => {
             gathered.list(embedder, draw, path)?;
@@ -63,15 +70,17 @@ pub fn embed(
         }
     };
     observer.event(Event::PhaseEnd);
-    let Gathered { packer, hash, skipped, .. } = gathered;
+    let Gathered { packer, hash, skipped, answerer, .. } = gathered;
+    let answers = answerer.map(Answerer::answers);
     let (batch, inputs) = packer.finish()?;
-    Ok(Samples { batch, inputs, data: hex(&hash.finalize()), source, skipped })
+    Ok(Samples { batch, inputs, data: hex(&hash.finalize()), source, answers, skipped })
 }
 
 struct Gathered<'a> {
     packer: Packer,
     hash: Sha256,
     skipped: Vec<String>,
+    answerer: Option<Answerer<'a>>,
     observer: &'a dyn Observer,
 }
 
@@ -95,7 +104,9 @@ impl Gathered<'_> {
         for (name, c) in usable {
             let pictures = c.pictures.iter().map(|p| p.load()).collect::<Result<Vec<_>, _>>();
             let unfit = |problem| Error::from(CalibrateError::Sample { what: name.clone(), problem });
-            let sample = pictures.map_err(unfit).and_then(|p| embedder.sample(&name, &c.messages, &p, draw.max_tokens));
+            let sample = pictures
+                .map_err(unfit)
+                .and_then(|p| self.conversation(embedder, &name, &c.messages, &p, draw.max_tokens));
             match sample {
                 Ok(sample) => self.add(sample, &name)?,
                 Err(Error::Calibrate(e @ CalibrateError::Sample { .. })) => {
@@ -120,10 +131,39 @@ impl Gathered<'_> {
         self.begin(n);
         for p in &set[..n] {
             let messages = Conversation::single(p.question, p.answer, true);
-            let sample = embedder.sample(p.name, &messages, std::slice::from_ref(&p.image), draw.max_tokens)?;
+            let picture = std::slice::from_ref(&p.image);
+            let sample = self.conversation(embedder, p.name, &messages, picture, draw.max_tokens)?;
             self.add(sample, p.name)?;
         }
         Ok(())
+    }
+
+    /// The conversation, with the model's own turns where they fit.
+    fn conversation(
+        &mut self,
+        embedder: &Embedder,
+        name: &str,
+        messages: &[Message],
+        pictures: &[Rgb],
+        max_tokens: usize,
+    ) -> Result<Sample, Error> {
+        let mut seen = Vec::new();
+        let own = match &mut self.answerer {
+            Some(answerer) => answerer.continued(name, messages, pictures, &mut seen)?,
+            None => None,
+        };
+        match own.map(|own| embedder.sample(name, &own, pictures, max_tokens, &mut seen)) {
+            Some(Err(Error::Calibrate(CalibrateError::Sample { .. }))) if !messages.is_empty() => {
+                // Too long, or a template that words earlier answers otherwise.
+                embedder.sample(name, messages, pictures, max_tokens, &mut seen)
+            }
+            Some(sample) => sample,
+            None if messages.is_empty() => {
+                let problem = "it has no caption (a .txt beside it), and the model is not asked or has no answer";
+                Err(CalibrateError::Sample { what: name.into(), problem: problem.into() }.into())
+            }
+            None => embedder.sample(name, messages, pictures, max_tokens, &mut seen),
+        }
     }
 
     fn add(&mut self, sample: Sample, name: &str) -> Result<(), Error> {

@@ -78,6 +78,8 @@ pub struct Switches {
     /// Samples of more tokens are skipped [default: the model's context].
     pub max_tokens: Option<NonZeroUsize>,
     pub activations: Option<ActivationBits>,
+    /// The model's own answers to general questions about each picture are calibrated on, too [default: on for mbq].
+    pub own_answers: Option<bool>,
     /// Look for scales before errors are compensated, too [default: off].
     pub scales: Option<bool>,
     /// How errors are added up in the search [default: mae for mbq, mse for awq].
@@ -195,7 +197,7 @@ mod tests {
     fn every_key_is_taken_once() {
         let keys = serde_json::to_value(Switches::default()).unwrap();
         let keys = keys.as_object().unwrap();
-        assert_eq!(keys.len(), 12);
+        assert_eq!(keys.len(), 13);
         for key in keys.keys() {
             let value = match key.as_str() {
                 "seed" | "max-tokens" => "3",

@@ -36,7 +36,7 @@ pub struct WorkFiles {
 }
 
 impl WorkFiles {
-    /// Takes the files `STEM.json` (progress), `STEM/` (tensors) and `STEM.lock`. `who` is what another process is told.
+    /// Takes the files `STEM.json` (progress), `STEM.answers.json`, `STEM/` (tensors) and `STEM.lock`. `who` is what another process is told.
     ///
     /// # Errors
     /// Another process has them; the directory cannot be written.
@@ -54,12 +54,17 @@ impl WorkFiles {
         with(&self.stem, ".json")
     }
 
+    /// Where the model's own answers are.
+    pub fn answers(&self) -> PathBuf {
+        with(&self.stem, ".answers.json")
+    }
+
     /// The tensors of `job`: those of another are never read.
     pub fn store(&self, job: &JobId) -> Store {
         Store::new(self.stem.join(job.digest()))
     }
 
-    /// Removes progress and tensors of all jobs.
+    /// Removes progress, answers and tensors of all jobs.
     ///
     /// # Errors
     /// They cannot be removed.
@@ -68,10 +73,17 @@ impl WorkFiles {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(fail(path, &e)),
             _ => Ok(()),
         };
-        let progress = self.progress();
-        removed(&progress, std::fs::remove_file(&progress))?;
+        for path in [self.progress(), self.answers()] {
+            removed(&path, std::fs::remove_file(&path))?;
+        }
         removed(&self.stem, std::fs::remove_dir_all(&self.stem))
     }
+}
+
+/// Writes `path` beside, then renames it: an interruption leaves the last whole state.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let beside = path.with_extension("part");
+    std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path)).map_err(|e| fail(path, &e))
 }
 
 /// `path` with `ending` after its name.

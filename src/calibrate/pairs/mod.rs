@@ -49,7 +49,7 @@ impl Picture {
     }
 }
 
-/// A conversation that ends with an answer. Every answer in it is learned from.
+/// A conversation that ends with an answer; or a picture alone, without messages. Every answer in it is learned from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     pub messages: Vec<Message>,
@@ -65,7 +65,7 @@ impl Conversation {
 }
 
 /// What is asked of a picture that comes with a caption alone.
-const CAPTION_QUESTION: &str = "Describe the image.";
+pub(super) const CAPTION_QUESTION: &str = "Describe the image.";
 const PICTURES: [&str; 6] = ["png", "jpg", "jpeg", "webp", "bmp", "gif"];
 
 fn fail(path: &Path, problem: impl std::fmt::Display) -> Error {
@@ -156,13 +156,20 @@ fn folder(path: &Path) -> Result<Vec<PairEntry>, Error> {
 
 fn captioned(picture: &Path) -> Result<Conversation, String> {
     let path = picture.with_extension("txt");
-    let caption = std::fs::read_to_string(&path).map_err(|e| format!("{}: the caption: {e}", path.display()))?;
+    let pictures = vec![Picture::File(picture.into())];
+    let caption = match std::fs::read_to_string(&path) {
+        // The model describes it itself.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Conversation { messages: Vec::new(), pictures });
+        }
+        caption => caption.map_err(|e| format!("{}: the caption: {e}", path.display()))?,
+    };
     let caption = caption.trim_start_matches('\u{feff}').trim();
     if caption.is_empty() {
         return Err(format!("{}: the caption is empty", path.display()));
     }
     let messages = Conversation::single(CAPTION_QUESTION, caption, true);
-    Ok(Conversation { messages, pictures: vec![Picture::File(picture.into())] })
+    Ok(Conversation { messages, pictures })
 }
 
 /// A JSON list, or JSON values one after the other (JSONL).

@@ -126,14 +126,22 @@ impl Model {
         Ok(tokens)
     }
 
-    fn piece_bytes(&self, token: Token, out: &mut Vec<u8>) {
+    /// Whether a token is no text, but a mark of the vocabulary's.
+    pub fn is_special(&self, token: Token) -> bool {
+        let mut bytes = Vec::new();
+        self.piece_bytes(token, false, &mut bytes);
+        bytes.is_empty() && !self.bytes(token).is_empty()
+    }
+
+    /// What a token spells; one that is no text by its name if `special`, or else as nothing.
+    fn piece_bytes(&self, token: Token, special: bool, out: &mut Vec<u8>) {
         let mut buffer = vec![0u8; 64];
         loop {
             let room = buffer.len() as i32;
             // SAFETY: the buffer has the length given.
             let n = unsafe {
                 let to = buffer.as_mut_ptr().cast();
-                self.runtime.lib.llama_token_to_piece(self.vocab(), token, to, room, 0, true)
+                self.runtime.lib.llama_token_to_piece(self.vocab(), token, to, room, 0, special)
             };
             if n >= 0 {
                 out.extend(&buffer[..n as usize]);
@@ -146,7 +154,7 @@ impl Model {
     /// What a token spells, a special one its name.
     pub fn bytes(&self, token: Token) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.piece_bytes(token, &mut bytes);
+        self.piece_bytes(token, true, &mut bytes);
         bytes
     }
 
@@ -158,7 +166,7 @@ impl Model {
     pub fn text(&self, tokens: &[Token]) -> String {
         let mut bytes = Vec::new();
         for token in tokens {
-            self.piece_bytes(*token, &mut bytes);
+            self.piece_bytes(*token, true, &mut bytes);
         }
         String::from_utf8_lossy(&bytes).into_owned()
     }
