@@ -148,6 +148,31 @@ fn a_model_is_downloaded_once_and_converted() {
     assert!(out.exists());
 }
 
+/// A model that is refused costs its small files alone.
+#[test]
+fn what_is_not_supported_is_refused_before_its_weights_come() {
+    let quantised = r#"{"model_type": "llava_onevision", "quantization_config": {"quant_method": "awq", "bits": 4}}"#;
+    for (file, text_of, words) in [
+        ("config.json", r#"{"model_type": "molmo"}"#, &["molmo", "llava_onevision"][..]),
+        ("config.json", quantised, &["AWQ, 4 bits"]),
+        ("config.json", "{", &["config.json"]),
+        ("adapter_config.json", r#"{"base_model_name_or_path": "org/base"}"#, &["adapter", "org/base"]),
+    ] {
+        let parent = tempfile::tempdir().unwrap();
+        let model = checkpoint(parent.path(), Naming::Published, 2);
+        std::fs::write(model.join(file), text_of).unwrap();
+        let server = Server::start(&model);
+        let out = parent.path().join("o.gguf");
+        let done = fetch(&server, &parent.path().join("home"), &out, &["org/tiny"]);
+        let message = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{message}");
+        words.iter().for_each(|w| assert!(message.contains(w), "{w}: {message}"));
+        let requests = server.requests();
+        assert!(requests.iter().any(|r| r.contains("config.json")), "{requests:?}");
+        assert!(!requests.iter().any(|r| r.contains(".safetensors ")), "{requests:?}");
+    }
+}
+
 #[test]
 fn a_broken_download_goes_on_where_it_stopped() {
     let parent = tempfile::tempdir().unwrap();

@@ -324,6 +324,17 @@ fn weights(
     Err(CheckpointError::NoWeights { dir: dir.into() })
 }
 
+/// `config.json` of a folder whose weights need not be there yet.
+///
+/// # Errors
+/// The file is missing or no JSON, the folder holds an adapter, or the file says that the weights are quantised.
+pub(crate) fn read_configuration(dir: &Path) -> Result<serde_json::Value, CheckpointError> {
+    guards::adapter(dir)?;
+    let config = read_json(&dir.join("config.json"))?;
+    guards::not_quantised(dir, &config)?;
+    Ok(config)
+}
+
 /// Reads and parses a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;

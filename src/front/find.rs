@@ -2,10 +2,11 @@
 use super::config::{ConfigError, Section};
 use super::{FrontError, Pair, gemma3, gguf, idefics3, internvl, llava, llava_onevision, qwen_vl};
 use crate::Error;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, read_configuration};
 use crate::events::Observer;
 use crate::hub::{Hub, HubId, repository_of};
 use crate::runtime::find_mmproj;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The door of a family of checkpoints: (checkpoint, name, repository).
@@ -31,10 +32,20 @@ pub fn families() -> String {
     FAMILIES.map(|(model_type, name, _)| format!("{name} ({model_type})")).join(", ")
 }
 
-/// The family of a checkpoint.
-fn family(checkpoint: &Checkpoint) -> Result<Front, ConfigError> {
-    let file = checkpoint.dir().join("config.json");
-    let config = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
+/// What can be said about a checkpoint before its weights are there.
+///
+/// # Errors
+/// Its family is not supported, it is an adapter, or its weights are quantised.
+fn accept(dir: &Path) -> Result<(), Error> {
+    let config = read_configuration(dir)?;
+    family(dir, &config)?;
+    Ok(())
+}
+
+/// The family of the checkpoint in `dir`, whose config.json is `config`.
+fn family(dir: &Path, config: &Value) -> Result<Front, ConfigError> {
+    let file = dir.join("config.json");
+    let config = Section { file: file.clone(), path: String::new(), json: config };
     const ORIGINAL: &str = "mm_vision_tower";
     if config.get(ORIGINAL).is_some() {
         let want = "absent: this is LLaVA's original layout, which is not read; llava-hf has the published models in \
@@ -94,7 +105,7 @@ impl FoundModel {
             return Ok(FoundModel::Checkpoint { checkpoint: Checkpoint::open(path)?, repository });
         }
         let id: HubId = model.parse()?;
-        let dir = hub.fetch(&id, observer)?;
+        let dir = hub.fetch(&id, observer, accept)?;
         Ok(FoundModel::Checkpoint { checkpoint: Checkpoint::open(&dir)?, repository: Some(id.name) })
     }
 
@@ -106,7 +117,7 @@ impl FoundModel {
         match self {
             FoundModel::Checkpoint { checkpoint, repository } => {
                 let name = display_name(checkpoint.dir(), repository.as_deref());
-                family(checkpoint)?(checkpoint, &name, repository.as_deref())
+                family(checkpoint.dir(), checkpoint.config())?(checkpoint, &name, repository.as_deref())
             }
             FoundModel::Gguf { text, mmproj } => gguf::pair(text, mmproj.as_deref()),
         }
