@@ -3,7 +3,7 @@
 //! hf-hub 0.5, not 1.0: its blocking client needs 67 crates where 1.0 brings tokio, reqwest and 297, and it knows the
 //! same cache layout, resumes, and reports progress.
 use crate::events::{Event, Observer};
-use hf_hub::api::sync::{ApiBuilder, ApiError};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::api::{Progress, RepoInfo};
 use hf_hub::{Cache, Repo, RepoType};
 use std::path::{Path, PathBuf};
@@ -32,6 +32,12 @@ impl FromStr for HubId {
             return Err(HubError::Id { id: id.into() });
         }
         Ok(HubId { name: name.into(), revision: revision.into() })
+    }
+}
+
+impl HubId {
+    fn repo(&self) -> Repo {
+        Repo::with_revision(self.name.clone(), RepoType::Model, self.revision.clone())
     }
 }
 
@@ -109,18 +115,38 @@ impl Hub {
     }
 
     /// The snapshot directory of a model, after downloading what is not cached yet. Interrupted downloads go on
-    /// where they stopped.
+    /// where they stopped. `accept` sees the directory when everything but the weights is there: a model that it refuses
+    /// costs no gigabytes.
     ///
     /// # Errors
-    /// The model is unknown, private or without weights; the network fails; `offline` and it is not cached.
-    pub fn fetch(&self, id: &HubId, observer: &dyn Observer) -> Result<PathBuf, HubError> {
-        let repo = Repo::with_revision(id.name.clone(), RepoType::Model, id.revision.clone());
-        let cached = Cache::new(self.cache.clone()).repo(repo.clone());
+    /// The model is unknown, private or without weights; the network fails; `offline` and it is not cached; what `accept`
+    /// says.
+    pub fn fetch<E: From<HubError>>(
+        &self,
+        id: &HubId,
+        observer: &dyn Observer,
+        accept: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         if self.offline {
-            let config = cached.get("config.json");
-            let dir = config.and_then(|c| c.parent().map(PathBuf::from));
-            return dir.ok_or_else(|| HubError::Offline { id: id.to_string(), cache: self.cache.clone() });
+            let cached = Cache::new(self.cache.clone()).repo(id.repo()).get("config.json");
+            let dir = cached.and_then(|config| config.parent().map(PathBuf::from));
+            let dir = dir.ok_or_else(|| HubError::Offline { id: id.to_string(), cache: self.cache.clone() })?;
+            return accept(&dir).map(|()| dir);
         }
+        let repository = self.ask(id)?;
+        let (weights, small) = repository.files.iter().partition::<Vec<_>, _>(|file| is_weights(file));
+        for file in small {
+            self.download(&repository, file, observer)?;
+        }
+        accept(&repository.snapshot)?;
+        for file in weights {
+            self.download(&repository, file, observer)?;
+        }
+        Ok(repository.snapshot)
+    }
+
+    /// Which files the hub has of a model.
+    fn ask(&self, id: &HubId) -> Result<Repository, HubError> {
         let request = |source| HubError::Request { id: id.to_string(), endpoint: self.endpoint.clone(), source };
         let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.endpoint.clone())
@@ -129,7 +155,7 @@ impl Hub {
             .with_user_agent("mbq-convert", env!("CARGO_PKG_VERSION"))
             .build()
             .map_err(request)?
-            .repo(repo);
+            .repo(id.repo());
         // A refusal's reason is in its headers, which hf-hub's own errors have lost.
         let info = api.info_request().config().http_status_as_error(false).build().call();
         let mut info = info.map_err(|e| request(Box::new(e).into()))?;
@@ -141,38 +167,51 @@ impl Hub {
             });
         }
         let info: RepoInfo = info.body_mut().read_json().map_err(|e| request(Box::new(e).into()))?;
-        let snapshot = cached.pointer_path(&info.sha);
+        let snapshot = Cache::new(self.cache.clone()).repo(id.repo()).pointer_path(&info.sha);
         let there: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
         let safetensors = there.iter().any(|f| wanted(f) && f.ends_with(".safetensors"));
         // PyTorch's files only where there are no others: most repositories that have them have both.
         let torch = |f: &str| !safetensors && !f.contains('/') && f.starts_with("pytorch_model") && f.ends_with(".bin");
         let files: Vec<String> = there.into_iter().filter(|f| wanted(f) || torch(f)).collect();
-        if !files.iter().any(|f| f.ends_with(".safetensors") || f.ends_with(".bin")) {
+        if !files.iter().any(|f| is_weights(f)) {
             return Err(HubError::NoWeights { id: id.to_string() });
         }
-        for file in files {
-            let path = snapshot.join(&file);
-            if path.exists() {
-                continue;
-            }
-            let mut expected = 0;
-            let progress = Reporter { observer, expected: &mut expected, done: 0 };
-            let download = api.download_with_progress(&file, progress);
-            download.map_err(|source| {
-                let refused = status(&source).and_then(|_| self.why(id, &file, &api.url(&file)));
-                refused.unwrap_or_else(|| HubError::Download { id: id.to_string(), file: file.clone(), source })
-            })?;
-            let found = path.metadata().map(|m| m.len()).unwrap_or(0);
-            if found != expected {
-                // A server that sends less than it promised must not leave a file that looks complete.
-                let blob = path.canonicalize();
-                let _ = std::fs::remove_file(&path);
-                let _ = blob.map(std::fs::remove_file);
-                return Err(HubError::Short { file: path, found, expected });
-            }
-        }
-        Ok(snapshot)
+        Ok(Repository { id: id.clone(), api, snapshot, files })
     }
+
+    /// Downloads a file that is not there yet.
+    fn download(&self, repository: &Repository, file: &str, observer: &dyn Observer) -> Result<(), HubError> {
+        let Repository { id, api, snapshot, .. } = repository;
+        let path = snapshot.join(file);
+        if path.exists() {
+            return Ok(());
+        }
+        let mut expected = 0;
+        let progress = Reporter { observer, expected: &mut expected, done: 0 };
+        api.download_with_progress(file, progress).map_err(|source| {
+            let refused = status(&source).and_then(|_| self.why(id, file, &api.url(file)));
+            refused.unwrap_or_else(|| HubError::Download { id: id.to_string(), file: file.into(), source })
+        })?;
+        let found = path.metadata().map(|m| m.len()).unwrap_or(0);
+        if found != expected {
+            // A server that sends less than it promised must not leave a file that looks complete.
+            let blob = path.canonicalize();
+            let _ = std::fs::remove_file(&path);
+            let _ = blob.map(std::fs::remove_file);
+            return Err(HubError::Short { file: path, found, expected });
+        }
+        Ok(())
+    }
+}
+
+/// A model on the hub.
+struct Repository {
+    id: HubId,
+    api: ApiRepo,
+    /// Where its files lie, or will.
+    snapshot: PathBuf,
+    /// Those that a conversion reads.
+    files: Vec<String>,
 }
 
 impl Hub {
@@ -237,6 +276,10 @@ fn wanted(file: &str) -> bool {
     let known = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end))
         || matches!(file, "README.md" | "merges.txt" | "tokenizer.model");
     known && !file.contains('/') && !file.contains('\\') && !file.starts_with('.')
+}
+
+fn is_weights(file: &str) -> bool {
+    file.ends_with(".safetensors") || file.ends_with(".bin")
 }
 
 /// The HTTP status that an error is about.

@@ -149,7 +149,7 @@ fn configuration() {
     );
     refused(edit(file, |j| j["model_type"] = "video_llama".into()), &[file, "video_llama", "llava_onevision"]);
     let original = edit(file, |j| j["mm_vision_tower"] = "openai/clip-vit-large-patch14-336".into());
-    refused(original, &[file, "mm_vision_tower", "original layout", "llava-hf"]);
+    refused(original, &[file, "mm_vision_tower", "`architectures`", "LlavaQwenForCausalLM"]);
     refused(edit(file, |j| j["text_config"]["model_type"] = "mamba".into()), &[file, "mamba", "qwen2"]);
     refused(edit(file, |j| j["vision_config"]["model_type"] = "dinov2".into()), &[file, "dinov2", "siglip"]);
     refused(remove("preprocessor_config.json"), &["preprocessor_config.json"]);

@@ -23,6 +23,9 @@ struct State {
     refusal: Option<(&'static str, &'static str, &'static str, &'static str)>,
 }
 
+/// The files of a repository.
+type Files = BTreeMap<String, Vec<u8>>;
+
 struct Server {
     endpoint: String,
     state: Arc<Mutex<State>>,
@@ -31,8 +34,16 @@ struct Server {
 impl Server {
     /// Serves the files of `dir` as `org/tiny` at revision `main`.
     fn start(dir: &Path) -> Self {
-        let files: BTreeMap<String, Vec<u8>> =
-            listing(dir).into_iter().map(|f| (f.clone(), std::fs::read(dir.join(f)).unwrap())).collect();
+        Self::of(&[("org/tiny", dir)])
+    }
+
+    /// Serves repositories, each with its files, at revision `main`.
+    fn of(repositories: &[(&str, &Path)]) -> Self {
+        let files = |dir: &Path| -> Files {
+            listing(dir).into_iter().map(|f| (f.clone(), std::fs::read(dir.join(f)).unwrap())).collect()
+        };
+        let repositories: BTreeMap<String, Files> =
+            repositories.iter().map(|(name, dir)| (name.to_string(), files(dir))).collect();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State::default()));
@@ -40,7 +51,7 @@ impl Server {
         // Ends with the test process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let _ = answer(stream, &files, &shared);
+                let _ = answer(stream, &repositories, &shared);
             }
         });
         Server { endpoint, state }
@@ -51,7 +62,7 @@ impl Server {
     }
 }
 
-fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, state: &Mutex<State>) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, all: &BTreeMap<String, Files>, state: &Mutex<State>) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     let path = request.split(' ').nth(1).unwrap_or_default().to_string();
@@ -76,12 +87,14 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, state: &Mute
         let headers = headers.iter().filter(|(_, v)| !v.is_empty()).map(|(k, v)| format!("{k}: {v}\r\n"));
         return reply(&mut stream, status, &headers.collect::<String>(), 0, b"");
     }
-    if path == "/api/models/org/tiny/revision/main" {
+    let info = path.strip_prefix("/api/models/").and_then(|rest| rest.strip_suffix("/revision/main"));
+    if let Some(files) = info.and_then(|name| all.get(name)) {
         let siblings: Vec<_> = files.keys().map(|f| serde_json::json!({"rfilename": f})).collect();
         let body = serde_json::json!({"sha": SHA, "siblings": siblings}).to_string();
         return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
     }
-    let Some((name, bytes)) = path.strip_prefix("/org/tiny/resolve/main/").and_then(|f| files.get_key_value(f)) else {
+    let file = path.strip_prefix('/').and_then(|rest| rest.split_once("/resolve/main/"));
+    let Some((name, bytes)) = file.and_then(|(name, file)| all.get(name)?.get_key_value(file)) else {
         return reply(&mut stream, "404 Not Found", "", 0, b"");
     };
     let range = header("range");
@@ -148,6 +161,31 @@ fn a_model_is_downloaded_once_and_converted() {
     assert!(out.exists());
 }
 
+/// A model that is refused costs its small files alone.
+#[test]
+fn what_is_not_supported_is_refused_before_its_weights_come() {
+    let quantised = r#"{"model_type": "llava_onevision", "quantization_config": {"quant_method": "awq", "bits": 4}}"#;
+    for (file, text_of, words) in [
+        ("config.json", r#"{"model_type": "molmo"}"#, &["molmo", "llava_onevision"][..]),
+        ("config.json", quantised, &["AWQ, 4 bits"]),
+        ("config.json", "{", &["config.json"]),
+        ("adapter_config.json", r#"{"base_model_name_or_path": "org/base"}"#, &["adapter", "org/base"]),
+    ] {
+        let parent = tempfile::tempdir().unwrap();
+        let model = checkpoint(parent.path(), Naming::Published, 2);
+        std::fs::write(model.join(file), text_of).unwrap();
+        let server = Server::start(&model);
+        let out = parent.path().join("o.gguf");
+        let done = fetch(&server, &parent.path().join("home"), &out, &["org/tiny"]);
+        let message = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{message}");
+        words.iter().for_each(|w| assert!(message.contains(w), "{w}: {message}"));
+        let requests = server.requests();
+        assert!(requests.iter().any(|r| r.contains("config.json")), "{requests:?}");
+        assert!(!requests.iter().any(|r| r.contains(".safetensors ")), "{requests:?}");
+    }
+}
+
 #[test]
 fn a_broken_download_goes_on_where_it_stopped() {
     let parent = tempfile::tempdir().unwrap();
@@ -192,6 +230,49 @@ fn what_is_not_there_is_said() {
     let done = fetch(&dead, &home, &out, &["org/tiny"]);
     assert!(text(&done.stderr).contains("http://127.0.0.1:1"), "{}", text(&done.stderr));
     assert_eq!(done.status.code(), Some(1));
+}
+
+/// A LLaVA of the layout that its own code saves names its tower's repository.
+#[test]
+fn a_tower_of_its_own_is_downloaded_too() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = tiny::llava::checkpoint(parent.path(), false, Naming::Published, 1);
+    let tower = parent.path().join("clip");
+    std::fs::create_dir(&tower).unwrap();
+    let (config, processor) = tiny::llava::configuration(false);
+    std::fs::rename(dir.join("preprocessor_config.json"), tower.join("preprocessor_config.json")).unwrap();
+    let write = |path: &Path, json: serde_json::Value| std::fs::write(path, json.to_string()).unwrap();
+    assert!(processor["image_mean"].is_array());
+    let clip = serde_json::json!({"model_type": "clip", "vision_config": config["vision_config"]});
+    write(&tower.join("config.json"), clip);
+    let mut own = config["text_config"].clone();
+    let more = serde_json::json!({"architectures": ["LlavaLlamaForCausalLM"], "mm_vision_tower": "maker/clip",
+        "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2, "image_aspect_ratio": "pad"});
+    own.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    write(&dir.join("config.json"), own);
+    let (of_tower, rest): (tiny::Tensors, tiny::Tensors) =
+        tiny::llava::tensors(false).into_iter().partition(|(name, _)| name.starts_with("vision_tower."));
+    let short = |(name, t): (String, _)| (name.replace("vision_tower.", ""), t);
+    tiny::write_weights(&tower, &of_tower.into_iter().map(short).collect(), 1);
+    tiny::write_weights(&dir, &rest, 1);
+    let server = Server::of(&[("org/tiny", &dir), ("maker/clip", &tower)]);
+    let (home, out) = (parent.path().join("home"), parent.path().join("o.gguf"));
+    for args in [&["org/tiny"][..], &["org/tiny", "--offline"], &[dir.to_str().unwrap(), "--offline"]] {
+        let done = fetch(&server, &home, &out, args);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        std::fs::remove_file(&out).unwrap();
+    }
+    assert!(server.requests().iter().any(|r| r.starts_with("/maker/clip/resolve/main/model.safetensors ")));
+
+    // No tower: its weights are not asked for.
+    write(&tower.join("config.json"), serde_json::json!({"model_type": "vit"}));
+    let server = Server::of(&[("org/tiny", &dir), ("maker/clip", &tower)]);
+    let done = fetch(&server, &parent.path().join("other"), &out, &["org/tiny"]);
+    let message = text(&done.stderr);
+    assert!(!done.status.success());
+    assert!(["maker/clip", "clip or siglip"].iter().all(|word| message.contains(word)), "{message}");
+    let requests = server.requests();
+    assert!(!requests.iter().any(|r| r.starts_with("/maker/clip") && r.contains(".safetensors ")), "{requests:?}");
 }
 
 /// Refusals are told apart by the headers that the hub sends with them.

@@ -147,6 +147,110 @@ fn llava_next() {
     }
 }
 
+/// The name that LLaVA's own code gives a published tensor, its tower inside.
+fn original(name: &str) -> String {
+    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    let name = name.replace("multi_modal_projector.linear_1", "model.mm_projector.0");
+    let name = name.replace("multi_modal_projector.linear_2", "model.mm_projector.2");
+    let name = if name == "image_newline" { "model.image_newline".into() } else { name };
+    name.replace("vision_tower.vision_model", "model.vision_tower.vision_tower.vision_model")
+}
+
+/// LLaVA's own layout of 1.5 and 1.6, where the tower's files are not needed.
+#[test]
+fn own_layout() {
+    let Some(published) = published() else { return };
+    let one = published.join("llava-hf--llava-1.5-7b-hf");
+    let index = read(&one.join("model.safetensors.index.json"));
+    let names = || index["weight_map"].as_object().unwrap().keys().cloned();
+    let mut tokenizer = read(&one.join("tokenizer.json"));
+    tokenizer["added_tokens"].as_array_mut().unwrap().retain(|t| t["id"].as_u64() < Some(32000));
+    for (folder, config, next) in [
+        ("liuhaotian--llava-v1.5-7b", "config.json", false),
+        ("liuhaotian--llava-v1.6-vicuna-7b", "config.quoted.json", true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy(published.join(folder).join(config), dir.path().join("config.json")).unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let names = names().chain(next.then(|| "image_newline".to_string()));
+        let shapes = shapes(names, 11008, 4096).into_iter().map(|(name, mut shape)| {
+            if shape[0] == 32064 {
+                shape[0] = 32000;
+            }
+            (original(&name), shape)
+        });
+        sparse_weights(&dir.path().join("model.safetensors"), &shapes.collect());
+        opened(dir.path(), |pair| {
+            let template = pair.text.metadata.get("tokenizer.chat_template").unwrap().as_str().unwrap();
+            assert!(template.contains("ASSISTANT:") && pair.notes.iter().any(|note| note.contains("no chat template")));
+            let vision = &pair.mmproj.as_ref().unwrap().metadata;
+            let number = |key: &str| vision.get(&format!("clip.vision.{key}")).and_then(|v| v.as_u64());
+            assert_eq!((number("block_count"), number("image_size")), (Some(23), Some(336)));
+            assert_eq!(vision.get("clip.vision.pad_to_square").is_some(), !next);
+            let mean = vision.get("clip.vision.image_mean").unwrap().as_array().unwrap().iter().next().unwrap();
+            assert_eq!(mean.as_f64().map(|m| m as f32), Some(0.481_454_66));
+        });
+    }
+}
+
+/// The same of a fine-tuned LLaVA-OneVision 7B, and MinerU's, which is another class.
+#[test]
+fn own_layout_of_onevision() {
+    let Some(published) = published() else { return };
+    let source = published.join("finetune--llava-onevision-qwen2-7b-si-lmms");
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    copy(&source, dir, &["config.json", "generation_config.json"]);
+    copy(&published.join("Qwen--Qwen3-tokenizer"), dir, &["tokenizer.json"]);
+    // The tokenizer is another's.
+    let mut tokens = read(&source.join("tokenizer_config.json"));
+    tokens.as_object_mut().unwrap().remove("added_tokens_decoder");
+    std::fs::write(dir.join("tokenizer_config.json"), tokens.to_string()).unwrap();
+    let index = read(&source.join("model.safetensors.index.json"));
+    let shape = |name: &String| match name
+        .rsplit_once("layers.")
+        .map_or(name.as_str(), |(_, part)| part.split_once('.').unwrap().1)
+    {
+        "model.embed_tokens.weight" | "lm_head.weight" => vec![152_064, 3584],
+        "self_attn.q_proj.weight"
+        | "self_attn.k_proj.weight"
+        | "self_attn.v_proj.weight"
+        | "self_attn.out_proj.weight"
+            if name.contains("vision") =>
+        {
+            vec![1152, 1152]
+        }
+        "mlp.fc1.weight" => vec![4304, 1152],
+        "mlp.fc1.bias" => vec![4304],
+        "mlp.fc2.weight" => vec![1152, 4304],
+        "self_attn.q_proj.weight" | "self_attn.o_proj.weight" => vec![3584, 3584],
+        "self_attn.k_proj.weight" | "self_attn.v_proj.weight" => vec![512, 3584],
+        "self_attn.k_proj.bias" | "self_attn.v_proj.bias" if !name.contains("vision") => vec![512],
+        "mlp.gate_proj.weight" | "mlp.up_proj.weight" => vec![18944, 3584],
+        "mlp.down_proj.weight" => vec![3584, 18944],
+        "model.mm_projector.0.weight" => vec![3584, 1152],
+        "model.mm_projector.2.weight" => vec![3584, 3584],
+        part if part.ends_with("patch_embedding.weight") => vec![1152, 3, 14, 14],
+        part if part.ends_with("position_embedding.weight") => vec![729, 1152],
+        _ if name.contains("vision") => vec![1152],
+        _ => vec![3584],
+    };
+    let shapes = index["weight_map"].as_object().unwrap().keys().map(|name| (name.clone(), shape(name))).collect();
+    sparse_weights(&dir.join("model.safetensors"), &shapes);
+    opened(dir, |pair| {
+        let vision = &pair.mmproj.as_ref().unwrap().metadata;
+        let number = |key: &str| vision.get(&format!("clip.vision.{key}")).and_then(|v| v.as_u64());
+        assert_eq!((number("block_count"), number("image_size"), number("anyres_max")), (Some(26), Some(384), Some(8)));
+        let template = pair.text.metadata.get("tokenizer.chat_template").unwrap().as_str().unwrap();
+        assert!(template.contains("You are a helpful assistant"));
+    });
+    let other = published.join("opendatalab--MinerU2.0-2505-0.9B");
+    copy(&other, dir, &["config.json"]);
+    let model = FoundModel::Checkpoint { checkpoint: Checkpoint::open(dir).unwrap(), repository: None };
+    let message = model.pair().err().unwrap().to_string();
+    assert!(message.contains("Mineru2QwenForCausalLM"), "{message}");
+}
+
 /// The strings that break tokenizers, against the library that transformers calls.
 #[test]
 fn token_ids_of_the_published_tokenizer() {

@@ -69,15 +69,11 @@ pub(super) fn tensors<'a>(
     // Names say more than types, so that all are asked first.
     let by_name = tensors.clone().find_map(|(name, _)| Some((name, packed(name)?)));
     let from_tensors = by_name.or_else(|| tensors.clone().find_map(|(name, dtype)| Some((name, coded(name, dtype)?))));
-    let declared = quantisation_config(config);
-    match (from_tensors, declared) {
-        (Some((tensor, how)), declared) => {
-            let how = declared.unwrap_or_else(|| how.into());
-            return Err(CheckpointError::Quantised { path: dir.into(), tensor: tensor.into(), how });
-        }
-        (None, Some(how)) => return Err(CheckpointError::SaidQuantised { path: dir.join("config.json"), how }),
-        (None, None) => (),
+    if let Some((tensor, how)) = from_tensors {
+        let how = quantisation_config(config).unwrap_or_else(|| how.into());
+        return Err(CheckpointError::Quantised { path: dir.into(), tensor: tensor.into(), how });
     }
+    not_quantised(dir, config)?;
     for (name, _) in tensors {
         // Inside a name, too: wrappers are also put around single blocks.
         let found = WRAPPERS
@@ -88,6 +84,12 @@ pub(super) fn tensors<'a>(
         }
     }
     Ok(())
+}
+
+/// Refuses a configuration that says that the weights are quantised.
+pub(super) fn not_quantised(dir: &Path, config: &Value) -> Result<(), CheckpointError> {
+    let path = dir.join("config.json");
+    quantisation_config(config).map_or(Ok(()), |how| Err(CheckpointError::SaidQuantised { path, how }))
 }
 
 fn is_adapter(name: &str) -> bool {

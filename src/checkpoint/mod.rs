@@ -53,6 +53,8 @@ pub struct Checkpoint {
     shards: Vec<WeightFile>,
     tensors: BTreeMap<String, StoredTensor>,
     notes: Vec<String>,
+    /// The folder of the tower, where it has one of its own.
+    tower: Option<PathBuf>,
 }
 
 /// Where weights are: in one file, else in the shards that an index names. The first that is there counts, as for
@@ -81,8 +83,14 @@ impl Checkpoint {
             Some(index) => index.values().map(String::as_str).collect(),
             None => [single].into(),
         };
-        let mut this =
-            Checkpoint { dir: dir.into(), config, shards: Vec::new(), tensors: BTreeMap::new(), notes: Vec::new() };
+        let mut this = Checkpoint {
+            dir: dir.into(),
+            config,
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            notes: Vec::new(),
+            tower: None,
+        };
         let mut strays = Vec::new();
         for file in &files {
             let path = dir.join(file);
@@ -153,6 +161,37 @@ impl Checkpoint {
                 self.notes.push(note);
             }
         }
+    }
+
+    /// Says that the files of the tower lie in `dir`, and takes its tensors from there where the checkpoint has none:
+    /// those of the vision half of a CLIP or SigLIP.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub(crate) fn add_tower(&mut self, dir: &Path) -> Result<(), CheckpointError> {
+        self.tower = Some(dir.into());
+        if self.has_tower() {
+            return Ok(());
+        }
+        let tower = Checkpoint::open(dir)?;
+        let before = self.shards.len();
+        for mut entry in tower.tensors.into_values().filter(|entry| !is_of_text(&entry.stored)) {
+            entry.shard += before;
+            self.tensors.insert(canonical(&format!("vision_tower.{}", entry.stored)), entry);
+        }
+        self.shards.extend(tower.shards);
+        self.notes.extend(tower.notes);
+        Ok(())
+    }
+
+    /// Whether there are tensors of a tower.
+    pub(crate) fn has_tower(&self) -> bool {
+        self.names().any(|name| name.starts_with("vision_tower."))
+    }
+
+    /// The folder of the tower, where it has one of its own.
+    pub(crate) fn tower(&self) -> Option<&Path> {
+        self.tower.as_deref()
     }
 
     /// What the user should know about how the files were read.
@@ -322,6 +361,23 @@ fn weights(
         }
     }
     Err(CheckpointError::NoWeights { dir: dir.into() })
+}
+
+/// `config.json` of a folder whose weights need not be there yet.
+///
+/// # Errors
+/// The file is missing or no JSON, the folder holds an adapter, or the file says that the weights are quantised.
+pub(crate) fn read_configuration(dir: &Path) -> Result<serde_json::Value, CheckpointError> {
+    guards::adapter(dir)?;
+    let config = read_json(&dir.join("config.json"))?;
+    guards::not_quantised(dir, &config)?;
+    Ok(config)
+}
+
+/// Whether a tensor of CLIP or SigLIP is of the half that reads text, or brings both halves together.
+fn is_of_text(stored: &str) -> bool {
+    let parts = ["text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias"];
+    parts.iter().any(|part| stored.starts_with(part))
 }
 
 /// Reads and parses a JSON file.

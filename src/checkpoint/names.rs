@@ -1,6 +1,6 @@
 /// Prefixes of transformers 5, of nested saves and of text models, and what the published llava-hf files (and Qwen's for
 /// `visual`) call the same tensor.
-const PREFIXES: [(&str, &str); 14] = [
+const PREFIXES: [(&str, &str); 17] = [
     ("model.language_model.", "language_model.model."),
     // Idefics3 and SmolVLM.
     ("model.text_model.", "language_model.model."),
@@ -11,6 +11,10 @@ const PREFIXES: [(&str, &str); 14] = [
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
     ("model.norm.", "language_model.model.norm."),
     ("model.visual.", "visual."),
+    // LLaVA's own layout.
+    ("model.vision_tower.vision_tower.", "vision_tower."),
+    ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
     ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.image_newline", "image_newline"),
@@ -61,6 +65,12 @@ mod tests {
                 "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
             ),
             ("vision_tower.vision_model.post_layernorm.bias", "vision_tower.vision_model.post_layernorm.bias"),
+            (
+                "model.vision_tower.vision_tower.vision_model.post_layernorm.bias",
+                "vision_tower.vision_model.post_layernorm.bias",
+            ),
+            ("model.mm_projector.0.weight", "multi_modal_projector.linear_1.weight"),
+            ("model.mm_projector.2.bias", "multi_modal_projector.linear_2.bias"),
             ("model.multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias"),
         ] {
             assert_eq!(canonical(stored), name);

@@ -22,6 +22,8 @@ pub(super) struct Parts<'p> {
     pub vision_keys: &'p dyn Fn(&mut Metadata),
     /// What the chat template writes for a picture.
     pub picture: PictureText,
+    /// The chat template of a checkpoint that has none.
+    pub template: Option<&'p str>,
     /// What the user should know.
     pub notes: &'p [String],
 }
@@ -34,7 +36,7 @@ pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<
     // A tied head is the embedding's bytes: else it is not tied, and a row.
     let leaves_out = |name: &str| (name == HEAD && parts.text.tie_word_embeddings) || (parts.leaves_out)(name);
     claims::check(checkpoint, parts.text_rows.iter().chain(&parts.vision_rows), &leaves_out)?;
-    let vocabulary = Vocabulary::read(checkpoint, parts.text.vocab_size, parts.picture)?;
+    let vocabulary = Vocabulary::read(checkpoint, parts.text.vocab_size, parts.picture, parts.template)?;
     let mut notes = [checkpoint.notes(), parts.notes, &vocabulary.notes].concat();
     // A card is no reason to refuse a model, but its licence is not dropped without a word.
     let card = Card::read(checkpoint.dir()).unwrap_or_else(|problem| {

@@ -403,7 +403,7 @@ pub(crate) fn check(section: &Section, table: &[(&str, KeyRule)]) -> Result<(), 
     Ok(())
 }
 
-fn is_nothing(value: &Value) -> bool {
+pub(super) fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Number(n) => n.as_f64() == Some(0.0),

@@ -1,23 +1,25 @@
 //! What MODEL names: a checkpoint's folder, a hub id, or a GGUF file.
 use super::config::{ConfigError, Section};
-use super::{FrontError, Pair, gemma3, gguf, idefics3, internvl, llava, llava_onevision, qwen_vl};
+use super::{FrontError, Pair, gemma3, gguf, idefics3, internvl, llava, llava_onevision, llava_original, qwen_vl};
 use crate::Error;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, read_configuration};
 use crate::events::Observer;
 use crate::hub::{Hub, HubId, repository_of};
 use crate::runtime::find_mmproj;
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The door of a family of checkpoints: (checkpoint, name, repository).
 type Front = for<'a> fn(&'a Checkpoint, &str, Option<&str>) -> Result<Pair<'a>, Error>;
 
-/// Every supported family: `model_type` in config.json, what people call it, its door.
-const FAMILIES: [(&str, &str, Front); 11] = [
+/// Every supported family: `model_type` in config.json, or the key that tells LLaVA's own layout, what people call it, its door.
+const FAMILIES: [(&str, &str, Front); 12] = [
     ("gemma3", "Gemma 3", gemma3::open),
     ("idefics3", "Idefics3, SmolVLM", idefics3::open),
     ("llava", "LLaVA 1.5", llava::open),
     ("llava_next", "LLaVA-NeXT (1.6)", llava::open),
     ("llava_onevision", "LLaVA-OneVision", llava_onevision::open),
+    (llava_original::KEY, "LLaVA 1.5, NeXT and OneVision in LLaVA's own layout", llava_original::open),
     ("qwen2_vl", "Qwen2-VL", qwen_vl::open),
     ("qwen2_5_vl", "Qwen2.5-VL", qwen_vl::open),
     ("qwen3_vl", "Qwen3-VL (dense)", qwen_vl::open),
@@ -31,17 +33,34 @@ pub fn families() -> String {
     FAMILIES.map(|(model_type, name, _)| format!("{name} ({model_type})")).join(", ")
 }
 
-/// The family of a checkpoint.
-fn family(checkpoint: &Checkpoint) -> Result<Front, ConfigError> {
-    let file = checkpoint.dir().join("config.json");
-    let config = Section { file: file.clone(), path: String::new(), json: checkpoint.config() };
-    const ORIGINAL: &str = "mm_vision_tower";
-    if config.get(ORIGINAL).is_some() {
-        let want = "absent: this is LLaVA's original layout, which is not read; llava-hf has the published models in \
-                    transformers' (llava-hf/llava-1.5-7b-hf is liuhaotian/llava-v1.5-7b)";
-        return Err(config.invalid(ORIGINAL, want));
+/// What can be said about a checkpoint before its weights are there.
+///
+/// # Errors
+/// Its family is not supported, it is an adapter, or its weights are quantised.
+fn accept(dir: &Path) -> Result<(), Error> {
+    let config = read_configuration(dir)?;
+    family(dir, &config)?;
+    if config.get(llava_original::KEY).is_some() {
+        llava_original::accept(dir, &config)?;
     }
-    let found = config.str("model_type")?;
+    Ok(())
+}
+
+/// The checkpoint in `dir` and what it names as a part of it.
+fn open(dir: &Path, hub: &Hub, observer: &dyn Observer) -> Result<Checkpoint, Error> {
+    let mut checkpoint = Checkpoint::open(dir)?;
+    if checkpoint.config().get(llava_original::KEY).is_some() {
+        llava_original::find_tower(&mut checkpoint, hub, observer)?;
+    }
+    Ok(checkpoint)
+}
+
+/// The family of the checkpoint in `dir`, whose config.json is `config`.
+fn family(dir: &Path, config: &Value) -> Result<Front, ConfigError> {
+    let file = dir.join("config.json");
+    let config = Section { file: file.clone(), path: String::new(), json: config };
+    let original = config.get(llava_original::KEY).map(|_| llava_original::KEY);
+    let found = original.map_or_else(|| config.str("model_type"), Ok)?;
     let known = FAMILIES.iter().find(|(model_type, ..)| *model_type == found);
     known.map(|(.., front)| *front).ok_or_else(|| ConfigError::Unsupported {
         file,
@@ -91,11 +110,11 @@ impl FoundModel {
         }
         if path.is_dir() {
             let repository = repository_of(path);
-            return Ok(FoundModel::Checkpoint { checkpoint: Checkpoint::open(path)?, repository });
+            return Ok(FoundModel::Checkpoint { checkpoint: open(path, hub, observer)?, repository });
         }
         let id: HubId = model.parse()?;
-        let dir = hub.fetch(&id, observer)?;
-        Ok(FoundModel::Checkpoint { checkpoint: Checkpoint::open(&dir)?, repository: Some(id.name) })
+        let dir = hub.fetch(&id, observer, accept)?;
+        Ok(FoundModel::Checkpoint { checkpoint: open(&dir, hub, observer)?, repository: Some(id.name) })
     }
 
     /// The two files that it becomes.
@@ -106,7 +125,7 @@ impl FoundModel {
         match self {
             FoundModel::Checkpoint { checkpoint, repository } => {
                 let name = display_name(checkpoint.dir(), repository.as_deref());
-                family(checkpoint)?(checkpoint, &name, repository.as_deref())
+                family(checkpoint.dir(), checkpoint.config())?(checkpoint, &name, repository.as_deref())
             }
             FoundModel::Gguf { text, mmproj } => gguf::pair(text, mmproj.as_deref()),
         }

@@ -14,6 +14,7 @@ pub mod idefics3;
 pub mod internvl;
 pub mod llava;
 pub mod llava_onevision;
+pub mod llava_original;
 mod pair_id;
 mod pretokenizer;
 pub(crate) mod processor;

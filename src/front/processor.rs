@@ -41,6 +41,11 @@ impl ProcessorFile {
         Ok(ProcessorFile { file: checkpoint.dir().join(NESTED), path: "", json })
     }
 
+    /// `preprocessor_config.json` of another folder, or what stands for it.
+    pub fn of(file: PathBuf, json: Value) -> Self {
+        ProcessorFile { file, path: "", json }
+    }
+
     pub fn section(&self) -> Section<'_> {
         Section { file: self.file.clone(), path: self.path.into(), json: &self.json }
     }

@@ -71,12 +71,17 @@ impl TokenizerFile {
 
 impl Vocabulary {
     /// Reads the tokenizer of `checkpoint` and pads it to `vocab_size`, the rows of the embedding. `picture` is what its
-    /// chat template writes for one.
+    /// chat template writes for one; `template` is taken where it has none.
     ///
     /// # Errors
     /// Both files are absent; one is broken, is no BPE, has rules that llama.cpp does not, or has more tokens than the
     /// embedding has rows.
-    pub fn read(checkpoint: &Checkpoint, vocab_size: usize, picture: PictureText) -> Result<Self, GgufError> {
+    pub fn read(
+        checkpoint: &Checkpoint,
+        vocab_size: usize,
+        picture: PictureText,
+        template: Option<&str>,
+    ) -> Result<Self, GgufError> {
         let mut notes = Vec::new();
         let Read { segmentation, tokens, types, special, frame } = match sentencepiece_model::is_kind(checkpoint.dir())
         {
@@ -91,7 +96,7 @@ impl Vocabulary {
         // What the tokenizer adds is what bos and eos mean to the runtime, whatever the other files say.
         let bos = frame.before.first().copied().or(special.bos);
         let eos = frame.behind.first().copied().or(special.eos);
-        let template = crate::prompt::gguf::read(checkpoint.dir(), picture)?;
+        let template = crate::prompt::gguf::read(checkpoint.dir(), picture, template)?;
         notes.extend(template.as_ref().and_then(|t| t.note.clone()));
         Ok(Vocabulary {
             unk: special.unk.filter(|_| matches!(segmentation, Segmentation::SentencePiece { .. })),

@@ -146,20 +146,27 @@ fn same(original: &ChatTemplate, source: &str, image: &str, line_end: LineEnd) -
     Ok(())
 }
 
-/// The template of the checkpoint in `dir` for a GGUF; none where it has none. `picture` is what it writes for one.
+/// The template of the checkpoint in `dir` for a GGUF, or `other` where it has none. `picture` is what it writes for one.
 ///
 /// # Errors
 /// A template file that cannot be read.
-pub fn read(dir: &Path, picture: PictureText) -> Result<Option<Adapted>, PromptError> {
-    let Some(source) = lookup::source(dir)? else { return Ok(None) };
-    Ok(Some(match ChatTemplate::of(dir, source.clone(), picture) {
+pub fn read(dir: &Path, picture: PictureText, other: Option<&str>) -> Result<Option<Adapted>, PromptError> {
+    let own = lookup::source(dir)?;
+    let is_other = own.is_none();
+    let Some(source) = own.or_else(|| other.map(String::from)) else { return Ok(None) };
+    let mut adapted = match ChatTemplate::of(dir, source.clone(), picture) {
         Ok(original) => {
             let image = &original.context.image;
             let image = if picture.line_end == LineEnd::Template { image.trim_end_matches('\n') } else { image };
             adapt(&original, image, picture.line_end)
         }
         Err(problem) => Adapted { source, note: Some(format!("{problem}; it is in the file as it is")) },
-    }))
+    };
+    if is_other {
+        let note = adapted.note.map(|note| format!("; {note}")).unwrap_or_default();
+        adapted.note = Some(format!("the checkpoint has no chat template: llava-hf's for such models is taken{note}"));
+    }
+    Ok(Some(adapted))
 }
 
 /// The template as it is where llama.cpp words conversations with it as transformers does, else wrapped so that it does.

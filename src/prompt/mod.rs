@@ -116,6 +116,8 @@ impl PictureText {
     pub const LLAVA: PictureText = PictureText { text: None, line_end: LineEnd::Runtime };
     /// Upstream's `mlp`, behind whose pictures the runtime writes nothing.
     pub const LLAVA_1_5: PictureText = PictureText { text: None, line_end: LineEnd::Nobody };
+    /// The same of LLaVA's own layout, in whose prompts the line ends behind each picture.
+    pub const LLAVA_ORIGINAL: PictureText = PictureText { text: None, line_end: LineEnd::Template };
     /// The runtime writes what stands around it and its tiles.
     pub const IDEFICS3: PictureText = PictureText { text: Some("<image>"), line_end: LineEnd::Nobody };
     /// The runtime writes two line ends before and behind it, as transformers' processor does.

@@ -1,5 +1,7 @@
 //! A small LLaVA-OneVision checkpoint made up on the spot, and the program to run on it.
 #![allow(dead_code)] // Each test crate uses its own part.
+pub mod llava;
+
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

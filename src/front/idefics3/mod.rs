@@ -31,6 +31,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
         leaves_out: &leaves_out,
         vision_keys: &vision_keys,
         picture,
+        template: None,
         notes,
     };
     assemble::pair(checkpoint, parts)

@@ -40,6 +40,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
         leaves_out: &leaves_out,
         vision_keys: &vision_keys,
         picture,
+        template: None,
         notes,
     };
     let pair = assemble::pair(checkpoint, parts)?;

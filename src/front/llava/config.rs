@@ -12,6 +12,8 @@ use serde_json::Value;
 pub enum View {
     /// LLaVA 1.5: the middle, a square as wide as the picture's shorter side.
     Centre,
+    /// LLaVA 1.5 of its own code: all of it, on a square of the mean colour as wide as the longer side.
+    Square,
     /// LLaVA-NeXT: an overview, and the tiles of one of these canvases, in the order of the file (ties are broken by it).
     Tiles(Vec<Size>),
 }
@@ -76,22 +78,15 @@ fn read_processor(
 ) -> Result<(View, Normalisation), crate::Error> {
     let processor = ProcessorFile::read(checkpoint)?;
     let p = processor.section();
-    let (kind, want) = match tiles {
-        true => ("LlavaNextImageProcessor", "LlavaNextImageProcessor"),
-        // LlavaImageProcessor can pad to a square in place of the crop.
-        false => ("CLIPImageProcessor", "CLIPImageProcessor: llama.cpp pads pictures no other way than it crops them"),
+    let (kinds, want): (&[&str], _) = match tiles {
+        true => (&["LlavaNextImageProcessor"], "LlavaNextImageProcessor"),
+        false => (&["CLIPImageProcessor", "LlavaImageProcessor"], "CLIPImageProcessor or LlavaImageProcessor"),
     };
-    if p.str_opt("image_processor_type")?.is_some_and(|found| !found.starts_with(kind)) {
+    let kind = p.str_opt("image_processor_type")?;
+    if kind.is_some_and(|found| !kinds.iter().any(|kind| found.starts_with(kind))) {
         return Err(p.invalid("image_processor_type", want).into());
     }
-    let normalisation = Normalisation::read(&p, Filter::Bicubic)?;
-    // Tiles have the tower's size already: nothing is left to resize or to crop.
-    if square(&p, "crop_size")?.is_some_and(|crop| crop != side) {
-        return Err(p.invalid("crop_size", "the vision tower's image_size").into());
-    }
-    if square(&p, "size")? != Some(side) {
-        return Err(p.invalid("size", "the vision tower's image_size as shortest_edge").into());
-    }
+    let normalisation = read_normalisation(&p, side)?;
     if tiles {
         let of = |s: &Section| Ok(processor::pinpoints(s, side)?.or((side == 336).then(default_pinpoints)));
         let of = |s: &Section| of(s).and_then(|found| found.ok_or_else(|| s.missing("image_grid_pinpoints")));
@@ -107,7 +102,25 @@ fn read_processor(
     if p.bool_opt("do_center_crop")? == Some(false) {
         return Err(p.invalid("do_center_crop", "true").into());
     }
-    Ok((View::Centre, normalisation))
+    // Before it resizes: nothing is left to crop. CLIP's has no such key.
+    let pads = kind.is_some_and(|kind| kind.starts_with("LlavaImageProcessor")) && p.bool_opt("do_pad")? == Some(true);
+    Ok((if pads { View::Square } else { View::Centre }, normalisation))
+}
+
+/// What the image processor `p` does to squares, tiles or pictures: it normalises them, and resizes and crops them to `side`,
+/// the tower's input, pixels.
+///
+/// # Errors
+/// It does something else.
+pub(in crate::front) fn read_normalisation(p: &Section, side: usize) -> Result<Normalisation, ConfigError> {
+    let normalisation = Normalisation::read(p, Filter::Bicubic)?;
+    if square(p, "crop_size")?.is_some_and(|crop| crop != side) {
+        return Err(p.invalid("crop_size", "the vision tower's image_size"));
+    }
+    if square(p, "size")? != Some(side) {
+        return Err(p.invalid("size", "the vision tower's image_size as shortest_edge"));
+    }
+    Ok(normalisation)
 }
 
 /// A size that is a number, a shortest edge, or equal sides.

@@ -21,8 +21,6 @@ pub struct LlavaOnevision {
     pub vision: TowerConfig,
     pub preprocessing: Preprocessing,
     pub projector_bias: bool,
-    /// The token that stands for a picture in the prompt.
-    pub image_token_id: usize,
     /// N of `anyres_max_N`: larger feature grids are shrunk to about N tiles' worth of tokens.
     pub anyres_max: usize,
     /// What the user should know about how the configuration was read.
@@ -57,17 +55,12 @@ impl LlavaOnevision {
             None => -1,
             Some(v) => v.as_i64().ok_or_else(|| c.invalid("vision_feature_layer", "an integer"))?,
         };
-        let anyres_max = match c.str_opt("vision_aspect_ratio")?.unwrap_or("anyres_max_9").strip_prefix("anyres_max_") {
-            Some(n) => match n.parse() {
-                Ok(n @ 1..=1000) => n,
-                _ => return Err(c.invalid("vision_aspect_ratio", "anyres_max_N, N from 1 to 1000").into()),
-            },
-            None => return Err(c.invalid("vision_aspect_ratio", "anyres_max_N").into()),
-        };
-        let image_token_id = match c.size_opt("image_token_index")? {
-            Some(id) => id,
-            None => c.size_opt("image_token_id")?.ok_or_else(|| c.missing("image_token_index"))?,
-        };
+        let anyres_max = anyres_max(c.str_opt("vision_aspect_ratio")?.unwrap_or("anyres_max_9"));
+        let anyres_max =
+            anyres_max.ok_or_else(|| c.invalid("vision_aspect_ratio", "anyres_max_N, N from 1 to 1000"))?;
+        if c.size_opt("image_token_index")?.or(c.size_opt("image_token_id")?).is_none() {
+            return Err(c.missing("image_token_index").into());
+        }
         let (text, note) = DecoderConfig::of_checkpoint(checkpoint, &c)?;
         let vision = TowerConfig::read(&c.section("vision_config")?, feature_layer)?;
         let preprocessing = Preprocessing::read(checkpoint, &c, vision.image_size)?;
@@ -79,11 +72,15 @@ impl LlavaOnevision {
             vision,
             preprocessing,
             projector_bias,
-            image_token_id,
             anyres_max,
             notes: note.into_iter().collect(),
         })
     }
+}
+
+/// N of `anyres_max_N`, from 1 to 1000.
+pub(in crate::front) fn anyres_max(aspect: &str) -> Option<usize> {
+    aspect.strip_prefix("anyres_max_")?.parse().ok().filter(|n| (1..=1000).contains(n))
 }
 
 impl Preprocessing {
@@ -132,7 +129,7 @@ mod tests {
         let m = LlavaOnevision::read(&checkpoint).unwrap();
         assert_eq!((m.text.num_layers, m.text.num_kv_heads, m.text.head_dim, m.text.vocab_size), (12, 4, 64, 16384));
         assert!(m.text.tie_word_embeddings && m.text.qkv_bias);
-        assert_eq!((m.vision.used_layers, m.vision.grid(), m.anyres_max, m.image_token_id), (8, 8, 9, 16368));
+        assert_eq!((m.vision.used_layers, m.vision.grid(), m.anyres_max), (8, 8, 9));
         assert_eq!(m.preprocessing.pinpoints[5], Size { height: 224, width: 336 });
         let newline = checkpoint.f32("image_newline", &[768]).unwrap();
         assert!(newline.iter().any(|v| *v != 0.0));

@@ -1,6 +1,7 @@
 //! LLaVA-OneVision: its keys, the names of its tensors, and what the runtime cannot do.
 mod config;
 
+pub(super) use config::anyres_max;
 pub use config::{LlavaOnevision, Preprocessing};
 
 use super::assemble::{self, Parts};
@@ -18,9 +19,18 @@ use crate::prompt::PictureText;
 /// # Errors
 /// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
-    let model = LlavaOnevision::read(checkpoint)?;
-    check_runtime_limits(checkpoint, &model)?;
-    let (text_rows, vision_rows) = (model.text.rows(), vision_rows(&model));
+    pair(checkpoint, &LlavaOnevision::read(checkpoint)?, (name, repository), None)
+}
+
+/// Both files of `model`. `template` is the chat template of a checkpoint that has none.
+pub(super) fn pair<'a>(
+    checkpoint: &'a Checkpoint,
+    model: &LlavaOnevision,
+    (name, repository): (&str, Option<&str>),
+    template: Option<&str>,
+) -> Result<Pair<'a>, Error> {
+    check_runtime_limits(checkpoint, model)?;
+    let (text_rows, vision_rows) = (model.text.rows(), vision_rows(model));
     let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes) = (&model.text, model.notes.as_slice());
@@ -35,6 +45,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
             leaves_out: &leaves_out,
             vision_keys: &vision_keys,
             picture: PictureText::LLAVA,
+            template,
             notes,
         },
     )

@@ -34,6 +34,7 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
         leaves_out: &|_| false,
         vision_keys: &vision_keys,
         picture,
+        template: None,
         notes,
     };
     let pair = assemble::pair(checkpoint, parts)?;

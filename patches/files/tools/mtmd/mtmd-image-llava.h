@@ -63,18 +63,13 @@ mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess(const cl
     return output;
 }
 
-// Where a prompt has several pictures, the reference shows the tower each of them once: centred on a
-// square of the mean colour, the odd pixel to the right or bottom, and one newline token behind. LLaVA-NeXT, which has
-// no limit on its grids either, cuts every picture into tiles.
-mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess_one_of_several(const clip_image_u8 & img) const {
-    if (hparams.llava_anyres_max == 0) {
-        return preprocess(img);
-    }
+// The picture centred on a square of the mean colour, the odd pixel to the right or bottom, and that as a tile.
+static clip_image_u8 llava_square(const clip_image_u8 & img, const clip_hparams & hparams) {
     const clip_image_size orig = img.get_size();
     const int             tile = hparams.image_size;
     const int             side = std::max(orig.width, orig.height);
     if (side > 16384) {
-        throw std::runtime_error(string_format("a picture of %d x %d pixels beside others is too long to be squared", orig.width, orig.height));
+        throw std::runtime_error(string_format("a picture of %d x %d pixels is too long to be squared", orig.width, orig.height));
     }
 
     std::array<uint8_t, 3> mean;
@@ -87,10 +82,25 @@ mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess_one_of_s
     img_tool::composite(square, img, (side - orig.width) / 2, (side - orig.height) / 2);
     clip_image_u8 resized;
     img_tool::resize(square, resized, {tile, tile}, RESIZE_ALGO_BICUBIC, PAD_NONE);
+    return resized;
+}
 
+// Where a prompt has several pictures, the reference shows the tower each of them once, on a square, and one newline
+// token behind. LLaVA-NeXT, which has no limit on its grids either, cuts every picture into tiles.
+mtmd_image_preproc_out mtmd_image_preprocessor_llava_anyres::preprocess_one_of_several(const clip_image_u8 & img) const {
+    if (hparams.llava_anyres_max == 0) {
+        return preprocess(img);
+    }
     mtmd_image_preproc_out output;
-    output.append(hparams, resized, true);
+    output.append(hparams, llava_square(img, hparams), true);
     output.entries.back().add_newline = true;
+    return output;
+}
+
+// Counterpart of LlavaImageProcessor with do_pad, and of what LLaVA's own code does.
+mtmd_image_preproc_out mtmd_image_preprocessor_pad_to_square::preprocess(const clip_image_u8 & img) const {
+    mtmd_image_preproc_out output;
+    output.append(hparams, llava_square(img, hparams), true);
     return output;
 }
 
