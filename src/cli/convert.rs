@@ -40,6 +40,10 @@ pub struct Args {
     /// rotated too. `auto` does it for the method mbq where the head is a tensor of its own
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", num_args = 0..=1, default_missing_value = "on")]
     rotate: Rotate,
+    /// Split the language model into files of at most so many bytes, such as 4G (4 * 10^9): -00001-of-00003.gguf and so on.
+    /// llama.cpp and every command here open the first
+    #[arg(long, value_name = "SIZE", value_parser = split_max_size)]
+    split_max_size: Option<u64>,
     #[command(flatten)]
     calibration: super::calibrate::Args,
     /// Print the summary as JSON
@@ -97,6 +101,11 @@ fn mmproj_type(name: &str) -> Result<GgmlType, String> {
     }
 }
 
+/// Powers of 1000, as llama-gguf-split has them.
+fn split_max_size(s: &str) -> Result<u64, String> {
+    Ok(super::size(s, 1000)? as u64)
+}
+
 pub fn run(args: Args, common: &Common) -> Result<()> {
     let Some(model) = &args.model else { bail!("no MODEL given; see --help") };
     let bars = common.bars();
@@ -109,7 +118,7 @@ pub fn run(args: Args, common: &Common) -> Result<()> {
             ..TypeChoice::of(args.file_type)
         },
         mmproj_type: args.mmproj_type,
-        split_max_size: None,
+        split_max_size: args.split_max_size,
         origin: found.origin(),
     };
     let job = args.calibration.job(args.method.into(), common.runtime.as_deref())?;
