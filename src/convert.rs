@@ -1,14 +1,17 @@
 //! The main job: a checkpoint becomes `model.gguf`, `mmproj-model-f16.gguf` and `model.mbq.json`, all or none.
 use crate::Error;
+use crate::digest::FileDigest;
 use crate::events::{Event, Observer};
-use crate::front::{ModelName, Pair, Source};
+use crate::front::{ModelName, Origin, Pair, Source};
 use crate::ggml::GgmlType;
 use crate::gguf::plan::{self, Planned, TypeChoice};
 use crate::gguf::{
-    Changes, Encoder, FileType, GgufError, Header, Output, PAIR_KEY, list, mbq_metadata, stored_metadata, write,
+    Changes, Encoder, FileType, GgufError, Header, Output, PAIR_KEY, ShardName, ShardPlan, list, mbq_metadata, shards,
+    stored_metadata, write,
 };
 use crate::quant::fold::Folds;
-use serde::Serialize;
+use crate::record::ConversionRecord;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,8 +24,10 @@ pub struct ConvertOptions {
     pub types: TypeChoice,
     /// F16, F32 or Q8_0, of tower and projector; none: as they are stored.
     pub mmproj_type: Option<GgmlType>,
-    /// Where the model came from, for the record: `org/name` on the hub, or a path.
-    pub origin: String,
+    /// Bytes of the largest file that the language model may be split into; none: it is one file.
+    pub split_max_size: Option<u64>,
+    /// Where the model came from, for the record.
+    pub origin: Origin,
 }
 
 /// What calibration found; empty for round-to-nearest.
@@ -48,32 +53,37 @@ impl Calibration {
 }
 
 /// A tensor whose rows the wanted type's blocks do not divide.
-#[derive(Debug, Clone, Serialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct Fallback {
     pub tensor: String,
     pub row: usize,
-    pub wanted: &'static str,
-    pub used: &'static str,
+    pub wanted: String,
+    pub used: String,
 }
 
-/// A file that was written.
-#[derive(Debug, Clone, Serialize, PartialEq)]
+/// A model or mmproj that was written.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct Written {
+    /// Of the first file.
     pub path: PathBuf,
+    /// Several of a split model; none in older records.
+    #[serde(default)]
+    pub files: Vec<FileDigest>,
     #[serde(rename = "type")]
     pub file_type: String,
+    /// Of all files.
     pub bytes: u64,
     pub tensors: usize,
     pub parameters: usize,
     /// Of all tensors.
     pub bits_per_weight: f64,
     /// Bytes per type, largest first.
-    pub types: Vec<(&'static str, u64)>,
+    pub types: Vec<(String, u64)>,
     pub fallbacks: Vec<Fallback>,
 }
 
 /// What a conversion did.
-#[derive(Debug, Clone, Serialize, PartialEq)]
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct Summary {
     pub model: Written,
     pub mmproj: Option<Written>,
@@ -109,7 +119,9 @@ impl<'p, 'a> Conversion<'p, 'a> {
             return Err(GgufError::NoEffect { flag: "--mmproj-type", why: "there is no vision file" }.into());
         }
         let paths = Paths::new(&pair.name, options, pair.mmproj.as_ref());
-        list(&mut Header::default(), &plan::text(&pair.text.tensors, &options.types))?;
+        let plan = plan::text(&pair.text.tensors, &options.types);
+        list(&mut Header::default(), &plan)?;
+        shards(&paths.model, Default::default(), &plan, options.split_max_size)?;
         for path in [&paths.model, &paths.record] {
             Output::create(path)?;
         }
@@ -121,7 +133,7 @@ impl<'p, 'a> Conversion<'p, 'a> {
         Ok(Conversion { pair, options, paths, start, mmproj })
     }
 
-    /// Where the language model will be.
+    /// Where the language model will be, as one file.
     pub fn model(&self) -> &Path {
         &self.paths.model
     }
@@ -148,25 +160,28 @@ impl<'p, 'a> Conversion<'p, 'a> {
         if types.file == FileType::Plain(GgmlType::MBQ3) {
             mbq_metadata(&mut metadata, &calibration.method());
         }
-        let mut header = Header::new(metadata);
-        list(&mut header, &plan)?;
         let (folds, importance) = (&calibration.folds, &calibration.importance);
         let changes = Changes { folds, encoder: calibration.encoder.as_deref(), importance };
-        let mut output = Output::create(&self.paths.model)?;
-        let bytes = write(source, &header, &plan, changes, &mut output, observer)?;
-        let mut outputs = vec![output];
+        let shards = shards(&self.paths.model, metadata, &plan, options.split_max_size)?;
+        let (mut outputs, files) = write_shards(source, &shards, &plan, changes, observer)?;
+        if let Some(largest) = options.split_max_size {
+            note_larger(&shards, largest, observer);
+        }
         let (mmproj_output, mmproj) = self.mmproj.unzip();
         outputs.extend(mmproj_output);
+        let path = outputs.first().map_or(self.paths.model, |first| first.path().into());
         let summary = Summary {
-            model: written(self.paths.model, types.file.to_string(), bytes, &plan),
+            model: written(path, types.file.to_string(), files, &plan),
             mmproj,
             record: self.paths.record.clone(),
             pair: source.metadata.str(PAIR_KEY).map(String::from),
             decoder_bits_per_weight: bits_per_weight(plan.iter().filter(|t| t.is_decoder_linear)),
             seconds: self.start.elapsed().as_secs_f64(),
         };
+        let (method, details) = (calibration.method(), calibration.record.clone());
+        let record = ConversionRecord::new(&options.origin, method, summary.clone(), details);
         let mut record_output = Output::create(&self.paths.record)?;
-        record_output.write(&record(options, calibration, &summary))?;
+        record_output.write(&record.encode())?;
         outputs.push(record_output);
         Output::publish(outputs)?;
         Ok(summary)
@@ -186,6 +201,36 @@ pub fn convert(
     Conversion::begin(pair, options, observer)?.finish(calibration, observer)
 }
 
+/// Writes the files of a language model.
+fn write_shards(
+    source: &Source,
+    shards: &[ShardPlan],
+    plan: &[Planned],
+    changes: Changes,
+    observer: &dyn Observer,
+) -> Result<(Vec<Output>, Vec<FileDigest>), Error> {
+    let (mut outputs, mut files) = (Vec::new(), Vec::new());
+    for shard in shards {
+        // invariant: a shard's tensors are a part of the plan.
+        let plan = plan.get(shard.tensors.clone()).unwrap_or_default();
+        let mut header = Header::new(shard.metadata.clone());
+        list(&mut header, plan)?;
+        let mut output = Output::create(&shard.path)?;
+        files.push(write(source, &header, plan, changes, &mut output, observer)?);
+        outputs.push(output);
+    }
+    Ok((outputs, files))
+}
+
+/// Tells of files that could not be made as small as was asked for.
+fn note_larger(shards: &[ShardPlan], largest: u64, observer: &dyn Observer) {
+    for shard in shards.iter().filter(|shard| shard.bytes > largest) {
+        let (name, bytes) = (crate::digest::file_name(&shard.path), shard.bytes);
+        let note = format!("{name} has {bytes} bytes, more than --split-max-size: a tensor is not cut");
+        observer.event(Event::Note(note));
+    }
+}
+
 fn write_mmproj(
     source: &Source,
     options: &ConvertOptions,
@@ -200,8 +245,8 @@ fn write_mmproj(
     let mut header = Header::new(metadata);
     list(&mut header, &plan)?;
     let mut output = Output::create(path)?;
-    let bytes = write(source, &header, &plan, Changes::NONE, &mut output, observer)?;
-    Ok((output, written(path.into(), mmproj_type(options, source), bytes, &plan)))
+    let file = write(source, &header, &plan, Changes::NONE, &mut output, observer)?;
+    Ok((output, written(path.into(), mmproj_type(options, source), vec![file], &plan)))
 }
 
 /// Of the outputs.
@@ -246,54 +291,36 @@ fn check_folds(plan: &[Planned], folds: &Folds) -> Result<(), Error> {
 
 /// A file beside `path`, named from its stem.
 fn beside(path: &Path, name: impl Fn(&str) -> String) -> PathBuf {
-    let stem = path.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy());
-    path.with_file_name(name(&stem))
-}
-
-fn bytes(t: &Planned) -> u64 {
-    // invariant: the plan gives a tensor only a type that its rows fit.
-    t.ty.row_size(t.row()).map_or(0, |row| (row * t.rows()) as u64)
+    path.with_file_name(name(&ShardName::stem_of(path)))
 }
 
 fn bits_per_weight<'a>(tensors: impl Iterator<Item = &'a Planned>) -> f64 {
-    let (bits, n) = tensors.fold((0, 0), |(bits, n), t| (bits + 8 * bytes(t), n + t.elements()));
+    let (bits, n) = tensors.fold((0, 0), |(bits, n), t| (bits + 8 * t.bytes(), n + t.elements()));
     if n == 0 { 0.0 } else { bits as f64 / n as f64 }
 }
 
-fn written(path: PathBuf, file_type: String, size: u64, plan: &[Planned]) -> Written {
-    let mut types: Vec<(&'static str, u64)> = Vec::new();
+fn written(path: PathBuf, file_type: String, files: Vec<FileDigest>, plan: &[Planned]) -> Written {
+    let mut types: Vec<(String, u64)> = Vec::new();
     for t in plan {
         match types.iter_mut().find(|(name, _)| *name == t.ty.name()) {
-            Some((_, n)) => *n += bytes(t),
-            None => types.push((t.ty.name(), bytes(t))),
+            Some((_, n)) => *n += t.bytes(),
+            None => types.push((t.ty.name().into(), t.bytes())),
         }
     }
     types.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
     let fallbacks = plan.iter().filter_map(|t| {
-        let wanted = t.fallback_from?.name();
-        Some(Fallback { tensor: t.name.clone(), row: t.row(), wanted, used: t.ty.name() })
+        let wanted = t.fallback_from?.name().into();
+        Some(Fallback { tensor: t.name.clone(), row: t.row(), wanted, used: t.ty.name().into() })
     });
     Written {
         path,
+        bytes: files.iter().map(|file| file.bytes).sum(),
+        files,
         file_type,
-        bytes: size,
         tensors: plan.len(),
         parameters: plan.iter().map(Planned::elements).sum(),
         bits_per_weight: bits_per_weight(plan.iter()),
         types,
         fallbacks: fallbacks.collect(),
     }
-}
-
-/// `model.mbq.json`.
-fn record(options: &ConvertOptions, calibration: &Calibration, summary: &Summary) -> Vec<u8> {
-    let record = serde_json::json!({
-        "format": 1,
-        "converter": concat!("mbq-convert ", env!("CARGO_PKG_VERSION")),
-        "source": options.origin,
-        "method": calibration.method(),
-        "summary": summary,
-        "calibration": calibration.record,
-    });
-    format!("{record:#}\n").into_bytes()
 }

@@ -1,5 +1,6 @@
 //! Digests as text.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -7,6 +8,28 @@ use std::time::UNIX_EPOCH;
 /// Lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A file by its contents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDigest {
+    /// Without a folder.
+    pub name: String,
+    pub bytes: u64,
+    /// 64 hexadecimal digits.
+    pub sha256: String,
+}
+
+impl FileDigest {
+    /// Of the file at `path`, which holds `bytes`.
+    pub fn of(path: &Path, bytes: &[u8]) -> Self {
+        FileDigest { name: file_name(path), bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
+    }
+}
+
+/// A path's last part.
+pub fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Files of up to so many bytes together are hashed whole: a fraction of a second.

@@ -11,9 +11,11 @@ pub mod ggml;
 pub mod gguf;
 pub mod hub;
 pub mod image;
+pub mod inspect;
 pub mod prompt;
 pub mod quant;
 pub mod random;
+pub mod record;
 pub mod runtime;
 pub mod text;
 

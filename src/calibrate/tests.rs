@@ -294,6 +294,7 @@ fn with_embedder(dir: &Path, f: impl FnOnce(&Embedder)) {
         output: Some(work.path().join("model.gguf")),
         types: TypeChoice::of(FileType::Plain(GgmlType::F16)),
         mmproj_type: Some(GgmlType::F32),
+        split_max_size: None,
         origin: found.origin(),
     };
     let mut conversion = Conversion::begin(&pair, &options, &Silent).unwrap();
@@ -599,6 +600,7 @@ fn decoders_are_the_runtimes() {
         output: Some(dir.path().join("model.gguf")),
         types: TypeChoice::of(FileType::Plain(GgmlType::F16)),
         mmproj_type: None,
+        split_max_size: None,
         origin: found.origin(),
     };
     let pair = found.pair().unwrap();

@@ -120,20 +120,8 @@ struct MemoryArg {
 
 fn memory(s: &str) -> Result<MemoryArg, String> {
     let (host, device) = s.split_once(',').map_or((s, None), |(host, device)| (host, Some(device)));
+    let size = |s| super::size(s, 1024);
     Ok(MemoryArg { host: size(host)?, device: device.map(size).transpose()? })
-}
-
-fn size(s: &str) -> Result<usize, String> {
-    let (digits, unit) = s.split_at(s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len()));
-    let shift = match unit.to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        _ => return Err("a number of bytes, or with K, M, G".into()),
-    };
-    let n: usize = digits.parse().map_err(|_| "a number of bytes, or with K, M, G".to_string())?;
-    n.checked_mul(1 << shift).filter(|&n| n > 0).ok_or_else(|| "too large, or zero".into())
 }
 
 fn vision_weight(s: &str) -> Result<VisionWeight, String> {

@@ -1,5 +1,5 @@
 //! `mbq-convert MODEL -o model.gguf`
-use super::Common;
+use super::{Common, mb};
 use anyhow::{Context, Result, bail};
 use mbq_convert::calibrate::{self, job};
 use mbq_convert::convert::{Conversion, ConvertOptions, Summary, Written};
@@ -40,6 +40,10 @@ pub struct Args {
     /// rotated too. `auto` does it for the method mbq where the head is a tensor of its own
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", num_args = 0..=1, default_missing_value = "on")]
     rotate: Rotate,
+    /// Split the language model into files of at most so many bytes, such as 4G (4 * 10^9): -00001-of-00003.gguf and so on.
+    /// llama.cpp and every command here open the first
+    #[arg(long, value_name = "SIZE", value_parser = split_max_size)]
+    split_max_size: Option<u64>,
     #[command(flatten)]
     calibration: super::calibrate::Args,
     /// Print the summary as JSON
@@ -97,6 +101,11 @@ fn mmproj_type(name: &str) -> Result<GgmlType, String> {
     }
 }
 
+/// Powers of 1000, as llama-gguf-split has them.
+fn split_max_size(s: &str) -> Result<u64, String> {
+    Ok(super::size(s, 1000)? as u64)
+}
+
 pub fn run(args: Args, common: &Common) -> Result<()> {
     let Some(model) = &args.model else { bail!("no MODEL given; see --help") };
     let bars = common.bars();
@@ -109,6 +118,7 @@ pub fn run(args: Args, common: &Common) -> Result<()> {
             ..TypeChoice::of(args.file_type)
         },
         mmproj_type: args.mmproj_type,
+        split_max_size: args.split_max_size,
         origin: found.origin(),
     };
     let job = args.calibration.job(args.method.into(), common.runtime.as_deref())?;
@@ -118,11 +128,11 @@ pub fn run(args: Args, common: &Common) -> Result<()> {
     let mmproj = conversion.mmproj()?;
     let output = conversion.model().to_path_buf();
     let done = job
-        .run(&pair, &options.types, mmproj.as_deref(), (&options.origin, &output), &bars)
+        .run(&pair, &options.types, mmproj.as_deref(), (&options.origin.name, &output), &bars)
         .with_context(|| format!("calibrating {model}"))?;
     let summary = conversion.finish(&done.calibration, &bars).with_context(|| format!("converting {model}"))?;
     if let Some(importance) = &done.importance {
-        let path = summary.model.path.with_extension("imatrix.gguf");
+        let path = output.with_extension("imatrix.gguf");
         importance.write(&job::linears(&pair, &options.types), &args.calibration.source(), &path)?;
     }
     if let Some(files) = done.files {
@@ -177,20 +187,18 @@ fn print_summary(s: &Summary) {
 
 fn print_file(f: &Written) {
     let types: Vec<String> = f.types.iter().map(|(name, bytes)| format!("{name} {:.1}", mb(*bytes))).collect();
-    println!("{}: {}, {:.1} MB, {:.2} bits per weight", f.path.display(), f.file_type, mb(f.bytes), f.bits_per_weight);
+    let more = if f.files.len() > 1 { format!(" and {} more", f.files.len() - 1) } else { String::new() };
+    let (path, bits) = (f.path.display(), f.bits_per_weight);
+    println!("{path}{more}: {}, {:.1} MB, {bits:.2} bits per weight", f.file_type, mb(f.bytes));
     println!("  {} tensors, {:.1} M weights; MB by type: {}", f.tensors, f.parameters as f64 / 1e6, types.join(", "));
     // By what happened, not by tensor: a model has hundreds.
     let mut kinds: BTreeMap<(&str, &str, usize), Vec<&str>> = BTreeMap::new();
     for x in &f.fallbacks {
-        kinds.entry((x.wanted, x.used, x.row)).or_default().push(&x.tensor);
+        kinds.entry((&x.wanted, &x.used, x.row)).or_default().push(&x.tensor);
     }
     for ((wanted, used, row), tensors) in kinds {
         let more = if tensors.len() > 3 { ", …" } else { "" };
         let names = tensors[..tensors.len().min(3)].join(", ");
         println!("  rows of {row} do not fit {wanted}: {} tensors are {used} ({names}{more})", tensors.len());
     }
-}
-
-fn mb(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
 }

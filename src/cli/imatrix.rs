@@ -41,12 +41,13 @@ pub fn run(args: Args, common: &Common) -> Result<()> {
         output: Some(args.output.clone()),
         types: types.clone(),
         mmproj_type: None,
+        split_max_size: None,
         origin: found.origin(),
     };
     let mut conversion = Conversion::begin(&pair, &options, &bars)?;
     let mmproj = conversion.mmproj()?;
     let done = job
-        .run(&pair, &types, mmproj.as_deref(), (&options.origin, &args.output), &bars)
+        .run(&pair, &types, mmproj.as_deref(), (&options.origin.name, &args.output), &bars)
         .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
     let Some(importance) = done.importance else { bail!("nothing was gathered") };
     importance.write(&job::linears(&pair, &types), &args.calibration.source(), &args.output)?;

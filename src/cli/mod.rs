@@ -60,7 +60,7 @@ enum Command {
     Eval(eval::Args),
     /// Writes an importance matrix gathered with pictures, for llama-quantize
     Imatrix(imatrix::Args),
-    /// Lists what a GGUF file holds
+    /// Says what a GGUF file holds, what it needs to run, and whether it is sound
     Inspect(inspect::Args),
     /// Asks a converted model about a picture
     Chat(chat::Args),
@@ -75,7 +75,7 @@ pub fn main() -> ExitCode {
         None => convert::run(cli.convert, &cli.common),
         Some(Command::Eval(args)) => eval::run(args, &cli.common),
         Some(Command::Imatrix(args)) => imatrix::run(args, &cli.common),
-        Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Inspect(args)) => inspect::run(args, &cli.common),
         Some(Command::Chat(args)) => chat::run(args, &cli.common),
         Some(Command::Runtime(args)) => runtime::run(args),
     };
@@ -86,6 +86,25 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A number of bytes, with K, M or G for powers of `kilo`.
+fn size(s: &str, kilo: usize) -> Result<usize, String> {
+    let (digits, unit) = s.split_at(s.find(|c: char| !c.is_ascii_digit()).unwrap_or(s.len()));
+    let power = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        _ => return Err("a number of bytes, or with K, M, G".into()),
+    };
+    let n: usize = digits.parse().map_err(|_| "a number of bytes, or with K, M, G".to_string())?;
+    n.checked_mul(kilo.pow(power)).filter(|&n| n > 0).ok_or_else(|| "too large, or zero".into())
+}
+
+/// Megabytes.
+fn mb(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 /// The error and its causes on one line; a cause that the text before it already names is not repeated.

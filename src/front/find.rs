@@ -1,6 +1,8 @@
 //! What MODEL names: a checkpoint's folder, a hub id, or a GGUF file.
 use super::config::{ConfigError, Section};
-use super::{FrontError, Pair, gemma3, gguf, idefics3, internvl, llava, llava_onevision, llava_original, qwen_vl};
+use super::{
+    FrontError, Origin, Pair, gemma3, gguf, idefics3, internvl, llava, llava_onevision, llava_original, qwen_vl,
+};
 use crate::Error;
 use crate::checkpoint::{Checkpoint, read_configuration};
 use crate::events::Observer;
@@ -131,13 +133,14 @@ impl FoundModel {
         }
     }
 
-    /// Where it came from: `org/name` on the hub, or a path.
-    pub fn origin(&self) -> String {
+    /// Where it came from.
+    pub fn origin(&self) -> Origin {
         match self {
             FoundModel::Checkpoint { checkpoint, repository } => {
-                repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string())
+                let name = repository.clone().unwrap_or_else(|| checkpoint.dir().display().to_string());
+                Origin::checkpoint(checkpoint.dir(), name)
             }
-            FoundModel::Gguf { text, .. } => text.display().to_string(),
+            FoundModel::Gguf { text, mmproj } => Origin::gguf(text, mmproj.as_deref()),
         }
     }
 }

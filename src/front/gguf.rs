@@ -3,7 +3,7 @@ use super::{FrontError, ModelName, Pair, Source, TensorSpec, Tensors};
 use crate::Error;
 use crate::digest::{self, WHOLE, hex};
 use crate::ggml::{GgmlType, dequantize};
-use crate::gguf::{GgufError, GgufFile, TensorInfo, belongs};
+use crate::gguf::{GgufError, GgufFile, ShardName, TensorInfo, belongs};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -26,7 +26,7 @@ pub fn open(path: &Path) -> Result<Source<'static>, Error> {
     let file = GgufFile::open(path).map_err(GgufError::from)?;
     let tensors = file.tensors.iter().map(|t| spec(&file, t)).collect::<Result<Vec<_>, _>>()?;
     let mut metadata = file.metadata.clone();
-    // What is written is one file.
+    // Of the files that it was read from, not of those that are written.
     metadata.remove(|key| key.starts_with("split."));
     let index = file.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
     Ok(Source { metadata, tensors, values: Box::new(File { file, index }) })
@@ -53,8 +53,7 @@ pub fn pair(text: &Path, mmproj: Option<&Path>) -> Result<Pair<'static>, Error> 
     {
         return Err(GgufError::Pair { model: text.into(), mmproj: path.into() }.into());
     }
-    let stem = || text.file_stem().map_or_else(|| "model".into(), |s| s.to_string_lossy().into_owned());
-    let name = source.metadata.str("general.name").map_or_else(stem, String::from);
+    let name = source.metadata.str("general.name").map_or_else(|| ShardName::stem_of(text), String::from);
     let name = ModelName::parse(&name, source.elements());
     Ok(Pair { text: source, mmproj: vision, name, notes: Vec::new() })
 }

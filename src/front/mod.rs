@@ -15,6 +15,7 @@ pub mod internvl;
 pub mod llava;
 pub mod llava_onevision;
 pub mod llava_original;
+mod origin;
 mod pair_id;
 mod pretokenizer;
 pub(crate) mod processor;
@@ -33,6 +34,7 @@ pub use card::{Card, ModelName};
 pub use config::ConfigError;
 pub use find::{FoundModel, families};
 pub use general::General;
+pub use origin::{Origin, OriginFile};
 pub(crate) use renamed::{Renamed, Row};
 pub use source::{Source, TensorSpec, Tensors};
 

@@ -24,6 +24,10 @@ pub enum GgufError {
     Output { path: PathBuf, problem: &'static str },
     #[error("{flag} changes nothing: {why}; leave it out")]
     NoEffect { flag: &'static str, why: &'static str },
+    #[error(
+        "--split-max-size: there would be {count} files, of which at most {most} can be numbered; take a larger size"
+    )]
+    Shards { count: usize, most: usize },
     #[error("GGUF tensor {tensor:?}: {problem}")]
     Entry { tensor: String, problem: String },
     #[error(

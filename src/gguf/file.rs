@@ -1,10 +1,12 @@
 //! GGUF files, read: every length is checked against the file before it is believed.
 use super::header::{ALIGNMENT, DIMENSIONS, Metadata};
+use super::shard::{ShardKeys, ShardName};
 use super::value::{ARRAY, Array, STRING, Value, number, width};
+use crate::digest::file_name;
 use crate::ggml::GgmlType;
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -78,29 +80,41 @@ impl GgufFile {
     /// A file that cannot be read, is no GGUF file, is cut off or contradicts itself, or lacks a shard.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let mut file = open_one(path)?;
-        let count = file.metadata.u64("split.count").unwrap_or(1);
-        if count <= 1 {
+        let keys = ShardKeys::read(&file.metadata);
+        if keys.count <= 1 {
             return Ok(file);
         }
         let unfit = |what: String| ReadError::Unfit { path: path.into(), what };
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(stem) = name.strip_suffix(&format!("-00001-of-{count:05}.gguf")) else {
+        let count = keys.count as usize;
+        let name = ShardName::parse(&file_name(path)).filter(|name| (name.number, name.count as usize) == (1, count));
+        if name.is_none() || keys.number.unwrap_or(0) != 0 {
             return Err(unfit(format!("is one of {count} shards; give the first, named …-00001-of-{count:05}.gguf")));
-        };
-        let mut names: HashSet<String> = file.tensors.iter().map(|t| t.name.clone()).collect();
+        }
+        // By tensor, the shard that holds it.
+        let mut names: HashMap<String, usize> = file.tensors.iter().map(|t| (t.name.clone(), 0)).collect();
         for number in 2..=count {
-            let shard = path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"));
+            let shard = ShardName::path(path, number, count);
+            if !shard.exists() {
+                let what =
+                    format!("is split into {count} files, of which {} is missing; put it there", shard.display());
+                return Err(unfit(what));
+            }
             let more = open_one(&shard)?;
+            keys.check(path, &shard, number as u64 - 1, &ShardKeys::read(&more.metadata))?;
             for mut tensor in more.tensors {
-                if !names.insert(tensor.name.clone()) {
-                    return Err(unfit(format!("tensor {} stands in {} again", tensor.name, shard.display())));
+                if let Some(&other) = names.get(&tensor.name) {
+                    let other = ShardName::path(path, other + 1, count);
+                    let what =
+                        format!("tensor {} stands in {} too: they are of two sets", tensor.name, other.display());
+                    return Err(ReadError::Unfit { path: shard, what });
                 }
+                names.insert(tensor.name.clone(), file.shards.len());
                 tensor.shard = file.shards.len();
                 file.tensors.push(tensor);
             }
             file.shards.extend(more.shards);
         }
-        match file.metadata.u64("split.tensors.count") {
+        match keys.tensors {
             Some(want) if want != file.tensors.len() as u64 => {
                 Err(unfit(format!("promises {want} tensors, its shards hold {}", file.tensors.len())))
             }

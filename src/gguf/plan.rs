@@ -50,6 +50,17 @@ impl Planned {
     pub fn rows(&self) -> usize {
         self.elements() / self.row().max(1)
     }
+
+    /// Bytes of its data.
+    pub fn bytes(&self) -> u64 {
+        // invariant: the plan gives a tensor only a type that its rows fit.
+        self.ty.row_size(self.row()).map_or(0, |row| (row * self.rows()) as u64)
+    }
+
+    /// Bytes of its line in a file's list of tensors, at most: lengths, name, dimensions, type, offset.
+    pub(super) fn listed_bytes(&self) -> u64 {
+        (8 + self.name.len() + 4 + 8 * self.shape.len() + 4 + 8) as u64
+    }
 }
 
 /// The language model's types.

@@ -2,11 +2,13 @@
 //! slab at a time, so that memory depends neither on the model nor on its largest tensor.
 use super::plan::Planned;
 use super::{GgufError, Header, Output};
+use crate::digest::{FileDigest, file_name, hex};
 use crate::events::{Event, Observer};
 use crate::front::Source;
 use crate::ggml::{GgmlType, quantize_rows, validate};
 use crate::quant::fold::Folds;
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -51,7 +53,22 @@ pub fn list(header: &mut Header, plan: &[Planned]) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// Writes header and tensors of one file. Returns the bytes written.
+/// An output whose bytes are counted and hashed on their way.
+struct Hashed<'o> {
+    output: &'o mut Output,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.output.write(bytes)
+    }
+}
+
+/// Writes header and tensors of one file. Returns what was written.
 ///
 /// # Errors
 /// A tensor is missing, misshapen, not finite or beyond its type; the disk is full.
@@ -62,18 +79,15 @@ pub fn write(
     changes: Changes,
     output: &mut Output,
     observer: &dyn Observer,
-) -> Result<u64, crate::Error> {
-    let meta = header.encode();
-    output.write(&meta)?;
-    let mut written = meta.len() as u64;
-    let name = output.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+) -> Result<FileDigest, crate::Error> {
+    let name = file_name(output.path());
+    let mut file = Hashed { output, hash: Sha256::new(), bytes: 0 };
+    file.write(&header.encode())?;
     let total = plan.iter().map(|t| t.elements() as u64).sum();
-    observer.event(Event::PhaseStart { name, total, unit: "weights" });
+    observer.event(Event::PhaseStart { name: name.clone(), total, unit: "weights" });
     for tensor in plan {
-        let mut size = 0u64;
         let mut append = |bytes: &[u8], values: usize| -> Result<(), GgufError> {
-            output.write(bytes)?;
-            size += bytes.len() as u64;
+            file.write(bytes)?;
             observer.event(Event::Advance { n: values as u64, detail: tensor.name.clone() });
             Ok(())
         };
@@ -87,12 +101,12 @@ pub fn write(
             (None, None) => rounded(source, tensor, &changes, &mut append)?,
         }
         source.values.release(&tensor.name);
-        let padding = size.next_multiple_of(header.alignment()) - size;
-        output.write(&vec![0; padding as usize])?;
-        written += size + padding;
+        // The data begins at a multiple of the alignment: what is aligned in the file is aligned in the data.
+        let padding = file.bytes.next_multiple_of(header.alignment()) - file.bytes;
+        file.write(&vec![0; padding as usize])?;
     }
     observer.event(Event::PhaseEnd);
-    Ok(written)
+    Ok(FileDigest { name, bytes: file.bytes, sha256: hex(&file.hash.finalize()) })
 }
 
 /// The encoder's bytes, if they are as many as the tensor's blocks take.

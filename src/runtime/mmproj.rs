@@ -1,7 +1,7 @@
 //! Which vision file belongs to a language model.
 
 use super::RuntimeError;
-use crate::gguf::pair_of;
+use crate::gguf::{ShardName, pair_of};
 use std::path::{Path, PathBuf};
 
 /// The `mmproj*.gguf` beside `model`. Of several, the one that was made with the model ([`pair_of`]) is taken, of several
@@ -32,9 +32,9 @@ pub fn find_mmproj(model: &Path) -> Result<PathBuf, RuntimeError> {
         }
     }
     if found.len() > 1 {
-        let stem = model.file_stem().unwrap_or_default().to_string_lossy();
+        let stem = ShardName::stem_of(model);
         let own = |name: &&String| {
-            let rest = name.strip_prefix("mmproj-").and_then(|name| name.strip_prefix(stem.as_ref()));
+            let rest = name.strip_prefix("mmproj-").and_then(|name| name.strip_prefix(&stem));
             rest.is_some_and(|rest| rest.starts_with('-') || rest == ".gguf")
         };
         let named: Vec<String> = found.iter().filter(own).cloned().collect();
