@@ -1,10 +1,15 @@
 //! Rounding with feedback against a plain restatement in numpy, and what its parts promise.
 use candle_core::{DType, Device, Tensor};
-use mbq_convert::calibrate::feedback::{factor, largest_first, round};
+use mbq_convert::calibrate::feedback::{factor, round};
 use mbq_convert::ggml::{dequantize, quantize_rows};
-use mbq_convert::quant::levels::{Fit, Format};
+use mbq_convert::quant::levels::{Fit, Format, Halfs, Levels, Multiples, Simple};
 
-const ALL: [Format; 4] = [Format::Mbq3, Format::Q4_0, Format::Q4_1, Format::Q8_0];
+const ALL: [Simple; 4] = Simple::ALL;
+
+fn pack(format: Simple, levels: Levels, codes: &[u8], out: &mut Vec<u8>) {
+    let halfs = Halfs { d: levels.d, m: levels.m };
+    Format::Simple(format).pack(halfs, &[Multiples::default()], codes, out);
+}
 
 /// Weights of many sizes, some groups far from zero.
 fn weights(n: usize, seed: u64) -> Vec<f32> {
@@ -29,7 +34,7 @@ fn ggml_reads_the_levels_bit_for_bit() {
                 let levels = format.fit(w, &importance, fit);
                 let codes: Vec<u8> = w.iter().map(|&w| format.nearest(levels, w)).collect();
                 values.extend(codes.iter().map(|&c| levels.value(c)));
-                format.pack(levels, &codes, &mut bytes);
+                pack(format, levels, &codes, &mut bytes);
             }
             let read = dequantize(format.ty(), &bytes).unwrap();
             let bits = |v: &[f32]| v.iter().map(|v| (v + 0.0).to_bits()).collect::<Vec<_>>();
@@ -48,10 +53,10 @@ fn plain_levels_are_ggmls() {
         for w in w.chunks(format.group()) {
             let levels = format.fit(w, &[], Fit::Plain);
             let codes: Vec<u8> = w.iter().map(|&w| format.nearest(levels, w)).collect();
-            format.pack(levels, &codes, &mut ours);
+            pack(format, levels, &codes, &mut ours);
         }
         // Where the codes begin in a block.
-        let head = if matches!(format, Format::Mbq3 | Format::Q4_1) { 4 } else { 2 };
+        let head = if matches!(format, Simple::Mbq3 | Simple::Q4_1) { 4 } else { 2 };
         let size = format.ty().type_size();
         for (a, b) in ours.chunks(size).zip(theirs.chunks(size)) {
             assert_eq!(a[..head], b[..head], "{format:?}");
@@ -90,7 +95,7 @@ fn degenerate_blocks_keep_their_values() {
                 let levels = format.fit(&w, &vec![importance; w.len()], Fit::Search);
                 let got = levels.value(format.nearest(levels, value));
                 // The paper's grid cannot hold equal weights away from zero; the search can, if errors count.
-                let bound = if format == Format::Mbq3 && importance == 0.0 { value.abs() } else { value.abs() * 0.15 };
+                let bound = if format == Simple::Mbq3 && importance == 0.0 { value.abs() } else { value.abs() * 0.15 };
                 assert!((got - value).abs() <= bound + 1e-5, "{format:?} {value} {importance}: {got}");
             }
         }
@@ -144,8 +149,8 @@ fn codes_are_the_references() {
         (0..n * n).map(|i| (i / n, i % n)).map(|(i, j)| lower[i.max(j) * (i.max(j) + 1) / 2 + i.min(j)]).collect();
     let h = Tensor::from_vec(h, (n, n), &Device::Cpu).unwrap();
     let w = Tensor::from_vec(floats("w"), (rows, n), &Device::Cpu).unwrap();
-    let factor = factor(&h, number("damping"), None).unwrap();
-    let rounded = round(&w, &factor, Format::Mbq3, Fit::Plain).unwrap();
+    let factor = factor(&h, number("damping")).unwrap();
+    let rounded = round(&w, &factor, Format::Simple(Simple::Mbq3), Fit::Plain).unwrap();
     let codes: String = rounded
         .bytes()
         .unwrap()
@@ -163,74 +168,65 @@ fn codes_are_the_references() {
     assert!(error < 0.9 * number("error_nearest"));
 }
 
-/// Whatever the type, the order and the fit: ggml reads from the bytes what the feedback assumed, and the output's
-/// error is below that of rounding to nearest.
+/// Whatever the type and the fit: ggml reads from the bytes what the feedback assumed, and the output's error is below
+/// that of rounding to nearest.
 #[test]
 fn bytes_hold_what_the_feedback_assumed() {
     let (rows, n) = (20, 384);
     let (h, w) = (moments(n, 5), matrix(rows, n, 6));
-    for format in ALL {
+    let factor = factor(&h, 0.01).unwrap();
+    for format in ALL.map(Format::Simple) {
         let plain = dequantize(format.ty(), &quantize_rows(format.ty(), &values(&w), n, None).unwrap()).unwrap();
         let plain = Tensor::from_vec(plain, (rows, n), &Device::Cpu).unwrap();
-        for ordered in [false, true] {
-            let order = ordered.then(|| largest_first(&h, format.group()).unwrap());
-            let factor = factor(&h, 0.01, order).unwrap();
-            for fit in [Fit::Plain, Fit::Search] {
-                let rounded = round(&w, &factor, format, fit).unwrap();
-                let read = dequantize(format.ty(), &rounded.bytes().unwrap()).unwrap();
-                let bits = |v: &[f32]| v.iter().map(|v| (v + 0.0).to_bits()).collect::<Vec<_>>();
-                assert_eq!(
-                    bits(&read),
-                    bits(&values(&rounded.weight(&Device::Cpu).unwrap())),
-                    "{format:?} {ordered} {fit:?}"
-                );
-                let (ours, nearest) = (
-                    factor.error(&w, &rounded.weight(&Device::Cpu).unwrap()).unwrap(),
-                    factor.error(&w, &plain).unwrap(),
-                );
-                assert!(ours < 0.8 * nearest, "{format:?} {ordered} {fit:?}: {ours} of {nearest}");
-            }
+        for fit in [Fit::Plain, Fit::Search] {
+            let rounded = round(&w, &factor, format, fit).unwrap();
+            let read = dequantize(format.ty(), &rounded.bytes().unwrap()).unwrap();
+            let bits = |v: &[f32]| v.iter().map(|v| (v + 0.0).to_bits()).collect::<Vec<_>>();
+            let weight = rounded.weight(&Device::Cpu).unwrap();
+            assert_eq!(bits(&read), bits(&values(&weight)), "{format:?} {fit:?}");
+            let (ours, nearest) = (factor.error(&w, &weight).unwrap(), factor.error(&w, &plain).unwrap());
+            assert!(ours < 0.8 * nearest, "{format:?} {fit:?}: {ours} of {nearest}");
         }
     }
 }
 
-/// `error` and `solve` against products with H itself, in both orders.
+/// `error` and `solve` against products with H itself.
 #[test]
 fn factor_is_h() {
     let (rows, n) = (7, 300);
     let (h, b) = (moments(n, 7), matrix(rows, n, 8));
-    for order in [None, Some(largest_first(&h, 100).unwrap())] {
-        let factor = factor(&h, 0.02, order).unwrap();
-        let h = h.to_dtype(DType::F64).unwrap();
-        let mut dense: Vec<f64> = h.flatten_all().unwrap().to_vec1().unwrap();
-        let mean = (0..n).map(|i| dense[i * n + i]).sum::<f64>() / n as f64;
-        (0..n).for_each(|i| dense[i * n + i] += if i == 17 { mean } else { 0.02 * mean });
-        let dense = Tensor::from_vec(dense, (n, n), &Device::Cpu).unwrap();
-        let b64 = b.to_dtype(DType::F64).unwrap();
-        let direct = (b64.matmul(&dense).unwrap() * &b64).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
-        let error = factor.error(&b, &b.zeros_like().unwrap()).unwrap();
-        // M is rounded to f32.
-        assert!((error / direct - 1.0).abs() < 1e-5, "{error} {direct}");
-        let x = factor.solve(&b).unwrap().to_dtype(DType::F64).unwrap();
-        let back =
-            (x.matmul(&dense).unwrap() - &b64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
-        let square = b64.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
-        // The condition of H here is about 1e4; f32 has 6e-8.
-        assert!((back / square).sqrt() < 1e-3, "{}", (back / square).sqrt());
-    }
+    let factor = factor(&h, 0.02).unwrap();
+    let h = h.to_dtype(DType::F64).unwrap();
+    let mut dense: Vec<f64> = h.flatten_all().unwrap().to_vec1().unwrap();
+    let mean = (0..n).map(|i| dense[i * n + i]).sum::<f64>() / n as f64;
+    (0..n).for_each(|i| dense[i * n + i] += if i == 17 { mean } else { 0.02 * mean });
+    let dense = Tensor::from_vec(dense, (n, n), &Device::Cpu).unwrap();
+    let b64 = b.to_dtype(DType::F64).unwrap();
+    let direct = (b64.matmul(&dense).unwrap() * &b64).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    let error = factor.error(&b, &b.zeros_like().unwrap()).unwrap();
+    // M is rounded to f32.
+    assert!((error / direct - 1.0).abs() < 1e-5, "{error} {direct}");
+    let x = factor.solve(&b).unwrap().to_dtype(DType::F64).unwrap();
+    let back =
+        (x.matmul(&dense).unwrap() - &b64).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    let square = b64.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    // The condition of H here is about 1e4; f32 has 6e-8.
+    assert!((back / square).sqrt() < 1e-3, "{}", (back / square).sqrt());
 }
 
 #[test]
 fn what_cannot_be_used_is_refused() {
     let (h, w) = (moments(128, 9), matrix(2, 128, 10));
-    let factor = |h: &Tensor| factor(h, 0.01, None);
+    let factor = |h: &Tensor| factor(h, 0.01);
     assert!(factor(&(h.clone() * f64::NAN).unwrap()).is_err());
     let good = factor(&h).unwrap();
-    assert!(round(&matrix(2, 256, 1), &good, Format::Q8_0, Fit::Plain).is_err());
-    assert!(round(&(w.clone() * 1e9).unwrap(), &good, Format::Mbq3, Fit::Plain).unwrap().bytes().is_err());
+    assert!(round(&matrix(2, 256, 1), &good, Format::Simple(Simple::Q8_0), Fit::Plain).is_err());
+    assert!(
+        round(&(w.clone() * 1e9).unwrap(), &good, Format::Simple(Simple::Mbq3), Fit::Plain).unwrap().bytes().is_err()
+    );
     // No activity at all: every channel counts alike.
     let dead = factor(&h.zeros_like().unwrap()).unwrap();
-    assert!(round(&w, &dead, Format::Mbq3, Fit::Plain).is_ok());
+    assert!(round(&w, &dead, Format::Simple(Simple::Mbq3), Fit::Plain).is_ok());
 }
 
 /// What is added to H's diagonal: a share of its mean, but where few channels hold nearly all of the activity a share
@@ -242,7 +238,7 @@ fn damping_is_measured_by_ordinary_channels() {
         let mut h = vec![0f32; n * n];
         diagonal.iter().enumerate().for_each(|(i, &d)| h[i * n + i] = d);
         let h = Tensor::from_vec(h, (n, n), &Device::Cpu).unwrap();
-        factor(&h, 0.01, None).unwrap().added().to_vec()
+        factor(&h, 0.01).unwrap().added().to_vec()
     };
     assert_eq!(added(&[1.0, 2.0, 3.0, 2.0]), [0.02; 4]);
     let mut outlier = vec![1.0; 200];

@@ -5,7 +5,7 @@
 //! errors there less: they weigh `vision` times a token of text. Linears with a common input share H.
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
-use super::feedback::{Factor, factor, largest_first, round};
+use super::feedback::{Factor, factor, round};
 use super::grid::{Activations, Mbq3, WeightGrid};
 use super::mbq::Group;
 use super::mbq::Ratios;
@@ -36,8 +36,6 @@ pub struct CompensationSettings {
     pub vision: VisionWeight,
     /// Share of H's mean diagonal that is added to its diagonal.
     pub damping: f64,
-    /// Round channels of large activations first, as far as blocks of the type allow.
-    pub order: bool,
     /// Search a block's levels instead of taking the type's own rule.
     pub search_levels: bool,
     /// How much of the way a linear goes from its own output on rounded inputs towards its full-precision output on
@@ -52,7 +50,6 @@ impl CompensationSettings {
     pub const GPTQ: CompensationSettings = CompensationSettings {
         vision: VisionWeight::Fixed(1.0),
         damping: 0.01,
-        order: false,
         search_levels: false,
         target: 0.0,
         residual: false,
@@ -265,14 +262,15 @@ impl Compensation {
                 pulls.push(moments.pull(&exact.linear(name).weight)?);
             }
             (moments.shift, moments.residual) = (None, None);
-            let mut factors: Vec<(usize, Factor)> = Vec::new();
+            // Linears with a common input share it.
+            let mut shared: Option<Factor> = None;
             for (&name, pull) in group.linears().iter().zip(pulls) {
                 let source = name.weight(layer);
                 let ty = self.types.get(&source).copied().unwrap_or(GgmlType::F32);
                 let weight = match Format::of(ty) {
                     Some(_) if done => self.stored(&source, ty, &exact.linear(name).weight)?,
                     Some(format) => {
-                        let gain = self.linear(name, &source, format, exact, &moments, pull, &mut factors)?;
+                        let gain = self.linear(name, &source, format, exact, &moments, pull, &mut shared)?;
                         found.linears.push(gain.0);
                         gain.1
                     }
@@ -354,18 +352,13 @@ impl Compensation {
         exact: &Block,
         moments: &Moments,
         pull: Option<Tensor>,
-        factors: &mut Vec<(usize, Factor)>,
+        shared: &mut Option<Factor>,
     ) -> std::result::Result<(Gain, Tensor), Error> {
         let (s, weight) = (&self.settings, &exact.linear(name).weight);
         let Some(h) = &moments.h else { return Err(CalibrateError::NoSamples.into()) };
-        // Blocks of different sizes are kept together in different orders; else linears of a group share H's factor.
-        let key = if s.order { format.group() } else { 0 };
-        if !factors.iter().any(|(k, _)| *k == key) {
-            let order = s.order.then(|| largest_first(h, format.group())).transpose()?;
-            factors.push((key, factor(h, s.damping, order)?));
-        }
-        let Some((_, factor)) = factors.iter().find(|(k, _)| *k == key) else {
-            return Err(CalibrateError::NoSamples.into());
+        let factor = match shared {
+            Some(factor) => &*factor,
+            None => shared.insert(factor(h, s.damping)?),
         };
         let mut target = weight.clone();
         if let Some(pull) = pull {

@@ -5,7 +5,8 @@
 //! unit upper triangular and D diagonal. Then the error is the sum over columns k of D_k (t_k - v_k)^2 where
 //! `t_k = w_k + sum_{j<k} (w_j - v_j) M_jk`: rounding t_k, column by column, minimises each term in turn. Nothing is
 //! inverted, and what blocks of columns owe to those before them is one matrix product.
-use crate::quant::levels::{Fit, Format, Levels};
+use super::columns::{Columns, RowPart};
+use crate::quant::levels::{Fit, Format, Halfs, Multiples};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -17,34 +18,24 @@ const BLOCK: usize = 128;
 /// the others. Elsewhere the mean is below this.
 const OUTLIERS: f64 = 10.0;
 
-/// H = M D M^T, in an order of its columns.
+/// H = M D M^T.
 pub struct Factor {
     /// M, `[n, n]`, f32.
     m: Tensor,
     /// D.
     d: Vec<f64>,
-    /// What was added to H's diagonal, in the weights' order of columns.
+    /// What was added to H's diagonal.
     lift: Vec<f64>,
-    /// Column k here is column `order[k]` of the weights.
-    order: Vec<usize>,
 }
 
 /// Factors `h` `[n, n]`. `damping` times the mean of its diagonal (or ten times its median, if that is less) is added
-/// to the diagonal, ten times more where that is too little; channels that are never active count as ones of mean activity. `order` as [`Factor`] has it.
+/// to the diagonal, ten times more where that is too little; channels that are never active count as ones of mean activity.
 ///
 /// # Errors
 /// `h` is not finite.
-pub fn factor(h: &Tensor, damping: f64, order: Option<Vec<usize>>) -> Result<Factor> {
+pub fn factor(h: &Tensor, damping: f64) -> Result<Factor> {
     let n = h.dim(0)?;
-    let h = match &order {
-        Some(order) => {
-            let index: Vec<u32> = order.iter().map(|&i| i as u32).collect();
-            let index = Tensor::new(index, h.device())?;
-            h.index_select(&index, 0)?.index_select(&index, 1)?
-        }
-        None => h.clone(),
-    };
-    let diagonal = diagonal(&h)?;
+    let diagonal = diagonal(h)?;
     let mean = diagonal.iter().sum::<f64>() / n as f64;
     if !mean.is_finite() {
         bail!("activations are not finite: check the checkpoint's weights");
@@ -54,11 +45,8 @@ pub fn factor(h: &Tensor, damping: f64, order: Option<Vec<usize>>) -> Result<Fac
     let mut damp = damping * mean.min(OUTLIERS * median(&diagonal));
     for _ in 0..4 {
         let lift: Vec<f64> = diagonal.iter().map(|&d| if d > 0.0 { damp } else { mean }).collect();
-        if let Some((m, d)) = upper(&h, &lift)? {
-            let order = order.unwrap_or_else(|| (0..n).collect());
-            let mut added = vec![0.0; n];
-            order.iter().zip(lift).for_each(|(&i, l)| added[i] = l);
-            return Ok(Factor { m, d, lift: added, order });
+        if let Some((m, d)) = upper(h, &lift)? {
+            return Ok(Factor { m, d, lift });
         }
         damp = (10.0 * damp).max(1e-3 * mean);
     }
@@ -156,11 +144,11 @@ fn invert_upper(r: &[f64], n: usize) -> Vec<f64> {
 }
 
 impl Factor {
-    /// `B H^-1` for B `[rows, n]`, in the original order of columns.
+    /// `B H^-1` for B `[rows, n]`.
     pub fn solve(&self, b: &Tensor) -> Result<Tensor> {
         let n = self.d.len();
         let device = b.device();
-        let b = self.permute(b)?.contiguous()?;
+        let b = b.contiguous()?;
         let m = self.m.to_device(device)?;
         let x = Tensor::zeros(b.shape(), b.dtype(), device)?;
         let corner = |start: usize, len: usize| -> Result<Tensor> {
@@ -189,59 +177,44 @@ impl Factor {
             }
             x.slice_set(&s.contiguous()?.matmul(&corner(start, len)?)?, 1, start)?;
         }
-        let mut back = vec![0u32; n];
-        self.order.iter().enumerate().for_each(|(k, &i)| back[i] = k as u32);
-        x.index_select(&Tensor::new(back, device)?, 1)
+        Ok(x)
     }
 
-    /// What was added to H's diagonal, in the weights' order of columns.
+    /// What was added to H's diagonal.
     pub fn added(&self) -> &[f64] {
         &self.lift
     }
 
-    fn permute(&self, w: &Tensor) -> Result<Tensor> {
-        let index: Vec<u32> = self.order.iter().map(|&i| i as u32).collect();
-        w.index_select(&Tensor::new(index, w.device())?, 1)
-    }
-
     /// `(w - v) H (w - v)^T`, summed over rows, of H with its damping.
     pub fn error(&self, w: &Tensor, v: &Tensor) -> Result<f64> {
-        let t = self.permute(&(w - v)?)?.matmul(&self.m)?;
+        let t = (w - v)?.matmul(&self.m)?;
         let columns: Vec<f32> = t.sqr()?.sum(0)?.to_vec1()?;
         Ok(columns.iter().zip(&self.d).map(|(&c, d)| f64::from(c) * d).sum())
     }
 }
 
-/// An order of columns that keeps blocks of `group` together: blocks, and columns in a block, of large `diagonal`
-/// first. What is rounded early can still be made up for.
-pub fn largest_first(h: &Tensor, group: usize) -> Result<Vec<usize>> {
-    let diagonal = diagonal(h)?;
-    let mut groups: Vec<Vec<usize>> =
-        (0..diagonal.len()).collect::<Vec<_>>().chunks(group).map(<[usize]>::to_vec).collect();
-    let sum = |g: &[usize]| g.iter().map(|&i| diagonal[i]).sum::<f64>();
-    groups.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
-    groups.iter_mut().for_each(|g| g.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a])));
-    Ok(groups.concat())
-}
-
-/// A weight matrix as codes and levels.
+/// A weight matrix as codes and what they stand for.
 pub struct Coded {
     pub format: Format,
     pub rows: usize,
     /// Row by row, one per weight.
     pub codes: Vec<u8>,
     /// Row by row, one per block.
-    pub levels: Vec<Levels>,
+    pub halfs: Vec<Halfs>,
+    /// Row by row, one per sub-block; of no meaning in simple types.
+    pub multiples: Vec<Multiples>,
 }
 
 impl Coded {
     /// What it stands for, `[rows, n]`, f32: the very values that ggml reads from the bytes.
     pub fn weight(&self, device: &Device) -> Result<Tensor> {
-        let group = self.format.group();
+        let (format, size) = (self.format, self.format.sub_group());
+        let subs = format.group() / size;
         let mut values = vec![0.0; self.codes.len()];
-        let blocks = values.par_chunks_mut(group).zip(self.codes.par_chunks(group)).zip(&self.levels);
-        blocks.with_min_len(64).for_each(|((values, codes), levels)| {
-            values.iter_mut().zip(codes).for_each(|(v, &c)| *v = levels.value(c));
+        let blocks = values.par_chunks_mut(size).zip(self.codes.par_chunks(size)).zip(&self.multiples).enumerate();
+        blocks.with_min_len(64).for_each(|(i, ((values, codes), &multiples))| {
+            let levels = format.levels(self.halfs[i / subs], multiples);
+            values.iter_mut().zip(codes).for_each(|(v, &c)| *v = levels.value(format.place(c)));
         });
         Tensor::from_vec(values, (self.rows, self.codes.len() / self.rows.max(1)), device)
     }
@@ -251,39 +224,44 @@ impl Coded {
     /// # Errors
     /// The weights were too large for halfs.
     pub fn bytes(&self) -> Result<Vec<u8>> {
-        if self.levels.iter().any(|l| !l.d.is_finite() || !l.m.is_finite()) {
+        if self.halfs.iter().any(|l| !l.d.is_finite() || !l.m.is_finite()) {
             bail!("weights too large for {}'s halfs: check the checkpoint", self.format.ty());
         }
         const BLOCKS: usize = 4096;
-        let group = self.format.group();
-        let parts = self.levels.par_chunks(BLOCKS).zip(self.codes.par_chunks(BLOCKS * group));
-        let pack = |(levels, codes): (&[Levels], &[u8])| {
+        let (group, subs) = (self.format.group(), self.format.group() / self.format.sub_group());
+        let parts = (self.halfs.par_chunks(BLOCKS))
+            .zip(self.multiples.par_chunks(BLOCKS * subs))
+            .zip(self.codes.par_chunks(BLOCKS * group));
+        let pack = |((halfs, multiples), codes): ((&[Halfs], &[Multiples]), &[u8])| {
             let mut bytes = Vec::new();
-            levels.iter().zip(codes.chunks(group)).for_each(|(l, c)| self.format.pack(*l, c, &mut bytes));
+            let blocks = halfs.iter().zip(multiples.chunks(subs)).zip(codes.chunks(group));
+            blocks.for_each(|((&halfs, multiples), codes)| self.format.pack(halfs, multiples, codes, &mut bytes));
             bytes
         };
         Ok(parts.map(pack).collect::<Vec<_>>().concat())
     }
 }
 
-/// Rounds `w` `[rows, n]` with feedback. Rows must be whole blocks of `format`, and so must the factor's order keep
-/// them together. The levels of a block follow from its weights as they are when its first column is reached:
-/// moved to where they make up best for the columns before.
+/// Rounds `w` `[rows, n]` with feedback. Rows must be whole blocks of `format`. The numbers of a block follow from its
+/// weights as they are when its first column is reached, moved to where they make up best for the columns before; those
+/// of a sub-block likewise, given its block's.
 ///
 /// # Errors
 /// The shapes do not fit.
 pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Coded> {
     let (rows, n) = w.dims2()?;
-    let group = format.group();
+    let (group, size) = (format.group(), format.sub_group());
     if n != factor.d.len() || !n.is_multiple_of(group) {
         bail!("rows of {n} weights for second moments of {} channels, in blocks of {group}", factor.d.len());
     }
-    let w = factor.permute(w)?.contiguous()?;
+    let w = w.contiguous()?;
     let errors = Tensor::zeros((rows, n), DType::F32, w.device())?;
     let mut codes = vec![0u8; rows * n];
-    let mut levels = vec![Levels::default(); rows * n / group];
-    for start in (0..n).step_by(BLOCK) {
-        let len = BLOCK.min(n - start);
+    let mut halfs = vec![Halfs::default(); rows * n / group];
+    let mut multiples = vec![Multiples::default(); rows * n / size];
+    let block = BLOCK.max(group);
+    for start in (0..n).step_by(block) {
+        let len = block.min(n - start);
         let mut t = w.narrow(1, start, len)?;
         let m = factor.m.narrow(1, start, len)?;
         if start > 0 {
@@ -292,56 +270,22 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
         let mut t: Vec<f32> = t.flatten_all()?.to_vec1()?;
         let original: Vec<f32> = w.narrow(1, start, len)?.flatten_all()?.to_vec1()?;
         let m: Vec<f32> = m.narrow(0, start, len)?.flatten_all()?.to_vec1()?;
-        let place = &factor.order[start..start + len];
-        let columns = Columns { format, fit, m: &m, d: &factor.d[start..start + len], place };
+        let columns = Columns::new(format, fit, &m, &factor.d[start..start + len]);
         // Each row on its own, for the widest vectors that the processor has; `t` becomes the row's errors.
         t.par_chunks_mut(len)
             .zip(original.par_chunks(len))
-            .zip(codes.par_chunks_mut(n).zip(levels.par_chunks_mut(n / group)))
+            .zip(codes.par_chunks_mut(n))
+            .zip(halfs.par_chunks_mut(n / group).zip(multiples.par_chunks_mut(n / size)))
             .with_min_len(8)
-            .for_each(|((t, original), (codes, levels))| {
-                pulp::Arch::new().dispatch(|| columns.round(t, original, codes, levels));
+            .for_each(|(((t, original), codes), (halfs, multiples))| {
+                let part = RowPart {
+                    codes: &mut codes[start..start + len],
+                    halfs: &mut halfs[start / group..(start + len) / group],
+                    multiples: &mut multiples[start / size..(start + len) / size],
+                };
+                pulp::Arch::new().dispatch(|| columns.round(t, original, part));
             });
         errors.slice_set(&Tensor::from_vec(t, (rows, len), w.device())?, 1, start)?;
     }
-    Ok(Coded { format, rows, codes, levels })
-}
-
-/// Columns that are rounded one after the other.
-struct Columns<'a> {
-    format: Format,
-    fit: Fit,
-    /// Their corner of M, `[len, len]`, and of D.
-    m: &'a [f32],
-    d: &'a [f64],
-    /// Where they stand in the weights.
-    place: &'a [usize],
-}
-
-impl Columns<'_> {
-    /// Rounds a row's targets `t` for the weights `original`; errors are left in `t`.
-    #[inline(always)]
-    fn round(&self, t: &mut [f32], original: &[f32], codes: &mut [u8], levels: &mut [Levels]) {
-        let (len, group) = (t.len(), self.format.group());
-        let mut current = Levels::default();
-        for k in 0..len {
-            if k % group == 0 {
-                // The levels are for the targets as they would be without any rounding from here on.
-                let ahead = &mut t[k..k + group].to_vec();
-                for (j, i) in (k..k + group).enumerate() {
-                    let e = original[i] - ahead[j];
-                    let m = &self.m[i * len + i + 1..i * len + k + group];
-                    ahead[j + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
-                }
-                current = self.format.fit(ahead, &self.d[k..k + group], self.fit);
-                levels[self.place[k] / group] = current;
-            }
-            let code = self.format.nearest(current, t[k]);
-            codes[self.place[k]] = code;
-            let e = original[k] - current.value(code);
-            t[k] = e;
-            let m = &self.m[k * len + k + 1..(k + 1) * len];
-            t[k + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
-        }
-    }
+    Ok(Coded { format, rows, codes, halfs, multiples })
 }

@@ -154,7 +154,6 @@ impl Job {
             Method::Gptq => CompensationSettings::GPTQ,
             _ => CompensationSettings {
                 vision: self.vision_weight.unwrap_or(VisionWeight::Fixed(1.0)),
-                order: self.switches.order.unwrap_or(false),
                 search_levels: true,
                 target: self.switches.target.unwrap_or(0.5),
                 residual: self.switches.residual.unwrap_or(false),

@@ -5,6 +5,7 @@ pub mod bits;
 mod budget;
 pub mod builtin;
 mod clock;
+mod columns;
 pub mod compensate;
 pub mod embed;
 mod estimate;

@@ -92,8 +92,6 @@ pub struct Switches {
     pub exhaustive: Option<bool>,
     /// Scale v -> o under grouped queries too, with one scale per value channel [default: off].
     pub share_heads: Option<bool>,
-    /// Compensate in the order of the activations' sizes [default: off].
-    pub order: Option<bool>,
     /// How far compensation aims at the full-precision stream, 0 to 1 [default: 0.5].
     pub target: Option<f64>,
     /// Aim o and down at what the residual stream has lost, too [default: off].
@@ -171,7 +169,6 @@ impl Switches {
             ("--set balance", self.balance.is_some(), balances),
             ("--set exhaustive", self.exhaustive.is_some(), searches),
             ("--set share-heads", self.share_heads.is_some(), searches),
-            ("--set order", self.order.is_some(), own),
             ("--set target", self.target.is_some(), own),
             ("--set residual", self.residual.is_some(), own),
             ("--vision-weight", vision_weight.is_some(), own),
@@ -197,7 +194,7 @@ mod tests {
     fn every_key_is_taken_once() {
         let keys = serde_json::to_value(Switches::default()).unwrap();
         let keys = keys.as_object().unwrap();
-        assert_eq!(keys.len(), 13);
+        assert_eq!(keys.len(), 12);
         for key in keys.keys() {
             let value = match key.as_str() {
                 "seed" | "max-tokens" => "3",

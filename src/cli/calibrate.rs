@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long)]
     resume: bool,
     /// Switches for research, see docs/calibration.md: seed, max-tokens, activations, scales, loss, distort, balance,
-    /// exhaustive, share-heads, order, target, residual
+    /// exhaustive, share-heads, target, residual
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }

@@ -1,79 +1,45 @@
-//! Storage types whose blocks are evenly spaced levels, `w = d*code + m`, taken apart so that codes can be chosen one
-//! column after the other: how a block's levels follow from its weights, and how levels and codes become bytes.
-use super::mbq3::{self, Grid, Mbq3Block};
+//! Types whose blocks are evenly spaced levels, `w = d*code + m`.
+use super::{Fit, Levels};
 use crate::ggml::GgmlType;
+use crate::quant::mbq3::{self, Grid};
 use half::f16;
 
-/// A type of evenly spaced levels.
+/// Shares of the plain range that [`Fit::Search`] begins with.
+const SHARES: [f32; 9] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6];
+
+/// A type without sub-blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum Simple {
     Mbq3,
     Q4_0,
     Q4_1,
     Q8_0,
 }
 
-/// A block's levels. Both numbers are what the file holds: halfs, or a whole multiple of one.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Levels {
-    /// Distance of two levels; q4_0's may be negative.
-    pub d: f32,
-    /// Value of code 0.
-    pub m: f32,
-}
-
-impl Levels {
-    #[inline(always)]
-    pub fn value(self, code: u8) -> f32 {
-        self.d * f32::from(code) + self.m
-    }
-}
-
-/// How a block's levels are found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fit {
-    /// By the type's own rule: the paper's for MBQ3, ggml's for the others.
-    Plain,
-    /// The least weighted squared error over clipped ranges, each improved by least squares.
-    Search,
-}
-
-/// Shares of the plain range that [`Fit::Search`] begins with.
-const SHARES: [f32; 9] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6];
-
-impl Format {
-    /// The type `ty`, if it is one of these.
-    pub fn of(ty: GgmlType) -> Option<Self> {
-        match ty {
-            GgmlType::MBQ3 => Some(Format::Mbq3),
-            GgmlType::Q4_0 => Some(Format::Q4_0),
-            GgmlType::Q4_1 => Some(Format::Q4_1),
-            GgmlType::Q8_0 => Some(Format::Q8_0),
-            _ => None,
-        }
-    }
+impl Simple {
+    pub const ALL: [Simple; 4] = [Simple::Mbq3, Simple::Q4_0, Simple::Q4_1, Simple::Q8_0];
 
     pub fn ty(self) -> GgmlType {
         match self {
-            Format::Mbq3 => GgmlType::MBQ3,
-            Format::Q4_0 => GgmlType::Q4_0,
-            Format::Q4_1 => GgmlType::Q4_1,
-            Format::Q8_0 => GgmlType::Q8_0,
+            Simple::Mbq3 => GgmlType::MBQ3,
+            Simple::Q4_0 => GgmlType::Q4_0,
+            Simple::Q4_1 => GgmlType::Q4_1,
+            Simple::Q8_0 => GgmlType::Q8_0,
         }
     }
 
     /// Weights in a block.
     pub fn group(self) -> usize {
-        if self == Format::Mbq3 { mbq3::GROUP } else { 32 }
+        if self == Simple::Mbq3 { mbq3::GROUP } else { 32 }
     }
 
     /// The smallest and the largest code. q8_0's codes are its bytes plus 128; -128 is left out, as ggml does.
     #[inline(always)]
     fn codes(self) -> (f32, f32) {
         match self {
-            Format::Mbq3 => (0.0, 7.0),
-            Format::Q4_0 | Format::Q4_1 => (0.0, 15.0),
-            Format::Q8_0 => (1.0, 255.0),
+            Simple::Mbq3 => (0.0, 7.0),
+            Simple::Q4_0 | Simple::Q4_1 => (0.0, 15.0),
+            Simple::Q8_0 => (1.0, 255.0),
         }
     }
 
@@ -81,8 +47,8 @@ impl Format {
     #[inline(always)]
     pub fn middle(self) -> Option<f32> {
         match self {
-            Format::Q4_0 => Some(8.0),
-            Format::Q8_0 => Some(128.0),
+            Simple::Q4_0 => Some(8.0),
+            Simple::Q8_0 => Some(128.0),
             _ => None,
         }
     }
@@ -162,22 +128,22 @@ impl Format {
     /// The type's own rule.
     fn plain(self, w: &[f32]) -> Levels {
         match self {
-            Format::Mbq3 => {
+            Simple::Mbq3 => {
                 // invariant: callers pass whole blocks.
                 let mut group = [0.0; mbq3::GROUP];
                 group.copy_from_slice(w);
                 let block = mbq3::Mbq3Group::nearest(&group, Grid::Paper).block();
                 Levels { d: block.d.to_f32(), m: block.m.to_f32() }
             }
-            Format::Q4_0 => {
+            Simple::Q4_0 => {
                 let extreme = w.iter().fold(0f32, |a, &b| if b.abs() > a.abs() { b } else { a });
                 self.stored(extreme / -8.0, 0.0)
             }
-            Format::Q4_1 => {
+            Simple::Q4_1 => {
                 let (low, high) = range(w);
                 self.stored((high - low) / 15.0, low)
             }
-            Format::Q8_0 => self.stored(w.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0, 0.0),
+            Simple::Q8_0 => self.stored(w.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0, 0.0),
         }
     }
 
@@ -221,31 +187,6 @@ impl Format {
         };
         let next = self.stored(d as f32, m as f32);
         (next.d.is_finite() && next.m.is_finite()).then_some(next)
-    }
-
-    /// Appends a block's bytes, ggml's layout.
-    pub fn pack(self, levels: Levels, codes: &[u8], out: &mut Vec<u8>) {
-        // invariant: both are halfs already, so that this loses nothing.
-        let (d, m) = (f16::from_f32(levels.d), f16::from_f32(levels.m));
-        match self {
-            Format::Mbq3 => {
-                let mut all = [0; mbq3::GROUP];
-                all.copy_from_slice(codes);
-                out.extend(Mbq3Block { d, m, codes: all }.pack());
-            }
-            Format::Q4_0 | Format::Q4_1 => {
-                out.extend(d.to_le_bytes());
-                if self == Format::Q4_1 {
-                    out.extend(m.to_le_bytes());
-                }
-                let (low, high) = codes.split_at(16);
-                out.extend(low.iter().zip(high).map(|(l, h)| l | h << 4));
-            }
-            Format::Q8_0 => {
-                out.extend(d.to_le_bytes());
-                out.extend(codes.iter().map(|c| c.wrapping_sub(128)));
-            }
-        }
     }
 }
 

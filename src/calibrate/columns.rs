@@ -1,0 +1,145 @@
+//! The columns of one row, rounded one after the other (see [`super::feedback`]).
+use crate::quant::levels::{Codebook, Even, Fit, Format, Halfs, LANES, Lanes, Levels, Multiples, Simple, Uneven};
+
+/// Columns that are rounded one after the other: whole blocks of the type.
+pub(super) struct Columns<'a> {
+    format: Format,
+    fit: Fit,
+    /// Their corner of M, `[len, len]`.
+    m: &'a [f32],
+    /// Of D.
+    d: &'a [f64],
+    /// The same over its largest in each block.
+    share: Vec<f32>,
+}
+
+/// A row's codes and numbers, as far as these columns go.
+pub(super) struct RowPart<'a> {
+    pub codes: &'a mut [u8],
+    pub halfs: &'a mut [Halfs],
+    pub multiples: &'a mut [Multiples],
+}
+
+impl<'a> Columns<'a> {
+    pub fn new(format: Format, fit: Fit, m: &'a [f32], d: &'a [f64]) -> Self {
+        let share = |block: &[f64]| -> Vec<f32> {
+            let most = block.iter().fold(f64::MIN_POSITIVE, |a, &b| a.max(b));
+            block.iter().map(|d| (d / most) as f32).collect()
+        };
+        Columns { format, fit, m, d, share: d.chunks(format.group()).flat_map(share).collect() }
+    }
+
+    /// Rounds a row's targets `t` for the weights `original`; errors are left in `t`.
+    #[inline(always)]
+    pub fn round(&self, t: &mut [f32], original: &[f32], out: RowPart) {
+        match self.format {
+            Format::Simple(simple) => self.simple(simple, t, original, out),
+            Format::Q2K => self.sub_blocks(Even::<0, 3>, t, original, out),
+            Format::Q3K => self.sub_blocks(Even::<-4, 3>, t, original, out),
+            Format::Q4K => self.sub_blocks(Even::<0, 15>, t, original, out),
+            Format::Q5K => self.sub_blocks(Even::<0, 31>, t, original, out),
+            Format::Q6K => self.sub_blocks(Even::<-32, 31>, t, original, out),
+            Format::Iq4Nl | Format::Iq4Xs => self.sub_blocks(Uneven::new(), t, original, out),
+        }
+    }
+
+    /// `t` of `len` columns from `k` on as it would be without any rounding from there on.
+    #[inline(always)]
+    fn ahead<'b>(&self, t: &[f32], original: &[f32], (k, len): (usize, usize), ahead: &'b mut [f32]) -> &'b mut [f32] {
+        let ahead = &mut ahead[..len];
+        ahead.copy_from_slice(&t[k..k + len]);
+        for (j, i) in (k..k + len).enumerate() {
+            let e = original[i] - ahead[j];
+            let m = &self.m[i * t.len() + i + 1..i * t.len() + k + len];
+            ahead[j + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
+        }
+        ahead
+    }
+
+    #[inline(always)]
+    fn simple(&self, format: Simple, t: &mut [f32], original: &[f32], out: RowPart) {
+        let (len, group) = (t.len(), format.group());
+        let mut current = Levels::default();
+        let mut room = [0.0; 128];
+        for k in 0..len {
+            if k % group == 0 {
+                let ahead = self.ahead(t, original, (k, group), &mut room);
+                current = format.fit(ahead, &self.d[k..k + group], self.fit);
+                out.halfs[k / group] = Halfs { d: current.d, m: current.m };
+            }
+            let code = format.nearest(current, t[k]);
+            out.codes[k] = code;
+            let e = original[k] - current.value(code);
+            t[k] = e;
+            let m = &self.m[k * len + k + 1..(k + 1) * len];
+            t[k + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
+        }
+    }
+
+    #[inline(always)]
+    fn sub_blocks(&self, book: impl Codebook, t: &mut [f32], original: &[f32], out: RowPart) {
+        let (len, group, size) = (t.len(), self.format.group(), self.format.sub_group());
+        let (mut room, mut halfs) = ([0.0; 256], Halfs::default());
+        for k in (0..len).step_by(size) {
+            if k % group == 0 && size < group {
+                let ahead = self.ahead(t, original, (k, group), &mut room);
+                halfs = self.format.fit_block(book, ahead, &self.share[k..k + group]);
+            }
+            let ahead = self.ahead(t, original, (k, size), &mut room);
+            let candidates = self.format.candidates(book, halfs, (ahead, &self.share[k..k + size]), self.fit);
+            let levels = candidates.map(|(halfs, multiples)| self.format.levels(halfs, multiples));
+            let mut places = [[0.0; LANES]; 32];
+            let best = self.race(book, &levels, original, (&t[k..k + size], k), &mut places);
+            (out.halfs[k / group], out.multiples[k / size]) = candidates[best];
+            halfs = candidates[best].0;
+            for i in k..k + size {
+                let place = places[i - k][best];
+                out.codes[i] = book.code(place);
+                t[i] = original[i] - levels[best].value(place);
+            }
+            let (done, rest) = t.split_at_mut(k + size);
+            for i in k..k + size {
+                let m = &self.m[i * len + k + size..(i + 1) * len];
+                rest.iter_mut().zip(m).for_each(|(t, m)| *t += done[i] * m);
+            }
+        }
+    }
+
+    /// Rounds the columns from `k` on, of targets `t`, with the levels of each candidate; which of them leaves the
+    /// least error, counting how errors are handed on within these columns. Ties go to the first.
+    #[inline(always)]
+    fn race(
+        &self,
+        book: impl Codebook,
+        levels: &[Levels; LANES],
+        original: &[f32],
+        (t, k): (&[f32], usize),
+        places: &mut [Lanes; 32],
+    ) -> usize {
+        let len = original.len();
+        let (d, m): (Lanes, Lanes) = (levels.map(|l| l.d), levels.map(|l| l.m));
+        let per_d = d.map(|d| 1.0 / d);
+        let mut targets = [[0.0; LANES]; 32];
+        targets.iter_mut().zip(t).for_each(|(lanes, &t)| *lanes = [t; LANES]);
+        let mut cost = [0.0; LANES];
+        for i in 0..t.len() {
+            let (now, later) = targets[..t.len()].split_at_mut(i + 1);
+            let (now, share, original) = (now[i], self.share[k + i], original[k + i]);
+            let mut e = [0.0; LANES];
+            for lane in 0..LANES {
+                let place = book.nearest((now[lane] - m[lane]) * per_d[lane]);
+                let value = d[lane] * place + m[lane];
+                places[i][lane] = place;
+                cost[lane] += share * (now[lane] - value) * (now[lane] - value);
+                e[lane] = original - value;
+            }
+            let row = &self.m[(k + i) * len + k + i + 1..];
+            for (later, &m) in later.iter_mut().zip(row) {
+                (0..LANES).for_each(|lane| later[lane] += e[lane] * m);
+            }
+        }
+        let mut best = 0;
+        (1..LANES).for_each(|lane| best = if cost[lane] < cost[best] { lane } else { best });
+        best
+    }
+}

@@ -1,0 +1,123 @@
+//! Blocks as bytes, ggml's layouts (ggml-common.h).
+use super::{Format, Halfs, Multiples, Simple};
+use crate::quant::mbq3::{GROUP, Mbq3Block};
+use half::f16;
+
+impl Format {
+    /// Appends the bytes of a block: its halfs, the multiples of its sub-blocks, its codes.
+    pub fn pack(self, halfs: Halfs, multiples: &[Multiples], codes: &[u8], out: &mut Vec<u8>) {
+        // invariant: both are halfs already, so that this loses nothing.
+        let (d, m) = (f16::from_f32(halfs.d), f16::from_f32(halfs.m));
+        let head = |out: &mut Vec<u8>| {
+            out.extend(d.to_le_bytes());
+            // ggml subtracts minima.
+            out.extend(f16::from_f32(0.0 - halfs.m).to_le_bytes());
+        };
+        match self {
+            Format::Simple(Simple::Mbq3) => {
+                let mut all = [0; GROUP];
+                all.copy_from_slice(codes);
+                out.extend(Mbq3Block { d, m, codes: all }.pack());
+            }
+            Format::Simple(Simple::Q4_0 | Simple::Q4_1) | Format::Iq4Nl => {
+                out.extend(d.to_le_bytes());
+                if self == Format::Simple(Simple::Q4_1) {
+                    out.extend(m.to_le_bytes());
+                }
+                nibbles(codes, 16, out);
+            }
+            Format::Simple(Simple::Q8_0) => {
+                out.extend(d.to_le_bytes());
+                out.extend(codes.iter().map(|c| c.wrapping_sub(128)));
+            }
+            Format::Q2K => {
+                out.extend(multiples.iter().map(|s| s.d as u8 | s.m << 4));
+                pairs(codes, out);
+                head(out);
+            }
+            Format::Q3K => {
+                out.extend(planes::<32>(codes, |code, plane| (code >> 2) << plane));
+                pairs(codes, out);
+                out.extend(six_bits(multiples));
+                out.extend(d.to_le_bytes());
+            }
+            Format::Q4K | Format::Q5K => {
+                head(out);
+                out.extend(scales_and_minima(multiples));
+                if self == Format::Q5K {
+                    out.extend(planes::<32>(codes, |code, plane| (code >> 4) << plane));
+                }
+                nibbles(codes, 32, out);
+            }
+            Format::Q6K => {
+                nibbles(codes, 64, out);
+                for half in codes.chunks(128) {
+                    out.extend(planes::<32>(half, |code, plane| (code >> 4) << (2 * plane)));
+                }
+                out.extend(multiples.iter().map(|s| s.d as u8));
+                out.extend(d.to_le_bytes());
+            }
+            Format::Iq4Xs => {
+                out.extend(d.to_le_bytes());
+                let bits = |(i, s): (usize, &Multiples)| ((s.d + 32) as u16 >> 4) << (2 * i);
+                let high = multiples.iter().enumerate().map(bits).fold(0, |all, bits| all | bits);
+                out.extend(high.to_le_bytes());
+                out.extend(multiples.chunks(2).map(|s| (s[0].d + 32) as u8 & 15 | ((s[1].d + 32) as u8) << 4));
+                nibbles(codes, 16, out);
+            }
+        }
+    }
+}
+
+/// Low four bits: a byte holds a code and the one `apart` further on.
+fn nibbles(codes: &[u8], apart: usize, out: &mut Vec<u8>) {
+    for part in codes.chunks(2 * apart) {
+        let (low, high) = part.split_at(apart);
+        out.extend(low.iter().zip(high).map(|(l, h)| l & 15 | h << 4));
+    }
+}
+
+/// Low two bits: a byte holds four codes, each 32 further on.
+fn pairs(codes: &[u8], out: &mut Vec<u8>) {
+    for half in codes.chunks(128) {
+        out.extend(planes::<32>(half, |code, plane| (code & 3) << (2 * plane)));
+    }
+}
+
+/// N bytes: byte i has `bits` of codes i, i + N, i + 2N …, which are of planes 0, 1, 2 …
+fn planes<const N: usize>(codes: &[u8], bits: impl Fn(u8, usize) -> u8) -> [u8; N] {
+    let mut all = [0; N];
+    for (plane, codes) in codes.chunks(N).enumerate() {
+        all.iter_mut().zip(codes).for_each(|(byte, &code)| *byte |= bits(code, plane));
+    }
+    all
+}
+
+/// q3_k's scales, plus 32: low four bits of two to a byte, then high two bits of four.
+fn six_bits(multiples: &[Multiples]) -> [u8; 12] {
+    let mut all = [0; 12];
+    for (i, s) in multiples.iter().enumerate() {
+        let scale = (s.d + 32) as u8;
+        all[i % 8] |= (scale & 15) << (4 * (i / 8));
+        all[8 + i % 4] |= (scale >> 4) << (2 * (i / 4));
+    }
+    all
+}
+
+/// q4_k's and q5_k's scales and minima: six bits of the first four each, then low four bits of the others together,
+/// whose high bits go above the first ones'.
+fn scales_and_minima(multiples: &[Multiples]) -> [u8; 12] {
+    let mut all = [0; 12];
+    for (i, s) in multiples.iter().enumerate() {
+        let (scale, min) = (s.d as u8, s.m);
+        if i < 4 {
+            all[i] |= scale;
+            all[i + 4] |= min;
+        } else {
+            all[i + 4] = scale & 15 | min << 4;
+            all[i - 4] |= (scale >> 4) << 6;
+            all[i] |= (min >> 4) << 6;
+        }
+    }
+    all
+}
