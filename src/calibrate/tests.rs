@@ -321,7 +321,7 @@ fn dumped_embeddings(oracle: &Path, embedder: &Embedder) {
         let path = oracle.join("data").join(text("image"));
         let image = crate::image::load_rgb(&path).unwrap();
         let messages = Conversation::single(text("question"), text("answer"), true);
-        let got = embedder.sample("sample", &messages, &[image], 4096).unwrap();
+        let got = embedder.sample("sample", &messages, &[image], 4096, &mut Vec::new()).unwrap();
         assert_eq!(got.kinds, want.kinds, "{}", path.display());
         // The authors end an answer with the tokenizer's eos token, here the turn ends as the model ends it.
         let n = got.kinds.len() - 1;
@@ -396,7 +396,7 @@ fn image_token() -> u32 {
 fn conversation(embedder: &Embedder, want: &serde_json::Value) {
     let paths = want["pictures"].as_array().unwrap().iter().map(|p| demo(p.as_str().unwrap()));
     let pictures: Vec<_> = paths.map(|p| crate::image::load_rgb(&p).unwrap()).collect();
-    let got = embedder.sample("it", &messages(&want["messages"]), &pictures, 4096).unwrap();
+    let got = embedder.sample("it", &messages(&want["messages"]), &pictures, 4096, &mut Vec::new()).unwrap();
     let numbers = |key: &str| want[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32);
     let of_text = |ids: &mut dyn Iterator<Item = u32>| -> Vec<u32> {
         ids.zip(&got.kinds).filter(|(_, k)| **k != Kind::Vision).map(|(id, _)| id).collect()
@@ -433,7 +433,7 @@ fn answers_are_found_in_any_template() {
         let mut made = Err("nothing was made".to_string());
         with_embedder(demo_worded_by(template).path(), |embedder| {
             let messages = messages(&golden[3]["messages"]);
-            made = embedder.sample("it", &messages, &[], 4096).map_err(|e| e.to_string());
+            made = embedder.sample("it", &messages, &[], 4096, &mut Vec::new()).map_err(|e| e.to_string());
         });
         made
     };
@@ -473,7 +473,7 @@ fn padded_samples(testbed: &Path) -> Vec<Sample> {
         for index in 0..32 {
             let conversation = list.conversation(index).unwrap();
             let pictures: Vec<_> = conversation.pictures.iter().map(|p| p.load().unwrap()).collect();
-            samples.push(embedder.sample("sample", &conversation.messages, &pictures, 4096).unwrap());
+            samples.push(embedder.sample("sample", &conversation.messages, &pictures, 4096, &mut Vec::new()).unwrap());
         }
     });
     // The authors' code pads, and its x_max counts the padding: other scales, losses that differ by 1 %.
@@ -553,7 +553,7 @@ fn divergence_from_runtime(text: &Path, mmproj: &Path) -> f64 {
     let embedder = Embedder::load(&pair.text, Some(mmproj), &runtime, compute, work.path()).unwrap();
     let picture = crate::image::load_rgb(&demo("demo/pictures/red-star.png")).unwrap();
     let messages = Conversation::single("What is in the picture?", "A red star, it seems.", true);
-    let sample = embedder.sample("it", &messages, std::slice::from_ref(&picture), 4096).unwrap();
+    let sample = embedder.sample("it", &messages, std::slice::from_ref(&picture), 4096, &mut Vec::new()).unwrap();
     let answer: Vec<i32> =
         sample.ids.iter().zip(&sample.kinds).filter(|(_, k)| **k == Kind::Answer).map(|(&id, _)| id as i32).collect();
 
