@@ -204,3 +204,27 @@ fn the_runtime_opens_the_first() {
         assert_eq!(given["perplexity"], given["perplexity_reference"], "{given}");
     }
 }
+
+/// The carried llama-gguf-split cuts the whole into the same files, to the last byte.
+#[test]
+fn the_files_are_those_of_llama_gguf_split() {
+    let Some(runtime) = runtime_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint(dir.path(), Naming::Published, 1);
+    let whole = made(dir.path(), "whole", &model, &["--type", "f16"]);
+    let theirs = dir.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    let tool = mbq_convert::runtime::tool(&runtime, "llama-gguf-split").unwrap();
+    let mut split = std::process::Command::new(tool);
+    split.args(["--split", "--split-max-size", "1M"]).arg(whole.join("out.gguf")).arg(theirs.join("out"));
+    let done = split.output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let names = listing(&theirs);
+    assert!(names.len() > 2, "{names:?}");
+    // It counts tensors alone, we whole files: what its largest file has is our limit.
+    let limit = names.iter().map(|name| theirs.join(name).metadata().unwrap().len()).max().unwrap().to_string();
+    let ours = made(dir.path(), "ours", &model, &["--type", "f16", "--split-max-size", &limit]);
+    for name in &names {
+        assert!(std::fs::read(theirs.join(name)).unwrap() == std::fs::read(ours.join(name)).unwrap(), "{name}");
+    }
+}
