@@ -103,15 +103,24 @@ fn what_fits_is_one_file() {
     }
 }
 
-/// What is said of the set whose first file is at `path`.
+/// Every command that reads models refuses the set whose first file is at `path` with these words.
 fn refused(path: &Path, words: &[&str]) {
-    for command in ["inspect", "chat"] {
-        let done = program().arg(command).arg(path).args(["--runtime", "/nonexistent"]).output().unwrap();
+    let mmproj = path.with_file_name("mmproj-out-f16.gguf");
+    let commands: [&[&str]; 4] = [&["inspect"], &["chat"], &["imatrix"], &["eval", "--reference"]];
+    for command in commands {
+        let mut program = program();
+        program.args(command).arg(path);
+        match command[0] {
+            "eval" => program.arg(path).args(["--data", "none.jsonl"]),
+            _ => program.arg("--mmproj").arg(&mmproj),
+        };
+        let runtime = path.with_file_name("runtime");
+        std::fs::create_dir_all(&runtime).unwrap();
+        std::fs::write(runtime.join(mbq_convert::runtime::library_file("mtmd")), "").unwrap();
+        let done = program.arg("--runtime").arg(runtime).output().unwrap();
         let said = text(&done.stderr);
         assert!(!done.status.success());
-        if command == "inspect" {
-            words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
-        }
+        words.iter().for_each(|word| assert!(said.contains(word), "{command:?}: {word}: {said}"));
     }
     let done = convert(path, &path.with_file_name("no.gguf"), &[]);
     let said = text(&done.stderr);
