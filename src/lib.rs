@@ -13,6 +13,7 @@ pub mod hub;
 pub mod image;
 pub mod inspect;
 pub mod prompt;
+pub mod publish;
 pub mod quant;
 pub mod random;
 pub mod record;
