@@ -294,7 +294,7 @@ fn padded_pictures_are_transformers() {
     let parent = tempfile::tempdir().unwrap();
     let model = PAD.converted(parent.path());
     let small = |name: &str, shape: &[usize]| tiny::small(name, shape, &["norm"]);
-    write_weights(&model, &tiny::llava::valued(false, &small), 1);
+    write_weights(&model, &tiny::llava::valued(false, small), 1);
     let file = parent.path().join("o.gguf");
     let done = convert(
         &model,
