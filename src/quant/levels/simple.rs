@@ -19,8 +19,7 @@ pub enum Simple {
 }
 
 impl Simple {
-    pub const ALL: [Simple; 6] =
-        [Simple::Mbq3, Simple::Q4_0, Simple::Q4_1, Simple::Q5_0, Simple::Q5_1, Simple::Q8_0];
+    pub const ALL: [Simple; 6] = [Simple::Mbq3, Simple::Q4_0, Simple::Q4_1, Simple::Q5_0, Simple::Q5_1, Simple::Q8_0];
 
     pub fn ty(self) -> GgmlType {
         match self {
