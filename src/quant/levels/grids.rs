@@ -106,12 +106,9 @@ impl Grid {
     /// are the points around, with the targets' signs and with those of the two smallest turned.
     #[inline(always)]
     pub fn nearest(&self, t: &[f32; 4], metric: &Metric, d: f32) -> [Quad; 2] {
-        let per_d = 1.0 / d;
-        let x = t.map(|t| t * per_d);
-        let size = x.map(f32::abs);
-        let codes = size.map(|size| even(((size - 1.0) * 0.5).clamp(0.0, 7.0)) as u8);
+        let (x, codes) = self.one_by_one(t, metric, d);
+        let (size, signs) = (x.map(f32::abs), x.map(|x| u8::from(x < 0.0)));
         let near = &self.near[cell(&codes)];
-        let signs = x.map(|x| u8::from(x < 0.0));
         let (mut first, mut second) = if size[1] < size[0] { (1, 0) } else { (0, 1) };
         for i in 2..4 {
             if size[i] < size[first] {
@@ -133,6 +130,24 @@ impl Grid {
             }
         }
         best.map(|(error, lane, signs)| self.quad(near, lane, signs, d, error))
+    }
+
+    /// Four targets over `d`, each moved by the errors of those before, rounded without regard to points; and the codes,
+    /// signs plus.
+    #[inline(always)]
+    fn one_by_one(&self, t: &[f32; 4], metric: &Metric, d: f32) -> ([f32; 4], [u8; 4]) {
+        let [m01, m02, m12, m03, m13, m23] = metric.m;
+        let m = [[0.0; 3], [m01, 0.0, 0.0], [m02, m12, 0.0], [m03, m13, m23]];
+        let (mut x, mut codes, mut e) = (t.map(|t| t / d), [0; 4], [0.0; 4]);
+        for i in 0..4 {
+            let own = x[i];
+            for j in 0..i {
+                x[i] += e[j] * m[i][j];
+            }
+            codes[i] = even(((x[i].abs() - 1.0) * 0.5).clamp(0.0, 7.0)) as u8;
+            e[i] = own - self.magnitudes[usize::from(codes[i])].copysign(x[i]);
+        }
+        (x, codes)
     }
 
     #[inline(always)]

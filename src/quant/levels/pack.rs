@@ -26,6 +26,15 @@ impl Format {
                 }
                 nibbles(codes, 16, out);
             }
+            Format::Simple(Simple::Q5_0 | Simple::Q5_1) => {
+                out.extend(d.to_le_bytes());
+                if self == Format::Simple(Simple::Q5_1) {
+                    out.extend(m.to_le_bytes());
+                }
+                let high = codes.iter().rev().fold(0u32, |all, code| all << 1 | u32::from(code >> 4));
+                out.extend(high.to_le_bytes());
+                nibbles(codes, 16, out);
+            }
             Format::Simple(Simple::Q8_0) => {
                 out.extend(d.to_le_bytes());
                 out.extend(codes.iter().map(|c| c.wrapping_sub(128)));
