@@ -85,7 +85,10 @@ fn blocks(all: &[Compensated], out: &mut String) -> Result {
     Ok(())
 }
 
-/// `self_attn.q_proj` as q, and so on.
+/// Between the least colour and the most.
+const DECADES: f64 = 1e3;
+
+/// `self_attn.q_proj`, as older records have it, as q.
 fn short(linear: &str) -> String {
     linear.rsplit('.').next().unwrap_or(linear).trim_end_matches("_proj").into()
 }
@@ -107,8 +110,8 @@ fn linears(all: &[Compensated], out: &mut String) -> Result {
     };
     let (before, after) = (of(&|gain, error| error / gain), of(&|_, error| error));
     let shown = before.iter().chain(&after).flatten().flatten().copied().filter(|v| v.is_finite() && *v > 0.0);
-    let (low, high) = shown.fold((f64::INFINITY, 0f64), |(l, h), v| (l.min(v), h.max(v)));
-    if !low.is_finite() {
+    let high = shown.fold(0f64, f64::max);
+    if high == 0.0 {
         return Ok(());
     }
     section(out, "linears", "Error by matrix, before and after")?;
@@ -116,21 +119,21 @@ fn linears(all: &[Compensated], out: &mut String) -> Result {
     let mean = gains.iter().sum::<f64>() / gains.len().max(1) as f64;
     writeln!(
         out,
-        "<p>Every matrix of every block: darker means that its output is further off. Above, each weight rounded for itself; \
+        "<p>Every matrix of every block: the stronger the colour, the further its output is off. Above, each weight rounded for itself; \
          below, with the weights that follow making up for it, which leaves <b>{:.0} %</b> of the error on average.</p>",
         100.0 * mean
     )?;
     for (title, values) in [("Rounded to nearest", &before), ("Compensated, as in this file", &after)] {
         writeln!(out, "<figure>\n<h3>{title}</h3>")?;
-        let map = Cells { rows: &names, values, range: (low * 0.9, high) };
+        let map = Cells { rows: &names, values, range: (high / DECADES, high) };
         cells(out, &map, &format!("{title}: error by matrix and block; the table below has the numbers"))?;
         out.push_str("</figure>\n");
     }
     writeln!(
         out,
-        "<p class=\"note\">Both maps have one scale, logarithmic, from {} % to {} %: squared error of the matrix’s output over \
+        "<p class=\"note\">Both maps have one scale, logarithmic, from {} % (or less) to {} %: squared error of the matrix’s output over \
          its square, on the inputs that the rounded blocks before it give. Columns are blocks.</p>",
-        percent(low),
+        percent(high / DECADES),
         percent(high)
     )?;
     let mut columns = vec!["Block".to_owned()];

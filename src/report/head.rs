@@ -1,6 +1,7 @@
 //! The first screen: what the model is, in words for someone who has not read the paper.
 use super::subject::{Evaluated, Subject};
 use crate::calibrate::Method;
+use crate::digest::file_name;
 use crate::eval::html::{main_fidelity, main_split};
 use crate::eval::report::kl;
 use crate::gguf::ROTATION_KEY;
@@ -9,7 +10,12 @@ use std::fmt::{Result, Write};
 
 pub fn write(s: &Subject, out: &mut String) -> Result {
     let written = &s.record.summary.model;
-    writeln!(out, "<header>\n<p class=\"eyebrow\">mbq-convert report</p>\n<h1>{}</h1>", text(&s.name))?;
+    writeln!(
+        out,
+        "<header>\n<p class=\"eyebrow\">mbq-convert report · {}</p>\n<h1>{}</h1>",
+        text(&file_name(&s.file.path)),
+        text(&s.name)
+    )?;
     writeln!(out, "<p class=\"lead\">{}</p>", lead(s))?;
     if let Some(eval) = &s.eval {
         writeln!(out, "<p class=\"verdict\">{}</p>", verdict(eval))?;

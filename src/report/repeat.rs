@@ -51,10 +51,11 @@ pub fn duration(seconds: f64) -> String {
 fn times(s: &Subject, out: &mut String) -> Result {
     let Some(noted) = &s.noted else { return Ok(()) };
     let mut rows: Vec<(String, f64)> = Vec::new();
-    rows.extend(noted.seconds.embedding.map(|t| ("Pictures and texts embedded".into(), t)));
+    rows.extend(noted.seconds.embedding.map(|t| ("Pictures and texts embedded, the model’s own answers".into(), t)));
     for (name, value) in &noted.seconds.phases {
-        // The pictures are a part of the embedding.
-        if let (Some(seconds), true) = (value.as_f64(), name != "vision") {
+        // Pictures and answers, for which the model is written, are parts of the embedding.
+        let within = name == "vision" || name.ends_with(".gguf");
+        if let (Some(seconds), false) = (value.as_f64(), within) {
             rows.push((phase(name, &noted.seconds.phases), seconds));
         }
     }
