@@ -14,6 +14,7 @@ pub mod image;
 pub mod inspect;
 mod page;
 pub mod prompt;
+pub mod publish;
 pub mod quant;
 pub mod random;
 pub mod record;

@@ -90,8 +90,7 @@ fn settings_without_effect_are_refused() {
         (&["--method", "rtn"][..], &["--calib", "rtn"][..]),
         (&["--type", "f16"], &["--calib", "rtn"]),
         (&["--method", "gptq", "--vision-weight", "0.3"], &["--vision-weight", "gptq"]),
-        // Of a type whose errors cannot be compensated the search is all there is.
-        (&["--type", "q4_k", "--set", "target=1"], &["--set target", "mbq-scales"]),
+        (&["--type", "q4_k", "--method", "mbq-scales", "--set", "target=1"], &["--set target", "mbq-scales"]),
         (&["--set", "loss=mse"], &["--set loss", "mbq"]),
         (&["--set", "losses=mse"], &["losses", "share-heads"]),
         (&["--method", "awq", "--bpw", "4"], &["--bpw"]),

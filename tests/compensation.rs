@@ -4,7 +4,7 @@ use mbq_convert::calibrate::feedback::{factor, round};
 use mbq_convert::ggml::{dequantize, quantize_rows};
 use mbq_convert::quant::levels::{Fit, Format, Halfs, Levels, Multiples, Simple};
 
-const ALL: [Simple; 4] = Simple::ALL;
+const ALL: [Simple; 6] = Simple::ALL;
 
 fn pack(format: Simple, levels: Levels, codes: &[u8], out: &mut Vec<u8>) {
     let halfs = Halfs { d: levels.d, m: levels.m };
@@ -56,7 +56,7 @@ fn plain_levels_are_ggmls() {
             pack(format, levels, &codes, &mut ours);
         }
         // Where the codes begin in a block.
-        let head = if matches!(format, Simple::Mbq3 | Simple::Q4_1) { 4 } else { 2 };
+        let head = if matches!(format, Simple::Mbq3 | Simple::Q4_1 | Simple::Q5_1) { 4 } else { 2 };
         let size = format.ty().type_size();
         for (a, b) in ours.chunks(size).zip(theirs.chunks(size)) {
             assert_eq!(a[..head], b[..head], "{format:?}");

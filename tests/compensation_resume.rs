@@ -53,7 +53,7 @@ fn types(pair: &Pair) -> BTreeMap<String, GgmlType> {
     let ty = |name: &str| match name {
         n if n.contains("attn_v") => GgmlType::Q4_0,
         n if n.contains("attn_output") => GgmlType::Q3_K,
-        n if n.contains("ffn_up") => GgmlType::Q5_1,
+        n if n.contains("ffn_up") => GgmlType::TQ2_0,
         _ => GgmlType::MBQ3,
     };
     linears.map(|t| (t.name.clone(), ty(&t.name))).collect()
@@ -198,7 +198,7 @@ fn a_missing_tensor_is_named_when_the_model_is_written() {
     };
     for (name, &ty) in &compensation.types {
         let has = compensation.encode(name, &[], ty).unwrap().is_some();
-        assert_eq!(has, ty != GgmlType::Q5_1, "{name}");
+        assert_eq!(has, ty != GgmlType::TQ2_0, "{name}");
     }
     let name = "blk.1.attn_q.weight";
     std::fs::remove_file(parent.path().join("store").join(format!("{name}.mbq3"))).unwrap();

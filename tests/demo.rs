@@ -62,6 +62,37 @@ fn mbq3_answers_90_of_100_figures() {
     answers("mbq3", 180);
 }
 
+/// Stock types whose errors are compensated, calibrated on some of the demo's pairs: every linear gains, and llama.cpp
+/// answers from the files.
+#[test]
+fn compensated_stock_types_answer_figures() {
+    let Some(runtime_dir) = runtime_dir() else { return };
+    let tool = runtime::tool(&runtime_dir, "llama-mtmd-cli").unwrap();
+    for kind in ["q4_k", "q3_k_m", "iq4_xs", "iq3_s"] {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model.gguf");
+        let done = Command::new(env!("CARGO_BIN_EXE_mbq-convert"))
+            .arg(root().join("demo/model"))
+            .args(["--type", kind, "--quiet", "--samples", "8", "--calib"])
+            .arg(root().join("demo/calib/pairs.json"))
+            .arg("-o")
+            .arg(&model)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let record = std::fs::read(model.with_extension("mbq.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        assert_eq!(record["calibration"]["method"], "mbq", "{kind}");
+        for block in record["calibration"]["compensated"].as_array().unwrap() {
+            let linears = block["linears"].as_array().unwrap();
+            assert_eq!(linears.len(), 7, "{kind}");
+            assert!(linears.iter().all(|l| l["gain"].as_f64().unwrap() < 0.9), "{kind}: {linears:?}");
+        }
+        let right = questions()[..10].iter().filter(|q| answer(&tool, &model, q) == q["answer"]).count();
+        assert!(right >= 9, "{kind}: {right} of 10");
+    }
+}
+
 /// A portable runtime holds CPU code for many processors. Each that this one can run answers alone; the others are
 /// refused, not crashed into.
 #[test]

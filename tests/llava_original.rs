@@ -184,6 +184,18 @@ fn both_layouts_become_the_same_files() {
     }
 }
 
+#[test]
+fn a_tower_that_is_null_tells_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = ONEVISION.converted(parent.path());
+    let want = files(&model);
+    let path = model.join("config.json");
+    let mut config = read(&path);
+    config["mm_vision_tower"] = Value::Null;
+    write(&path, &config);
+    assert!(files(&model) == want);
+}
+
 /// A tokenizer's own template is LLaVA's prompt, and counts.
 #[test]
 fn a_checkpoints_own_template_is_kept() {
@@ -272,7 +284,7 @@ fn towers_that_are_not_there_or_none() {
         let weights = [("vision_model.adapter.weight".to_string(), (vec![8], vec![0.0; 8]))];
         write_weights(tower, &weights.into(), 1);
     };
-    refused(&PAD, more, &["encoder.layers"]);
+    refused(&PAD, more, &["tower/config.json", "num_hidden_layers", "encoder.layers"]);
 }
 
 #[test]
@@ -282,7 +294,7 @@ fn padded_pictures_are_transformers() {
     let parent = tempfile::tempdir().unwrap();
     let model = PAD.converted(parent.path());
     let small = |name: &str, shape: &[usize]| tiny::small(name, shape, &["norm"]);
-    write_weights(&model, &tiny::llava::valued(false, &small), 1);
+    write_weights(&model, &tiny::llava::valued(false, small), 1);
     let file = parent.path().join("o.gguf");
     let done = convert(
         &model,

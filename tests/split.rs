@@ -103,15 +103,24 @@ fn what_fits_is_one_file() {
     }
 }
 
-/// What is said of the set whose first file is at `path`.
+/// Every command that reads models refuses the set whose first file is at `path` with these words.
 fn refused(path: &Path, words: &[&str]) {
-    for command in ["inspect", "chat"] {
-        let done = program().arg(command).arg(path).args(["--runtime", "/nonexistent"]).output().unwrap();
+    let mmproj = path.with_file_name("mmproj-out-f16.gguf");
+    let commands: [&[&str]; 4] = [&["inspect"], &["chat"], &["imatrix"], &["eval", "--reference"]];
+    for command in commands {
+        let mut program = program();
+        program.args(command).arg(path);
+        match command[0] {
+            "eval" => program.arg(path).args(["--data", "none.jsonl"]),
+            _ => program.arg("--mmproj").arg(&mmproj),
+        };
+        let runtime = path.with_file_name("runtime");
+        std::fs::create_dir_all(&runtime).unwrap();
+        std::fs::write(runtime.join(mbq_convert::runtime::library_file("mtmd")), "").unwrap();
+        let done = program.arg("--runtime").arg(runtime).output().unwrap();
         let said = text(&done.stderr);
         assert!(!done.status.success());
-        if command == "inspect" {
-            words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
-        }
+        words.iter().for_each(|word| assert!(said.contains(word), "{command:?}: {word}: {said}"));
     }
     let done = convert(path, &path.with_file_name("no.gguf"), &[]);
     let said = text(&done.stderr);
@@ -202,5 +211,29 @@ fn the_runtime_opens_the_first() {
         let given = &candidate["text"]["given"];
         assert_eq!(given["agreement"]["value"], 1.0, "{given}");
         assert_eq!(given["perplexity"], given["perplexity_reference"], "{given}");
+    }
+}
+
+/// The carried llama-gguf-split cuts the whole into the same files, to the last byte.
+#[test]
+fn the_files_are_those_of_llama_gguf_split() {
+    let Some(runtime) = runtime_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint(dir.path(), Naming::Published, 1);
+    let whole = made(dir.path(), "whole", &model, &["--type", "f16"]);
+    let theirs = dir.path().join("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    let tool = mbq_convert::runtime::tool(&runtime, "llama-gguf-split").unwrap();
+    let mut split = std::process::Command::new(tool);
+    split.args(["--split", "--split-max-size", "1M"]).arg(whole.join("out.gguf")).arg(theirs.join("out"));
+    let done = split.output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let names = listing(&theirs);
+    assert!(names.len() > 2, "{names:?}");
+    // It counts tensors alone, we whole files: what its largest file has is our limit.
+    let limit = names.iter().map(|name| theirs.join(name).metadata().unwrap().len()).max().unwrap().to_string();
+    let ours = made(dir.path(), "ours", &model, &["--type", "f16", "--split-max-size", &limit]);
+    for name in &names {
+        assert!(std::fs::read(theirs.join(name)).unwrap() == std::fs::read(ours.join(name)).unwrap(), "{name}");
     }
 }

@@ -1,5 +1,7 @@
 //! The columns of one row, rounded one after the other (see [`super::feedback`]).
-use crate::quant::levels::{Codebook, Even, Fit, Format, Halfs, LANES, Lanes, Levels, Multiples, Simple, Uneven};
+use crate::quant::levels::{
+    Codebook, Even, Fit, Format, Grid, Halfs, LANES, Lanes, Levels, Metric, Multiples, Quad, Simple, Uneven,
+};
 
 /// Columns that are rounded one after the other: whole blocks of the type.
 pub(super) struct Columns<'a> {
@@ -40,6 +42,11 @@ impl<'a> Columns<'a> {
             Format::Q5K => self.sub_blocks(Even::<0, 31>, t, original, out),
             Format::Q6K => self.sub_blocks(Even::<-32, 31>, t, original, out),
             Format::Iq4Nl | Format::Iq4Xs => self.sub_blocks(Uneven::new(), t, original, out),
+            Format::Iq3S | Format::Iq3Xxs => {
+                if let Some(grid) = Grid::of(self.format) {
+                    self.points(grid, t, original, out);
+                }
+            }
         }
     }
 
@@ -97,12 +104,100 @@ impl<'a> Columns<'a> {
                 out.codes[i] = book.code(place);
                 t[i] = original[i] - levels[best].value(place);
             }
-            let (done, rest) = t.split_at_mut(k + size);
-            for i in k..k + size {
-                let m = &self.m[i * len + k + size..(i + 1) * len];
-                rest.iter_mut().zip(m).for_each(|(t, m)| *t += done[i] * m);
-            }
+            self.hand_on(t, (k, size), len);
         }
+    }
+
+    /// Adds to the columns up to `end` what the errors of `len` columns from `k` on ask of them.
+    #[inline(always)]
+    fn hand_on(&self, t: &mut [f32], (k, len): (usize, usize), end: usize) {
+        let n = t.len();
+        let (done, rest) = t[..end].split_at_mut(k + len);
+        for i in k..k + len {
+            let m = &self.m[i * n + k + len..i * n + end];
+            rest.iter_mut().zip(m).for_each(|(t, m)| *t += done[i] * m);
+        }
+    }
+
+    /// Four columns at a time are a point of the grid.
+    #[inline(always)]
+    fn points(&self, grid: &Grid, t: &mut [f32], original: &[f32], out: RowPart) {
+        const SIZE: usize = 32;
+        let (len, group) = (t.len(), self.format.group());
+        let (mut room, mut halfs) = ([0.0; 256], Halfs::default());
+        for k in (0..len).step_by(SIZE) {
+            if k % group == 0 {
+                let ahead = self.ahead(t, original, (k, group), &mut room);
+                halfs = grid.fit_block(ahead, &self.share[k..k + group]);
+                out.halfs[k / group] = halfs;
+            }
+            let ahead = self.ahead(t, original, (k, SIZE), &mut room);
+            let count = if self.fit == Fit::Plain { 1 } else { 5 };
+            let mut best = f32::INFINITY;
+            let targets: [f32; SIZE] = std::array::from_fn(|i| t[k + i]);
+            for multiples in grid.candidates(halfs, ahead, &self.share[k..k + SIZE], count) {
+                let d = self.format.levels(halfs, multiples).d;
+                let (error, codes) = self.try_points(grid, d, (t, k), original);
+                // The first whatever its error.
+                if error < best || out.multiples[k / SIZE].d == 0 {
+                    best = error;
+                    out.multiples[k / SIZE] = multiples;
+                    out.codes[k..k + SIZE].copy_from_slice(&codes);
+                }
+                t[k..k + SIZE].copy_from_slice(&targets);
+            }
+            let levels = self.format.levels(halfs, out.multiples[k / SIZE]);
+            (k..k + SIZE).for_each(|i| t[i] = original[i] - levels.value(grid.place(out.codes[i])));
+            self.hand_on(t, (k, SIZE), len);
+        }
+    }
+
+    /// Rounds 32 columns from `k` on to points times `d`; their error and codes. Their targets are lost.
+    #[inline(always)]
+    fn try_points(&self, grid: &Grid, d: f32, (t, k): (&mut [f32], usize), original: &[f32]) -> (f32, [u8; 32]) {
+        let (mut error, mut codes) = (0.0, [0; 32]);
+        let mut take = |t: &mut [f32], i: usize, quad: &Quad, end: usize| {
+            (0..4).for_each(|j| t[i + j] = original[i + j] - quad.values[j]);
+            codes[i - k..i - k + 4].copy_from_slice(&quad.codes);
+            self.hand_on(t, (i, 4), end);
+        };
+        for i in (k..k + 32).step_by(8) {
+            let first = self.quads(grid, d, (t, i), original);
+            let before: [f32; 4] = std::array::from_fn(|j| t[i + 4 + j]);
+            let mut best: Option<(Quad, Quad)> = None;
+            // After a first half of each parity; where signs are free, after the best alone.
+            let better = usize::from(first[1].error < first[0].error);
+            for parity in if grid.even { 0..2 } else { better..better + 1 } {
+                take(t, i, &first[parity], i + 8);
+                let second = self.quads(grid, d, (t, i + 4), original);
+                let other = if grid.even { parity } else { usize::from(second[1].error < second[0].error) };
+                let sum = first[parity].error + second[other].error;
+                if best.is_none_or(|(a, b)| sum < a.error + b.error) {
+                    best = Some((first[parity], second[other]));
+                }
+                t[i + 4..i + 8].copy_from_slice(&before);
+            }
+            if let Some((a, b)) = best {
+                take(t, i, &a, i + 8);
+                take(t, i + 4, &b, i + 8);
+                error += a.error + b.error;
+            }
+            self.hand_on(t, (i, 8), k + 32);
+        }
+        (error, codes)
+    }
+
+    /// The nearest points for the columns from `i` on, by parity.
+    #[inline(always)]
+    fn quads(&self, grid: &Grid, d: f32, (t, i): (&[f32], usize), original: &[f32]) -> [Quad; 2] {
+        let mut ahead = [0.0; 4];
+        self.ahead(t, original, (i, 4), &mut ahead);
+        let m = |a: usize, b: usize| self.m[(i + a) * t.len() + i + b];
+        let metric = Metric {
+            m: [m(0, 1), m(0, 2), m(1, 2), m(0, 3), m(1, 3), m(2, 3)],
+            d: std::array::from_fn(|j| self.share[i + j]),
+        };
+        grid.nearest(&ahead, &metric, d)
     }
 
     /// Rounds the columns from `k` on, of targets `t`, with the levels of each candidate; which of them leaves the

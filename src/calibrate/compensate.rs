@@ -75,7 +75,8 @@ impl Encoder for Compensation {
     }
 }
 
-/// What compensation gained at a linear: its weighted squared output error over that of a rounding to nearest.
+/// What compensation gained at a linear: its weighted squared output error over that of a rounding to nearest, both of 64
+/// rows where the type's own quantiser is slow.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Gain {
     pub linear: String,
@@ -368,12 +369,14 @@ impl Compensation {
         let coded = round(&target, factor, format, fit)?;
         self.store.put(source, format.ty(), &coded.bytes()?)?;
         let rounded = coded.weight(weight.device())?;
-        let error = factor.error(&target, &rounded)?;
-        let plain = factor.error(&target, &nearest(weight, format.ty())?)?;
-        let square = factor.error(&target, &target.zeros_like()?)?;
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-        let gain = Gain { linear: name.part().into(), gain: ratio(error, plain), error: ratio(error, square) };
-        Ok((gain, rounded))
+        let square = factor.error(&target, &target.zeros_like()?)?;
+        let error = ratio(factor.error(&target, &rounded)?, square);
+        let rows = compared(format, weight)?;
+        let few = |t: &Tensor| t.index_select(&rows, 0);
+        let plain = factor.error(&few(&target)?, &nearest(&few(weight)?, format.ty())?)?;
+        let gain = ratio(factor.error(&few(&target)?, &few(&rounded)?)?, plain);
+        Ok((Gain { linear: name.part().into(), gain, error }, rounded))
     }
 
     /// A finished linear's weights.
@@ -387,6 +390,14 @@ impl Compensation {
         }
         Ok(Tensor::from_vec(values, like.shape(), like.device())?)
     }
+}
+
+/// The rows that a gain is measured on: all; of types whose own quantiser is slower than the feedback some, evenly spread.
+fn compared(format: Format, weight: &Tensor) -> Result<Tensor> {
+    const FEW: usize = 64;
+    let rows = weight.dim(0)?;
+    let step = if matches!(format, Format::Simple(_)) { 1 } else { rows.div_ceil(FEW) };
+    Tensor::new((0..rows as u32).step_by(step.max(1)).collect::<Vec<u32>>(), weight.device())
 }
 
 /// Weights rounded as the writer rounds them.

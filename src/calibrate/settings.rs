@@ -15,8 +15,8 @@ pub(super) const CHUNK_TOKENS: usize = 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// Modalities are balanced while rounding errors are compensated; of types that cannot be compensated, while scales
-    /// are searched.
+    /// Modalities are balanced while rounding errors are compensated; where no linear's type can be, while scales are
+    /// searched.
     Mbq,
     /// The paper's search of scales alone.
     MbqScales,

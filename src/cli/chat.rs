@@ -2,7 +2,7 @@
 use anyhow::{Context, Result, bail};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
-use mbq_convert::gguf::check_pair;
+use mbq_convert::gguf::{GgufFile, check_pair};
 use mbq_convert::image::load_rgb;
 use mbq_convert::runtime;
 use std::ffi::{OsStr, OsString};
@@ -39,6 +39,8 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     }
     let pictures = args.image.iter().map(|path| PictureArg::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
+    // llama.cpp would say less of a file that is cut off or of a shard that is missing.
+    GgufFile::open(&args.model)?;
     check_pair(&args.model, &mmproj)?;
     let tool = runtime::tool(&runtime::directory(common.runtime.as_deref())?, "llama-mtmd-cli")?;
 

@@ -53,7 +53,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum MethodArg {
-    /// Rounding errors are compensated (scales are searched, of types that cannot be), vision and text tokens balanced
+    /// Rounding errors are compensated, in every type but floats
     Mbq,
     /// The paper's search of scales alone
     MbqScales,

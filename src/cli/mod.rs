@@ -1,6 +1,7 @@
 //! The command line: arguments, progress bars, messages. `mbq-convert MODEL -o model.gguf` is the main job; the
 //! subcommands beside it are one file each.
 mod calibrate;
+mod card;
 mod chat;
 mod convert;
 mod eval;
@@ -65,6 +66,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Writes a page about a converted model: errors, bytes, calibration, quality, how to repeat it
     Report(report::Args),
+    /// Writes the card (README.md) of a model for the hub, or checks a folder before it is uploaded
+    Card(card::Args),
     /// Asks a converted model about a picture
     Chat(chat::Args),
     /// Writes the llama.cpp that this program carries, built or as source
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Some(Command::Imatrix(args)) => imatrix::run(args, &cli.common),
         Some(Command::Inspect(args)) => inspect::run(args, &cli.common),
         Some(Command::Report(args)) => report::run(args, &cli.common),
+        Some(Command::Card(args)) => card::run(args, &cli.common),
         Some(Command::Chat(args)) => chat::run(args, &cli.common),
         Some(Command::Runtime(args)) => runtime::run(args),
     };

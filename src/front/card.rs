@@ -105,39 +105,13 @@ impl Card {
 
     fn parse(text: &str) -> Result<Self, String> {
         let mut card = Card::default();
-        let Some(yaml) = front_matter(text) else { return Ok(card) };
-        // Scalars are taken as they are written: the language `no` is Norwegian, not false.
-        let (mut open, mut key) = (Vec::new(), None::<String>);
-        for event in Parser::new_from_str(&yaml) {
-            let (event, _) = event.map_err(|e| format!("the front matter is no YAML: {e}"))?;
-            match event {
-                Event::DocumentEnd => break,
-                Event::MappingStart(..) | Event::SequenceStart(..) => open.push(event),
-                Event::MappingEnd | Event::SequenceEnd => {
-                    open.pop();
-                    if open.len() == 1 {
-                        // A key that is itself a list or mapping is nobody's.
-                        key = if key.is_none() { Some(String::new()) } else { None };
-                    }
-                }
-                Event::Scalar(text, style, ..) => match (open.as_slice(), &key) {
-                    ([Event::MappingStart(..)], None) => key = Some(text.into_owned()),
-                    ([Event::MappingStart(..)], Some(of)) => {
-                        card.add(of, &text, style);
-                        key = None;
-                    }
-                    ([Event::MappingStart(..), Event::SequenceStart(..)], Some(of)) => card.add(of, &text, style),
-                    _ => {}
-                },
-                Event::Alias(_) if open.len() == 1 => key = None,
-                _ => {}
-            }
+        for (key, values) in FrontMatter::parse(text)?.unwrap_or_default().0 {
+            card.add(&key, values);
         }
         Ok(card)
     }
 
-    fn add(&mut self, key: &str, text: &str, style: ScalarStyle) {
-        let text = text.trim();
+    fn add(&mut self, key: &str, values: Vec<String>) {
         let list = match key {
             "license" => &mut self.licenses,
             "license_name" => &mut self.license_names,
@@ -147,10 +121,7 @@ impl Card {
             "tags" => &mut self.tags,
             _ => return,
         };
-        let null = style == ScalarStyle::Plain && matches!(text, "~" | "null");
-        if !null && !text.is_empty() {
-            list.push(text.into());
-        }
+        list.extend(values);
     }
 
     /// Writes `general.license` and the like.
@@ -183,6 +154,69 @@ impl Card {
                 keys.set_array(key, Array::strings(list));
             }
         }
+    }
+}
+
+/// A card's front matter: top-level keys, each with its value or the values of its list; what is nested deeper is not kept.
+/// Scalars are taken as they are written: the language `no` is Norwegian, not false.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FrontMatter(pub Vec<(String, Vec<String>)>);
+
+impl FrontMatter {
+    /// Of a card's text; none where it has none.
+    ///
+    /// # Errors
+    /// In words: it is no YAML.
+    pub fn parse(text: &str) -> Result<Option<Self>, String> {
+        let Some(yaml) = front_matter(text) else { return Ok(None) };
+        let mut entries: Vec<(String, Vec<String>)> = Vec::new();
+        // Of the entry whose value comes next.
+        let (mut open, mut key) = (Vec::new(), None::<usize>);
+        for event in Parser::new_from_str(&yaml) {
+            let (event, _) = event.map_err(|e| format!("the front matter is no YAML: {e}"))?;
+            match event {
+                Event::DocumentEnd => break,
+                Event::MappingStart(..) | Event::SequenceStart(..) => open.push(event),
+                Event::MappingEnd | Event::SequenceEnd => {
+                    open.pop();
+                    if open.len() == 1 {
+                        // A key that is itself a list or mapping is nobody's.
+                        key = if key.is_none() { Some(usize::MAX) } else { None };
+                    }
+                }
+                Event::Scalar(text, style, ..) => match (open.as_slice(), key) {
+                    ([Event::MappingStart(..)], None) => {
+                        key = Some(entries.len());
+                        entries.push((text.into_owned(), Vec::new()));
+                    }
+                    ([Event::MappingStart(..)], Some(of)) => {
+                        add(&mut entries, of, &text, style);
+                        key = None;
+                    }
+                    ([Event::MappingStart(..), Event::SequenceStart(..)], Some(of)) => {
+                        add(&mut entries, of, &text, style);
+                    }
+                    _ => {}
+                },
+                Event::Alias(_) if open.len() == 1 => key = None,
+                _ => {}
+            }
+        }
+        Ok(Some(FrontMatter(entries)))
+    }
+
+    /// The values of a key; none where it is absent, empty or nested.
+    pub fn get(&self, key: &str) -> &[String] {
+        self.0.iter().find(|(name, _)| name == key).map_or(&[], |(_, values)| values)
+    }
+}
+
+/// Adds a value to entry `of`, if there is one and the value is none of YAML's nulls.
+fn add(entries: &mut [(String, Vec<String>)], of: usize, text: &str, style: ScalarStyle) {
+    let text = text.trim();
+    let null = style == ScalarStyle::Plain && matches!(text, "~" | "null");
+    if let (Some((_, values)), false) = (entries.get_mut(of), null || text.is_empty()) {
+        values.push(text.into());
     }
 }
 

@@ -42,7 +42,7 @@ pub fn families() -> String {
 fn accept(dir: &Path) -> Result<(), Error> {
     let config = read_configuration(dir)?;
     family(dir, &config)?;
-    if config.get(llava_original::KEY).is_some() {
+    if llava_original::is_layout(&config) {
         llava_original::accept(dir, &config)?;
     }
     Ok(())
@@ -51,7 +51,7 @@ fn accept(dir: &Path) -> Result<(), Error> {
 /// The checkpoint in `dir` and what it names as a part of it.
 fn open(dir: &Path, hub: &Hub, observer: &dyn Observer) -> Result<Checkpoint, Error> {
     let mut checkpoint = Checkpoint::open(dir)?;
-    if checkpoint.config().get(llava_original::KEY).is_some() {
+    if llava_original::is_layout(checkpoint.config()) {
         llava_original::find_tower(&mut checkpoint, hub, observer)?;
     }
     Ok(checkpoint)
@@ -60,9 +60,10 @@ fn open(dir: &Path, hub: &Hub, observer: &dyn Observer) -> Result<Checkpoint, Er
 /// The family of the checkpoint in `dir`, whose config.json is `config`.
 fn family(dir: &Path, config: &Value) -> Result<Front, ConfigError> {
     let file = dir.join("config.json");
-    let config = Section { file: file.clone(), path: String::new(), json: config };
-    let original = config.get(llava_original::KEY).map(|_| llava_original::KEY);
-    let found = original.map_or_else(|| config.str("model_type"), Ok)?;
+    let found = match llava_original::is_layout(config) {
+        true => llava_original::KEY,
+        false => Section { file: file.clone(), path: String::new(), json: config }.str("model_type")?,
+    };
     let known = FAMILIES.iter().find(|(model_type, ..)| *model_type == found);
     known.map(|(.., front)| *front).ok_or_else(|| ConfigError::Unsupported {
         file,

@@ -30,7 +30,7 @@ pub(crate) mod testing;
 mod tower;
 pub mod vocabulary;
 
-pub use card::{Card, ModelName};
+pub use card::{Card, FrontMatter, ModelName};
 pub use config::ConfigError;
 pub use find::{FoundModel, families};
 pub use general::General;

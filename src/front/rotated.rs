@@ -193,14 +193,15 @@ struct Rotated<'a> {
 
 impl Rotated<'_> {
     fn writer(&self, name: &str, shape: &[usize]) -> Result<Arc<Vec<f32>>, Error> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, values)) = last.as_ref().filter(|(n, _)| n == name) {
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, values)) = last().as_ref().filter(|(n, _)| n == name) {
             return Ok(values.clone());
         }
-        *last = None;
+        // Never while the lock is held: a thread that waits for its part of this work takes up other work meanwhile, which
+        // may be another part of the same tensor, and would wait for itself.
         let (n, cols) = (shape.iter().product(), shape[1..].iter().product());
         let values = Arc::new(self.rotation.writers(&self.inner.values(name, 0..n)?, cols));
-        *last = Some((name.into(), values.clone()));
+        *last() = Some((name.into(), values.clone()));
         Ok(values)
     }
 }
@@ -221,6 +222,19 @@ impl Tensors for Rotated<'_> {
                 values.drain(..range.start - rows.start);
                 Ok(values)
             }
+        }
+    }
+
+    fn prepare(&self, name: &str) -> Result<(), Error> {
+        match self.changes.get(name) {
+            Some(Change::Writes) => {
+                let shape = self.shapes.get(name).map(Vec::as_slice).unwrap_or_default();
+                // What was read last is not needed any more.
+                self.last.lock().unwrap_or_else(PoisonError::into_inner).take_if(|(n, _)| n != name);
+                self.writer(name, shape).map(|_| ())
+            }
+            Some(Change::Reads { from, .. }) => self.inner.prepare(from),
+            _ => self.inner.prepare(name),
         }
     }
 
@@ -249,5 +263,55 @@ impl Tensors for Rotated<'_> {
 
     fn fingerprint(&self) -> String {
         hex(&Sha256::digest(format!("{ROTATION} {}", self.inner.fingerprint())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    /// One tensor whose values are their places.
+    struct Counted;
+
+    impl Tensors for Counted {
+        fn values(&self, _: &str, range: Range<usize>) -> Result<Vec<f32>, Error> {
+            Ok(range.map(|i| i as f32).collect())
+        }
+        fn bytes(&self, _: &str) -> Option<(GgmlType, &[u8])> {
+            None
+        }
+        fn release(&self, _: &str) {}
+        fn path(&self, _: &str) -> &Path {
+            Path::new("counted")
+        }
+        fn origin<'n>(&'n self, name: &'n str) -> &'n str {
+            name
+        }
+        fn fingerprint(&self) -> String {
+            String::new()
+        }
+    }
+
+    /// Threads that read parts of one tensor do not wait for themselves: this test would not end.
+    #[test]
+    fn writers_are_read_on_many_threads() {
+        let (rows, cols) = (256, 64);
+        let rotated = || Rotated {
+            inner: Box::new(Counted),
+            shapes: HashMap::from([("w".into(), vec![rows, cols])]),
+            changes: HashMap::from([("w".into(), Change::Writes)]),
+            rotation: Arc::new(Rotation::new(rows, SEED)),
+            last: Mutex::default(),
+        };
+        let whole = rotated().values("w", 0..rows * cols).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        for parts in (2..=16).cycle().take(600) {
+            let rotated = rotated();
+            let some = rows / 16 * cols;
+            let read = |i: usize| rotated.values("w", i * some..(i + 1) * some).unwrap();
+            let read: Vec<Vec<f32>> = pool.install(|| (0..parts).into_par_iter().with_max_len(1).map(read).collect());
+            assert_eq!(read.concat(), whole[..parts * some]);
+        }
     }
 }

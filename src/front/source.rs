@@ -39,6 +39,14 @@ pub trait Tensors: Sync {
     /// No such tensor; a type that cannot be read as f32; a value that is NaN or infinite.
     fn values(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>, Error>;
 
+    /// Makes what every element needs, for [`Self::values`] on many threads.
+    ///
+    /// # Errors
+    /// As [`Self::values`]'.
+    fn prepare(&self, _name: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The tensor as it lies on disk (little-endian, row-major) and its type there, where its rows lie in order.
     fn bytes(&self, name: &str) -> Option<(GgmlType, &[u8])>;
 

@@ -139,7 +139,14 @@ impl TowerConfig {
     /// It does not; the message names the key.
     pub(crate) fn check_blocks(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let range = [self.used_layers, self.num_layers];
-        claims::blocks(checkpoint, "vision_config.num_hidden_layers", self.num_layers, BLOCKS, range)
+        let found = claims::blocks(checkpoint, "vision_config.num_hidden_layers", self.num_layers, BLOCKS, range);
+        found.map_err(|error| match (error, checkpoint.tower()) {
+            // A tower with a folder of its own has its configuration there.
+            (CheckpointError::Blocks { key, claimed, prefix, last, .. }, Some(dir)) => {
+                CheckpointError::Blocks { path: dir.join("config.json"), key, claimed, prefix, last }
+            }
+            (error, _) => error,
+        })
     }
 
     /// The tensors of a SigLIP whose last norm the projector's input has gone through, and which upstream's graph runs: it

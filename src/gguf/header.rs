@@ -134,6 +134,12 @@ impl Header {
 
     /// The header's bytes, padded to where the data begins.
     pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.encode_unpadded();
+        out.resize((out.len() as u64).next_multiple_of(self.alignment()) as usize, 0);
+        out
+    }
+
+    pub(super) fn encode_unpadded(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
@@ -150,7 +156,6 @@ impl Header {
             out.extend((t.ty as u32).to_le_bytes());
             out.extend(t.offset.to_le_bytes());
         }
-        out.resize((out.len() as u64).next_multiple_of(self.alignment()) as usize, 0);
         out
     }
 }

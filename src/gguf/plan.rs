@@ -57,9 +57,10 @@ impl Planned {
         self.ty.row_size(self.row()).map_or(0, |row| (row * self.rows()) as u64)
     }
 
-    /// Bytes of its line in a file's list of tensors, at most: lengths, name, dimensions, type, offset.
+    /// Bytes of its line in a file's list of tensors: name and dimensions, each with their number, type, offset.
     pub(super) fn listed_bytes(&self) -> u64 {
-        (8 + self.name.len() + 4 + 8 * self.shape.len() + 4 + 8) as u64
+        let rank = self.shape.iter().position(|&d| d != 1).map_or(1, |first| self.shape.len() - first);
+        (8 + self.name.len() + 4 + 8 * rank + 4 + 8) as u64
     }
 }
 

@@ -83,7 +83,7 @@ pub struct ShardPlan {
     pub metadata: Metadata,
     /// Its tensors' places in the plan.
     pub tensors: Range<usize>,
-    /// Of the whole file, within one alignment.
+    /// Of the whole file.
     pub bytes: u64,
 }
 
@@ -103,22 +103,24 @@ pub fn shards(
     let alignment = Header::new(metadata.clone()).alignment();
     let keys = |no: usize, count: usize| {
         let mut keys = if no == 0 { metadata.clone() } else { Metadata::default() };
-        keys.set("split.no", no as u16).set("split.count", count as u16);
-        keys.set("split.tensors.count", plan.len() as i32);
+        // In llama-gguf-split's order.
+        keys.set("split.no", no as u16).set("split.tensors.count", plan.len() as i32);
+        keys.set("split.count", count as u16);
         keys
     };
-    let header = |no: usize| Header::new(keys(no, 1)).encode().len() as u64;
+    let header = |no: usize| Header::new(keys(no, 1)).encode_unpadded().len() as u64;
+    let size = |(header, data): (u64, u64)| header.next_multiple_of(alignment) + data;
     let mut cuts: Vec<(Range<usize>, u64)> = Vec::new();
-    let (mut start, mut bytes) = (0, header(0));
+    let (mut start, mut bytes) = (0, (header(0), 0));
     for (i, tensor) in plan.iter().enumerate() {
-        let more = tensor.listed_bytes() + tensor.bytes().next_multiple_of(alignment);
-        if start < i && (bytes + more).next_multiple_of(alignment) > largest {
-            cuts.push((start..i, bytes));
-            (start, bytes) = (i, header(1));
+        let (line, data) = (tensor.listed_bytes(), tensor.bytes().next_multiple_of(alignment));
+        if start < i && size((bytes.0 + line, bytes.1 + data)) > largest {
+            cuts.push((start..i, size(bytes)));
+            (start, bytes) = (i, (header(1), 0));
         }
-        bytes += more;
+        bytes = (bytes.0 + line, bytes.1 + data);
     }
-    cuts.push((start..plan.len(), bytes));
+    cuts.push((start..plan.len(), size(bytes)));
     if let [(tensors, bytes)] = cuts.as_slice() {
         return Ok(vec![ShardPlan { path: model.into(), metadata, tensors: tensors.clone(), bytes: *bytes }]);
     }

@@ -148,6 +148,7 @@ fn rounded(source: &Source, t: &Planned, changes: &Changes, append: Append) -> R
     let rows_per_chunk = (CHUNK / t.row().max(1)).max(1);
     let chunks: Vec<Range<usize>> =
         (0..t.rows()).step_by(rows_per_chunk).map(|r| r..(r + rows_per_chunk).min(t.rows())).collect();
+    source.values.prepare(&t.name)?;
     for slab in chunks.chunks(CHUNKS) {
         let blocks: Vec<Vec<u8>> =
             slab.par_iter().map(|rows| chunk(source, t, changes, rows.clone())).collect::<Result<_, _>>()?;

@@ -101,10 +101,15 @@ fn cards(noted: &Noted, out: &mut String) -> Result {
         out.push_str("</div>\n</article>\n");
     }
     out.push_str("</div>\n");
+    notes(noted, more, &lost, out)
+}
+
+/// What the cards do not show.
+fn notes(noted: &Noted, more: usize, lost: &[String], out: &mut String) -> Result {
     if more > 0 {
         writeln!(out, "<p class=\"note\">And {more} more entries.</p>")?;
     }
-    for problem in &lost {
+    for problem in lost {
         writeln!(out, "<p class=\"note\">Not shown: {}</p>", text(problem))?;
     }
     if noted.settings.source.as_deref() != Some("built-in") {

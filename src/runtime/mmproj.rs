@@ -68,6 +68,9 @@ mod tests {
         assert!(error.contains("mmproj-other-f16.gguf, mmproj-third-f16.gguf"), "{error}");
         touch("mmproj-model-f16.gguf");
         assert_eq!(find_mmproj(&model).unwrap(), dir.path().join("mmproj-model-f16.gguf"));
+        // The first file of a split model is named after the same stem.
+        let split = dir.path().join("model-00001-of-00002.gguf");
+        assert_eq!(find_mmproj(&split).unwrap(), dir.path().join("mmproj-model-f16.gguf"));
         touch("mmproj-model-q8_0.gguf");
         assert!(matches!(find_mmproj(&model), Err(RuntimeError::AmbiguousMmproj { .. })));
         // The id decides before names do.

@@ -12,11 +12,11 @@ pub const VOCAB: usize = 1216;
 
 /// Of a text model of 2 blocks and a CLIP tower of 3, `next` with the row that ends a line.
 pub fn tensors(next: bool) -> Tensors {
-    valued(next, &|name, shape| named(name, shape, 1.0, 0.0))
+    valued(next, |name, shape| named(name, shape, 1.0, 0.0))
 }
 
 /// The same with the values that `value` makes of name and shape.
-pub fn valued(next: bool, value: &dyn Fn(&str, &[usize]) -> (Vec<usize>, Vec<f32>)) -> Tensors {
+pub fn valued(next: bool, value: impl Fn(&str, &[usize]) -> (Vec<usize>, Vec<f32>)) -> Tensors {
     let mut all = Tensors::new();
     let mut add = |name: String, shape: &[usize]| drop(all.insert(name.clone(), value(&name, shape)));
     add("language_model.model.embed_tokens.weight".into(), &[VOCAB, HIDDEN]);

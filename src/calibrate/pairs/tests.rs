@@ -171,7 +171,7 @@ fn folders() {
     }
     let list = List::read(dir.path(), None).unwrap();
     assert_eq!(list.len(), 2);
-    assert!(list.conversation(0).unwrap_err().contains("a.txt"));
+    assert!(list.conversation(0).unwrap().messages.is_empty(), "the model is asked");
     assert_eq!(list.conversation(1).unwrap().messages[1].text(), "A cat.");
 }
 

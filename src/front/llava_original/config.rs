@@ -75,6 +75,11 @@ const KEYS: &[(&str, KeyRule)] = &[
     ("mm_spatial_pool_out_channels", Harmless),
 ];
 
+/// Whether `config` is of this layout.
+pub(in crate::front) fn is_layout(config: &Value) -> bool {
+    config.get(KEY).is_some_and(|tower| !tower.is_null())
+}
+
 /// Checks what can be said without weights and tower.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 mod config;
 mod tower;
 
-pub(super) use config::{KEY, accept};
+pub(super) use config::{KEY, accept, is_layout};
 pub(super) use tower::find_tower;
 
 use super::llava::View;

@@ -3,12 +3,14 @@
 //!
 //! A code stands for the value `d*x + m`, x the code's place in the type's codebook. In simple types ([`simple`]) d and
 //! m are what the file holds. In others a block has sub-blocks ([`sub_blocks`]), whose d and m are whole multiples of
-//! the block's.
+//! the block's; some of them have codes of four weights together ([`grids`]).
+mod grids;
 mod lanes;
 mod pack;
 mod simple;
 mod sub_blocks;
 
+pub use grids::{Grid, Metric, Quad};
 pub use lanes::{Codebook, Even, LANES, Lanes, Uneven};
 pub use simple::Simple;
 pub(crate) use simple::even;
@@ -27,6 +29,8 @@ pub enum Format {
     Q6K,
     Iq4Nl,
     Iq4Xs,
+    Iq3S,
+    Iq3Xxs,
 }
 
 /// The levels of codes that share them: of a block in simple types, of a sub-block in others. Both numbers are exactly
@@ -82,7 +86,7 @@ impl Format {
     /// Every format.
     pub fn all() -> impl Iterator<Item = Format> {
         use Format::*;
-        simple::Simple::ALL.into_iter().map(Format::Simple).chain([Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs])
+        simple::Simple::ALL.into_iter().map(Format::Simple).chain([Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs, Iq3S, Iq3Xxs])
     }
 
     pub fn ty(self) -> GgmlType {
@@ -95,6 +99,8 @@ impl Format {
             Format::Q6K => GgmlType::Q6_K,
             Format::Iq4Nl => GgmlType::IQ4_NL,
             Format::Iq4Xs => GgmlType::IQ4_XS,
+            Format::Iq3S => GgmlType::IQ3_S,
+            Format::Iq3Xxs => GgmlType::IQ3_XXS,
         }
     }
 
@@ -111,7 +117,7 @@ impl Format {
     pub fn sub_group(self) -> usize {
         match self {
             Format::Q2K | Format::Q3K | Format::Q6K => 16,
-            Format::Q4K | Format::Q5K | Format::Iq4Xs => 32,
+            Format::Q4K | Format::Q5K | Format::Iq4Xs | Format::Iq3S | Format::Iq3Xxs => 32,
             _ => self.group(),
         }
     }
@@ -123,6 +129,7 @@ impl Format {
             Format::Q3K => f32::from(code) - 4.0,
             Format::Q6K => f32::from(code) - 32.0,
             Format::Iq4Nl | Format::Iq4Xs => lanes::UNEVEN[usize::from(code & 15)],
+            Format::Iq3S | Format::Iq3Xxs => Grid::of(self).map_or(0.0, |grid| grid.place(code)),
             _ => f32::from(code),
         }
     }

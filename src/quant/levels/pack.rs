@@ -1,5 +1,5 @@
 //! Blocks as bytes, ggml's layouts (ggml-common.h).
-use super::{Format, Halfs, Multiples, Simple};
+use super::{Format, Grid, Halfs, Multiples, Simple};
 use crate::quant::mbq3::{GROUP, Mbq3Block};
 use half::f16;
 
@@ -24,6 +24,15 @@ impl Format {
                 if self == Format::Simple(Simple::Q4_1) {
                     out.extend(m.to_le_bytes());
                 }
+                nibbles(codes, 16, out);
+            }
+            Format::Simple(Simple::Q5_0 | Simple::Q5_1) => {
+                out.extend(d.to_le_bytes());
+                if self == Format::Simple(Simple::Q5_1) {
+                    out.extend(m.to_le_bytes());
+                }
+                let high = codes.iter().rev().fold(0u32, |all, code| all << 1 | u32::from(code >> 4));
+                out.extend(high.to_le_bytes());
                 nibbles(codes, 16, out);
             }
             Format::Simple(Simple::Q8_0) => {
@@ -65,7 +74,33 @@ impl Format {
                 out.extend(multiples.chunks(2).map(|s| (s[0].d + 32) as u8 & 15 | ((s[1].d + 32) as u8) << 4));
                 nibbles(codes, 16, out);
             }
+            Format::Iq3S | Format::Iq3Xxs => {
+                out.extend(d.to_le_bytes());
+                if let Some(grid) = Grid::of(self) {
+                    points(grid, multiples, codes, out);
+                }
+            }
         }
+    }
+}
+
+/// What iq3_s and iq3_xxs have behind their d.
+fn points(grid: &Grid, multiples: &[Multiples], codes: &[u8], out: &mut Vec<u8>) {
+    let index: Vec<u16> = codes.chunks(4).map(|codes| grid.index(codes)).collect();
+    out.extend(index.iter().map(|&index| index as u8));
+    let minus = |codes: &[u8]| codes.iter().rev().fold(0u8, |all, code| all << 1 | code >> 3);
+    let signs: Vec<u8> = codes.chunks(8).map(minus).collect();
+    // Odd: 2 s + 1.
+    let scale = |multiples: &Multiples| (multiples.d as u8) >> 1;
+    if grid.even {
+        // Seven signs of eight, the last follows from them.
+        let seven = |signs: &[u8]| signs.iter().rev().fold(0u32, |all, signs| all << 7 | u32::from(signs & 127));
+        let words = signs.chunks(4).zip(multiples).map(|(signs, m)| seven(signs) | u32::from(scale(m)) << 28);
+        words.for_each(|word| out.extend(word.to_le_bytes()));
+    } else {
+        out.extend(index.chunks(8).map(|index| index.iter().rev().fold(0u8, |all, i| all << 1 | (i >> 8) as u8)));
+        out.extend(signs);
+        out.extend(multiples.chunks(2).map(|m| scale(&m[0]) | scale(&m[1]) << 4));
     }
 }
 

@@ -13,17 +13,21 @@ pub enum Simple {
     Mbq3,
     Q4_0,
     Q4_1,
+    Q5_0,
+    Q5_1,
     Q8_0,
 }
 
 impl Simple {
-    pub const ALL: [Simple; 4] = [Simple::Mbq3, Simple::Q4_0, Simple::Q4_1, Simple::Q8_0];
+    pub const ALL: [Simple; 6] = [Simple::Mbq3, Simple::Q4_0, Simple::Q4_1, Simple::Q5_0, Simple::Q5_1, Simple::Q8_0];
 
     pub fn ty(self) -> GgmlType {
         match self {
             Simple::Mbq3 => GgmlType::MBQ3,
             Simple::Q4_0 => GgmlType::Q4_0,
             Simple::Q4_1 => GgmlType::Q4_1,
+            Simple::Q5_0 => GgmlType::Q5_0,
+            Simple::Q5_1 => GgmlType::Q5_1,
             Simple::Q8_0 => GgmlType::Q8_0,
         }
     }
@@ -39,6 +43,7 @@ impl Simple {
         match self {
             Simple::Mbq3 => (0.0, 7.0),
             Simple::Q4_0 | Simple::Q4_1 => (0.0, 15.0),
+            Simple::Q5_0 | Simple::Q5_1 => (0.0, 31.0),
             Simple::Q8_0 => (1.0, 255.0),
         }
     }
@@ -48,6 +53,7 @@ impl Simple {
     pub fn middle(self) -> Option<f32> {
         match self {
             Simple::Q4_0 => Some(8.0),
+            Simple::Q5_0 => Some(16.0),
             Simple::Q8_0 => Some(128.0),
             _ => None,
         }
@@ -135,13 +141,13 @@ impl Simple {
                 let block = mbq3::Mbq3Group::nearest(&group, Grid::Paper).block();
                 Levels { d: block.d.to_f32(), m: block.m.to_f32() }
             }
-            Simple::Q4_0 => {
+            Simple::Q4_0 | Simple::Q5_0 => {
                 let extreme = w.iter().fold(0f32, |a, &b| if b.abs() > a.abs() { b } else { a });
-                self.stored(extreme / -8.0, 0.0)
+                self.stored(extreme / if self == Simple::Q4_0 { -8.0 } else { -16.0 }, 0.0)
             }
-            Simple::Q4_1 => {
+            Simple::Q4_1 | Simple::Q5_1 => {
                 let (low, high) = range(w);
-                self.stored((high - low) / 15.0, low)
+                self.stored((high - low) / self.codes().1, low)
             }
             Simple::Q8_0 => self.stored(w.iter().fold(0f32, |a, b| a.max(b.abs())) / 127.0, 0.0),
         }

@@ -263,7 +263,7 @@ fn unit(values: impl Iterator<Item = (f32, f32)> + Clone, (low, high): (f32, f32
 
 /// As the file holds it. What a half takes for zero is its smallest number: multiples of it may be of use.
 #[inline(always)]
-fn half(v: f32) -> f32 {
+pub(super) fn half(v: f32) -> f32 {
     let stored = f16::from_f32(v).to_f32();
     const LEAST: f32 = 1.0 / 16_777_216.0;
     if stored == 0.0 && v.abs() > 1e-3 * LEAST { LEAST.copysign(v) } else { stored }
