@@ -12,11 +12,13 @@ pub mod gguf;
 pub mod hub;
 pub mod image;
 pub mod inspect;
+mod page;
 pub mod prompt;
 pub mod publish;
 pub mod quant;
 pub mod random;
 pub mod record;
+pub mod report;
 pub mod runtime;
 pub mod text;
 

@@ -306,9 +306,13 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             ..switches.options(method, scales, weights.as_ref())
         };
         let found = run_packed(&model, &batch, inputs, &options, observer)?;
+        let imatrix_file = match &job.imatrix {
+            Some(Imatrix::File(path)) => Some(path),
+            _ => None,
+        };
         let record = json!({
             "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped, "own_answers": answers.as_ref().map(Answers::turns),
-            "tokens": batch.tokens, "loss": found.loss, "sensitivities": found.sensitivities, "ratios": found.ratios,
+            "image_root": job.image_root, "imatrix_file": imatrix_file, "bpw": job.bpw, "tokens": batch.tokens, "loss": found.loss, "sensitivities": found.sensitivities, "ratios": found.ratios,
             "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(), "parts": parts, "compensated": found.compensated,
             "seconds": clock.seconds(self.embedding_seconds, self.start),
         });

@@ -8,6 +8,7 @@ mod eval;
 mod imatrix;
 mod inspect;
 mod progress;
+mod report;
 mod runtime;
 
 use clap::{Parser, Subcommand};
@@ -63,6 +64,8 @@ enum Command {
     Imatrix(imatrix::Args),
     /// Says what a GGUF file holds, what it needs to run, and whether it is sound
     Inspect(inspect::Args),
+    /// Writes a page about a converted model: errors, bytes, calibration, quality, how to repeat it
+    Report(report::Args),
     /// Writes the card (README.md) of a model for the hub, or checks a folder before it is uploaded
     Card(card::Args),
     /// Asks a converted model about a picture
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Some(Command::Eval(args)) => eval::run(args, &cli.common),
         Some(Command::Imatrix(args)) => imatrix::run(args, &cli.common),
         Some(Command::Inspect(args)) => inspect::run(args, &cli.common),
+        Some(Command::Report(args)) => report::run(args, &cli.common),
         Some(Command::Card(args)) => card::run(args, &cli.common),
         Some(Command::Chat(args)) => chat::run(args, &cli.common),
         Some(Command::Runtime(args)) => runtime::run(args),

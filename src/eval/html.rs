@@ -4,10 +4,11 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::plot::{self, Point};
 use super::report::{self, Accuracy, Candidate, Fidelity, Report, Split};
 use super::stats::Interval;
-use crate::image::{Rgb, load_rgb};
+use crate::image::load_rgb;
+use crate::page::plot::{self, Point};
+use crate::page::{self, TABLE_END, open_table, section, text};
 
 /// How many questions the page shows with picture and answers.
 const EXAMPLES: usize = 6;
@@ -24,13 +25,7 @@ pub fn page(report: &Report) -> String {
 
 fn write_page(r: &Report, out: &mut String) -> std::fmt::Result {
     let names = short_names(r);
-    writeln!(
-        out,
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n<title>{} quantised: what it cost</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-        text(&stem(&r.reference.name))
-    )?;
+    page::open(out, &format!("{} quantised: what it cost", stem(&r.reference.name)))?;
     header(r, out)?;
     out.push_str("<main>\n");
     if !r.candidates.is_empty() {
@@ -42,7 +37,7 @@ fn write_page(r: &Report, out: &mut String) -> std::fmt::Result {
         examples(r, &names, out)?;
     }
     method(r, out)?;
-    out.push_str("</main>\n</body>\n</html>\n");
+    out.push_str(page::END);
     Ok(())
 }
 
@@ -89,16 +84,17 @@ fn header(r: &Report, out: &mut String) -> std::fmt::Result {
 }
 
 /// The picture questions where there are any, else the text ones.
-fn main_split(c: &Candidate) -> Option<&Split> {
+pub(crate) fn main_split(c: &Candidate) -> Option<&Split> {
     c.picture.as_ref().or(c.text.as_ref())
 }
 
 /// On the reference's own answers where it has some, else on the given ones.
-fn main_fidelity(s: &Split) -> Option<&Fidelity> {
+pub(crate) fn main_fidelity(s: &Split) -> Option<&Fidelity> {
     s.greedy.as_ref().or(s.given.as_ref())
 }
 
-fn plots(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+/// The plot of divergence against size.
+pub(crate) fn plots(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     let mut points = Vec::new();
     for (c, name) in r.candidates.iter().zip(names) {
         for (series, split) in [(0, &c.picture), (1, &c.text)] {
@@ -109,7 +105,8 @@ fn plots(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
             }
         }
     }
-    out.push_str("<section aria-labelledby=\"h-plot\">\n<h2 id=\"h-plot\">Divergence against size</h2>\n<figure>\n");
+    section(out, "plot", "Divergence against size")?;
+    out.push_str("<figure>\n");
     let both = points.iter().any(|p| p.series == 0) && points.iter().any(|p| p.series == 1);
     if both {
         out.push_str(
@@ -127,29 +124,6 @@ fn plots(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     Ok(())
 }
 
-/// A table's start up to its body, in a box that scrolls by itself; columns whose name begins with `#` hold numbers.
-fn open_table(out: &mut String, class: &str, label: &str, caption: &str, columns: &[String]) -> std::fmt::Result {
-    writeln!(
-        out,
-        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"{}\"><table class=\"{class}\">",
-        text(label)
-    )?;
-    if !caption.is_empty() {
-        writeln!(out, "<caption>{}</caption>", text(caption))?;
-    }
-    out.push_str("<thead><tr>");
-    for column in columns {
-        match column.strip_prefix('#') {
-            Some(name) => write!(out, "<th scope=\"col\" class=\"n\">{name}</th>")?,
-            None => write!(out, "<th scope=\"col\">{column}</th>")?,
-        }
-    }
-    out.push_str("</tr></thead>\n<tbody>\n");
-    Ok(())
-}
-
-const TABLE_END: &str = "</tbody></table></div>\n";
-
 /// The reference's accuracy and the candidates', each with its name and the class of its row.
 fn each_accuracy<'a>(
     reference: &'a Accuracy,
@@ -161,7 +135,8 @@ fn each_accuracy<'a>(
     std::iter::once(("reference", reference, "ref")).chain(rows)
 }
 
-fn accuracies(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
+/// Right answers, where the questions have some.
+pub(crate) fn accuracies(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result {
     let Some(reference) = &r.reference_accuracy else { return Ok(()) };
     out.push_str(
         "<section aria-labelledby=\"h-acc\">\n<h2 id=\"h-acc\">Right answers</h2>\n<p>Share of questions whose greedy answer \
@@ -344,7 +319,9 @@ fn examples(r: &Report, names: &[String], out: &mut String) -> std::fmt::Result 
     );
     for (_, _, q) in broken.into_iter().take(EXAMPLES) {
         out.push_str("<article class=\"card\">\n");
-        if let Some(url) = q.image.as_deref().and_then(|p| thumbnail(Path::new(p))) {
+        if let Some(url) =
+            q.image.as_deref().and_then(|p| load_rgb(Path::new(p)).ok()).and_then(|p| page::thumbnail(p, THUMBNAIL))
+        {
             writeln!(out, "<img src=\"{url}\" alt=\"The picture of this question\" loading=\"lazy\">")?;
         }
         writeln!(out, "<div><h3>{}</h3>\n<p>Expected <b>{}</b></p>\n<ul>", text(&q.question), text(&q.expected))?;
@@ -417,7 +394,7 @@ fn stem(name: &str) -> String {
 }
 
 /// Names without what all have in common at the front.
-fn short_names(r: &Report) -> Vec<String> {
+pub(crate) fn short_names(r: &Report) -> Vec<String> {
     let stems: Vec<String> = r.candidates.iter().map(|c| stem(&c.model.name)).collect();
     let Some(first) = stems.first().filter(|_| stems.len() > 1) else { return stems };
     let cut = (0..first.len())
@@ -434,63 +411,5 @@ fn clip(answer: &str) -> &str {
     match answer.char_indices().nth(90) {
         Some((at, _)) => &answer[..at],
         None => answer,
-    }
-}
-
-/// Escapes text for HTML, in elements and quoted attributes.
-pub(super) fn text(raw: &str) -> String {
-    let mut out = String::with_capacity(raw.len());
-    for c in raw.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// A small PNG of a picture as a data URL; `None` where it cannot be read any more.
-fn thumbnail(path: &Path) -> Option<String> {
-    let Rgb { width, height, data } = load_rgb(path).ok()?;
-    let picture = image::RgbImage::from_raw(width as u32, height as u32, data)?;
-    let small = image::DynamicImage::ImageRgb8(picture).thumbnail(THUMBNAIL, THUMBNAIL);
-    let mut png = std::io::Cursor::new(Vec::new());
-    small.write_to(&mut png, image::ImageFormat::Png).ok()?;
-    Some(format!("data:image/png;base64,{}", base64(png.get_ref())))
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for part in bytes.chunks(3) {
-        let word = part.iter().enumerate().fold(0u32, |w, (i, b)| w | u32::from(*b) << (16 - 8 * i));
-        for i in 0..4 {
-            out.push(if i <= part.len() { DIGITS[(word >> (18 - 6 * i)) as usize & 63] as char } else { '=' });
-        }
-    }
-    out
-}
-
-const STYLE: &str = include_str!("page.css");
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_the_known_one() {
-        // RFC 4648, section 10.
-        for (raw, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
-            assert_eq!(base64(raw.as_bytes()), coded);
-        }
-    }
-
-    #[test]
-    fn text_cannot_leave_its_place() {
-        assert_eq!(text("<b a=\"1\" c='2'>&"), "&lt;b a=&quot;1&quot; c=&#39;2&#39;&gt;&amp;");
     }
 }

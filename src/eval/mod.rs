@@ -8,7 +8,6 @@ pub mod cache;
 pub mod data;
 pub mod html;
 mod models;
-pub mod plot;
 mod projectors;
 pub mod record;
 pub mod report;

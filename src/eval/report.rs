@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::cache;
 use super::data::{Question, Questions};
@@ -15,9 +15,9 @@ use crate::gguf::GgufFile;
 use crate::runtime::engine::{Runtime, Times};
 
 /// A finished evaluation.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    pub version: &'static str,
+    pub version: String,
     pub runtime: String,
     pub threads: i32,
     pub gpu_layers: i32,
@@ -33,7 +33,7 @@ pub struct Report {
     pub questions: Vec<QuestionResult>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DataInfo {
     pub path: String,
     pub sha256: String,
@@ -45,7 +45,7 @@ pub struct DataInfo {
     pub seed: u64,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelInfo {
     pub name: String,
     pub sha256: String,
@@ -57,14 +57,16 @@ pub struct ModelInfo {
     pub block_bits_per_weight: Option<f64>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Speed {
+    #[serde(deserialize_with = "stats::number")]
     pub prefill_tokens_per_second: f64,
+    #[serde(deserialize_with = "stats::number")]
     pub decode_tokens_per_second: f64,
     pub times: Times,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Candidate {
     pub model: ModelInfo,
     /// Its projector, where that is not the reference's.
@@ -77,7 +79,7 @@ pub struct Candidate {
 }
 
 /// Questions with a picture, or those without.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Split {
     pub questions: usize,
     /// On the reference's own greedy answers; absent where all questions are raw prompts.
@@ -86,22 +88,27 @@ pub struct Split {
 }
 
 /// Distance from the reference over the positions of one sort of answer. Divergences are in nats.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Fidelity {
     pub positions: usize,
     pub kl_mean: Interval,
+    #[serde(deserialize_with = "stats::number")]
     pub kl_median: f64,
+    #[serde(deserialize_with = "stats::number")]
     pub kl_p99: f64,
+    #[serde(deserialize_with = "stats::number")]
     pub kl_max: f64,
     /// Share of positions where both put the same token first.
     pub agreement: Interval,
+    #[serde(deserialize_with = "stats::number")]
     pub perplexity: f64,
+    #[serde(deserialize_with = "stats::number")]
     pub perplexity_reference: f64,
     pub perplexity_ratio: Interval,
 }
 
 /// Exact matches of greedy answers.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Accuracy {
     pub all: Interval,
     pub correct: usize,
@@ -111,7 +118,7 @@ pub struct Accuracy {
 }
 
 /// Two candidates against each other on the same questions.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Comparison {
     pub a: usize,
     pub b: usize,
@@ -127,7 +134,7 @@ pub struct Comparison {
     pub sign_flip_holm: f64,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CostInfo {
     /// Seconds of this run; parts taken from the cache cost nothing.
     pub wall_seconds: f64,
@@ -140,7 +147,7 @@ pub struct CostInfo {
     pub cache_kl_bound: f64,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct QuestionResult {
     pub id: String,
     pub kind: String,
@@ -152,7 +159,7 @@ pub struct QuestionResult {
     pub candidates: Vec<Answer>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Answer {
     pub text: String,
     pub correct: Option<bool>,
@@ -195,7 +202,7 @@ pub(super) fn build(
     let reference_answers: Vec<&str> =
         models.first().map(|m| m.outcomes.iter().map(|o| o.reference.as_str()).collect()).unwrap_or_default();
     Report {
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").into(),
         runtime: runtime.describe(),
         threads: setup.compute.threads,
         gpu_layers: setup.compute.gpu_layers,

@@ -45,11 +45,19 @@ pub fn quantile(sorted: &[f64], q: f64) -> f64 {
 }
 
 /// A value with its 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Interval {
+    #[serde(deserialize_with = "number")]
     pub value: f64,
+    #[serde(deserialize_with = "number")]
     pub low: f64,
+    #[serde(deserialize_with = "number")]
     pub high: f64,
+}
+
+/// A number that was none: JSON has neither NaN nor infinity, and null stands there.
+pub(super) fn number<'de, D: serde::Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
+    Ok(<Option<f64> as serde::Deserialize>::deserialize(d)?.unwrap_or(f64::NAN))
 }
 
 /// What one question adds to a ratio of sums: the sum of a quantity over its positions, and their number.

@@ -5,6 +5,7 @@ mod verify;
 
 pub use memory::{MemoryEstimate, PictureTokens};
 pub use metadata::{show, to_json};
+pub(crate) use verify::compare;
 pub use verify::{Finding, Severity, Verification};
 
 use crate::gguf::{GgufError, GgufFile, ReadError, TensorInfo, belongs};

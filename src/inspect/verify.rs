@@ -193,7 +193,7 @@ fn values_of(file: &GgufFile, t: &TensorInfo) -> Option<Finding> {
 }
 
 /// Names, sizes and digests of the record `path`.
-fn compare(path: &Path, record: &ConversionRecord, file: &GgufFile, digests: &[FileDigest]) -> Vec<Finding> {
+pub(crate) fn compare(path: &Path, record: &ConversionRecord, file: &GgufFile, digests: &[FileDigest]) -> Vec<Finding> {
     let error = |path: &Path, problem: String| found(Severity::Error, path, problem);
     let listed: Vec<&FileDigest> = record.files().collect();
     if listed.is_empty() {

@@ -105,6 +105,11 @@ impl List {
         Ok(List { path: path.into(), root, entries })
     }
 
+    /// Where pictures are looked for.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
     }
