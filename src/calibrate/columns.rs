@@ -113,9 +113,9 @@ impl<'a> Columns<'a> {
     fn hand_on(&self, t: &mut [f32], (k, len): (usize, usize), end: usize) {
         let n = t.len();
         let (done, rest) = t[..end].split_at_mut(k + len);
-        for i in k..k + len {
+        for (i, error) in done.iter().enumerate().skip(k) {
             let m = &self.m[i * n + k + len..i * n + end];
-            rest.iter_mut().zip(m).for_each(|(t, m)| *t += done[i] * m);
+            rest.iter_mut().zip(m).for_each(|(t, m)| *t += error * m);
         }
     }
 

@@ -154,7 +154,7 @@ impl Grid {
     fn quad(&self, near: &[[u8; LANES]; 4], lane: usize, signs: [u8; 4], d: f32, error: f32) -> Quad {
         let codes: [u8; 4] = std::array::from_fn(|i| {
             let magnitude = 0.5 * f32::from(near[i][lane]);
-            self.magnitudes.iter().filter(|&&m| m < magnitude).count() as u8 | signs[i] * MINUS
+            self.magnitudes.iter().filter(|&&m| m < magnitude).count() as u8 | (signs[i] * MINUS)
         });
         Quad { codes, values: codes.map(|code| d * self.place(code)), error }
     }
@@ -227,7 +227,9 @@ impl Grid {
         let wanted = odd(self.fit(w, h).0 / halfs.d);
         // From the middle outwards.
         let near = [0.0, 2.0, -2.0, 4.0, -4.0, 6.0, -6.0];
-        near.into_iter().take(count).map(move |by| Multiples { d: (wanted + by).max(1.0).min(31.0) as i8, m: 0 })
+        // What is not a number (a d of zero) becomes 1.
+        let within = move |by: f32| (wanted + by).max(1.0).clamp(1.0, 31.0) as i8;
+        near.into_iter().take(count).map(move |by| Multiples { d: within(by), m: 0 })
     }
 }
 

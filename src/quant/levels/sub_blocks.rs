@@ -142,10 +142,10 @@ impl Free {
         let (mut d, mut m) = first(book, side, w);
         for step in 0..4 {
             let sums = measure(book, w, h, &d, &m);
-            for i in 0..LANES {
+            for (i, &d) in d.iter().enumerate() {
                 if sums.error[i] < best.error {
                     let (error, x1, x2, xw) = (sums.error[i], sums.x1[i], sums.x2[i], sums.xw[i]);
-                    best = Free { d: d[i], error, x1, x2, xw, ..best };
+                    best = Free { d, error, x1, x2, xw, ..best };
                 }
             }
             if step == 1 {
