@@ -99,10 +99,7 @@ impl Job {
             Some(Imatrix::Gathered(weighting)) => Some(*weighting),
             _ => None,
         };
-        let given = match &self.imatrix {
-            Some(Imatrix::File(path)) => Some(Importance::read(path, &linears)?),
-            _ => None,
-        };
+        let given = self.imatrix_file().map(|path| Importance::read(path, &linears)).transpose()?;
         let float = matches!(types.file, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16));
         let compensable = linears.iter().any(|t| Format::of(t.ty).is_some());
         let method = if float { Method::Rtn } else { self.method.of_types(compensable) };
@@ -118,6 +115,13 @@ impl Job {
         let observer: &dyn Observer = &clock.watching(observer);
         let work = Work::begin(self, method, pair, mmproj, (origin, output), observer)?;
         work.run(method, types, (gathered, given), &clock, observer)
+    }
+
+    fn imatrix_file(&self) -> Option<&Path> {
+        match &self.imatrix {
+            Some(Imatrix::File(path)) => Some(path),
+            _ => None,
+        }
     }
 
     /// Refuses settings that would change nothing.
@@ -306,14 +310,13 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             ..switches.options(method, scales, weights.as_ref())
         };
         let found = run_packed(&model, &batch, inputs, &options, observer)?;
-        let imatrix_file = match &job.imatrix {
-            Some(Imatrix::File(path)) => Some(path),
-            _ => None,
-        };
         let record = json!({
-            "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped, "own_answers": answers.as_ref().map(Answers::turns),
-            "image_root": job.image_root, "imatrix_file": imatrix_file, "bpw": job.bpw, "tokens": batch.tokens, "loss": found.loss, "sensitivities": found.sensitivities, "ratios": found.ratios,
-            "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(), "parts": parts, "compensated": found.compensated,
+            "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped,
+            "own_answers": answers.as_ref().map(Answers::turns), "image_root": job.image_root,
+            "imatrix_file": job.imatrix_file(), "bpw": job.bpw, "tokens": batch.tokens, "loss": found.loss,
+            "sensitivities": found.sensitivities, "ratios": found.ratios,
+            "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(),
+            "parts": parts, "compensated": found.compensated,
             "seconds": clock.seconds(self.embedding_seconds, self.start),
         });
         let importance =
