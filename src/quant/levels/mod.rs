@@ -1,9 +1,9 @@
 //! Storage types taken apart so that codes can be chosen one column after the other: how a block's levels follow from
 //! its weights, and how levels and codes become bytes.
 //!
-//! A code stands for the value `d*x + m`, x the code's place in the type's codebook. In simple types ([`simple`]) d and
-//! m are what the file holds. In others a block has sub-blocks ([`sub_blocks`]), whose d and m are whole multiples of
-//! the block's; some of them have codes of four weights together ([`grids`]).
+//! A code stands for the value `d*x + m`, x the code's place in the type's codebook. In simple types (`simple.rs`) d and
+//! m are what the file holds. In others a block has sub-blocks (`sub_blocks.rs`), whose d and m are whole multiples of
+//! the block's; some of them have codes of four weights together (`grids.rs`).
 mod grids;
 mod lanes;
 mod pack;
