@@ -142,9 +142,8 @@ impl<'e> Answerer<'e> {
             for (question, longest) in described.into_iter().chain(general) {
                 let mut prompt = system.clone();
                 prompt.push(Message::new(USER, 1, question));
-                match self.answer(what, &prompt, pictures, longest, seen)? {
-                    Some(answer) => turns.push((question.into(), answer)),
-                    None => continue,
+                if let Some(answer) = self.answer(what, &prompt, pictures, longest, seen)? {
+                    turns.push((question.into(), answer));
                 }
             }
             self.answers.turns.insert(what.into(), turns);

@@ -14,7 +14,6 @@ pub(super) struct Parts<'p> {
     pub name: &'p str,
     pub repository: Option<&'p str>,
     pub text: &'p DecoderConfig,
-    pub text_rows: Vec<Row>,
     pub vision_rows: Vec<Row>,
     /// Whether the checkpoint may hold a tensor of this name besides: the model's answers do not depend on it.
     pub leaves_out: &'p dyn Fn(&str) -> bool,
@@ -33,9 +32,10 @@ pub(super) struct Parts<'p> {
 /// # Errors
 /// A vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<'a>, Error> {
+    let text_rows = parts.text.rows();
     // A tied head is the embedding's bytes: else it is not tied, and a row.
     let leaves_out = |name: &str| (name == HEAD && parts.text.tie_word_embeddings) || (parts.leaves_out)(name);
-    claims::check(checkpoint, parts.text_rows.iter().chain(&parts.vision_rows), &leaves_out)?;
+    claims::check(checkpoint, text_rows.iter().chain(&parts.vision_rows), &leaves_out)?;
     let vocabulary = Vocabulary::read(checkpoint, parts.text.vocab_size, parts.picture, parts.template)?;
     let mut notes = [checkpoint.notes(), parts.notes, &vocabulary.notes].concat();
     // A card is no reason to refuse a model, but its licence is not dropped without a word.
@@ -43,7 +43,7 @@ pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<
         notes.push(format!("{problem}; licence, languages and tags are left out"));
         Card::default()
     });
-    let parameters = parts.text_rows.iter().map(|row| row.tensor.elements()).sum();
+    let parameters = text_rows.iter().map(|row| row.tensor.elements()).sum();
     let name = ModelName::parse(parts.name, parameters);
     let general = General { name, card, repository: parts.repository.map(String::from) };
     let mut keys = Metadata::default();
@@ -53,7 +53,7 @@ pub(super) fn pair<'a>(checkpoint: &'a Checkpoint, parts: Parts) -> Result<Pair<
     let mut vision_keys = Metadata::default();
     general.write(&mut vision_keys, "mmproj", "clip");
     (parts.vision_keys)(&mut vision_keys);
-    let mut text = Source::renamed(checkpoint, keys, parts.text_rows)?;
+    let mut text = Source::renamed(checkpoint, keys, text_rows)?;
     let mut mmproj = Source::renamed(checkpoint, vision_keys, parts.vision_rows)?;
     let id = pair_id(&mmproj)?;
     text.metadata.set(PAIR_KEY, &id);

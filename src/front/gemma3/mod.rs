@@ -19,7 +19,7 @@ use crate::prompt::PictureText;
 /// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = Gemma3::read(checkpoint)?;
-    let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
+    let vision_rows = model.vision_rows();
     let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes, picture) = (&model.text, model.notes.as_slice(), PictureText::GEMMA3);
@@ -27,7 +27,6 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
         name,
         repository,
         text,
-        text_rows,
         vision_rows,
         leaves_out: &leaves_out,
         vision_keys: &vision_keys,

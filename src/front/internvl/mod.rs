@@ -22,7 +22,7 @@ use crate::prompt::PictureText;
 /// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = InternVl::read(checkpoint)?;
-    let (text_rows, vision_rows) = (model.text.rows(), model.tower.rows(model.text.hidden_size));
+    let vision_rows = model.tower.rows(model.text.hidden_size);
     // Of training.
     let leaves_out = |name: &str| name == "vision_tower.vision_model.embeddings.mask_token";
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
@@ -35,7 +35,6 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
         name,
         repository,
         text,
-        text_rows,
         vision_rows,
         leaves_out: &leaves_out,
         vision_keys: &vision_keys,

@@ -33,7 +33,7 @@ pub(super) fn pair<'a>(
     picture: PictureText,
     template: Option<&str>,
 ) -> Result<Pair<'a>, Error> {
-    let (text_rows, vision_rows) = (model.text.rows(), model.vision_rows());
+    let vision_rows = model.vision_rows();
     let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes) = (&model.text, model.notes.as_slice());
@@ -41,7 +41,6 @@ pub(super) fn pair<'a>(
         name,
         repository,
         text,
-        text_rows,
         vision_rows,
         leaves_out: &leaves_out,
         vision_keys: &vision_keys,

@@ -30,7 +30,7 @@ pub(super) fn pair<'a>(
     template: Option<&str>,
 ) -> Result<Pair<'a>, Error> {
     check_runtime_limits(checkpoint, model)?;
-    let (text_rows, vision_rows) = (model.text.rows(), vision_rows(model));
+    let vision_rows = vision_rows(model);
     let leaves_out = |name: &str| model.vision.leaves_out(name);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes) = (&model.text, model.notes.as_slice());
@@ -40,7 +40,6 @@ pub(super) fn pair<'a>(
             name,
             repository,
             text,
-            text_rows,
             vision_rows,
             leaves_out: &leaves_out,
             vision_keys: &vision_keys,

@@ -21,7 +21,7 @@ use crate::prompt::PictureText;
 /// A configuration, vocabulary or tensor that is missing, wrong or beyond the runtime.
 pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>) -> Result<Pair<'a>, Error> {
     let model = QwenVl::read(checkpoint)?;
-    let (text_rows, vision_rows) = (model.text.rows(), model.tower.rows(model.text.hidden_size));
+    let vision_rows = model.tower.rows(model.text.hidden_size);
     let vision_keys = |keys: &mut Metadata| model.write_vision(keys);
     let (text, notes) = (&model.text, model.notes.as_slice());
     let picture = PictureText::QWEN;
@@ -29,7 +29,6 @@ pub fn open<'a>(checkpoint: &'a Checkpoint, name: &str, repository: Option<&str>
         name,
         repository,
         text,
-        text_rows,
         vision_rows,
         leaves_out: &|_| false,
         vision_keys: &vision_keys,
