@@ -64,22 +64,72 @@ impl<'a> Columns<'a> {
     }
 
     #[inline(always)]
-    fn simple(&self, format: Simple, t: &mut [f32], original: &[f32], out: RowPart) {
-        let (len, group) = (t.len(), format.group());
+    fn simple(&self, simple: Simple, t: &mut [f32], original: &[f32], out: RowPart) {
+        match (self.fit, simple) {
+            (Fit::Plain, _) => self.plain(simple, t, original, out),
+            (Fit::Search, Simple::Mbq3) => self.search::<128>(simple, Even::<0, 7>, t, original, out),
+            (Fit::Search, Simple::Q4_0 | Simple::Q4_1) => self.search::<32>(simple, Even::<0, 15>, t, original, out),
+            (Fit::Search, Simple::Q5_0 | Simple::Q5_1) => self.search::<32>(simple, Even::<0, 31>, t, original, out),
+            (Fit::Search, Simple::Q8_0) => self.search::<32>(simple, Even::<1, 255>, t, original, out),
+        }
+    }
+
+    /// The type's own levels.
+    #[inline(always)]
+    fn plain(&self, simple: Simple, t: &mut [f32], original: &[f32], out: RowPart) {
+        let (len, group) = (t.len(), simple.group());
         let mut current = Levels::default();
         let mut room = [0.0; 128];
         for k in 0..len {
             if k % group == 0 {
                 let ahead = self.ahead(t, original, (k, group), &mut room);
-                current = format.fit(ahead, &self.d[k..k + group], self.fit);
+                current = simple.fit(ahead, &self.d[k..k + group], self.fit);
                 out.halfs[k / group] = Halfs { d: current.d, m: current.m };
             }
-            let code = format.nearest(current, t[k]);
+            let code = simple.nearest(current, t[k]);
             out.codes[k] = code;
             let e = original[k] - current.value(code);
             t[k] = e;
             let m = &self.m[k * len + k + 1..(k + 1) * len];
             t[k + 1..].iter_mut().zip(m).for_each(|(t, m)| *t += e * m);
+        }
+    }
+
+    /// Levels by the feedback: sixteen candidates around the best so far are rounded side by side, and the best one's
+    /// levels are refitted to its codes; four times, closer each time. Blocks have N weights.
+    #[inline(always)]
+    fn search<const N: usize>(
+        &self,
+        simple: Simple,
+        book: impl Codebook,
+        t: &mut [f32],
+        original: &[f32],
+        out: RowPart,
+    ) {
+        let mut room = [0.0; N];
+        for k in (0..t.len()).step_by(N) {
+            let ahead = self.ahead(t, original, (k, N), &mut room);
+            let mut best = simple.fit(ahead, &self.d[k..k + N], self.fit);
+            let (mut least, mut codes) = (f32::INFINITY, [0.0; N]);
+            let refit = Refit::<N>::new(self, (t, k), original);
+            for pass in 0..Simple::PASSES {
+                let levels = simple.candidates(best, pass);
+                let mut places = [[0.0; LANES]; N];
+                let (lane, error) = self.race(book, &levels, original, (&t[k..k + N], k), &mut places);
+                if error < least || pass == 0 {
+                    (best, least, codes) = (levels[lane], error, places.map(|place| place[lane]));
+                }
+                let (levels, error) = refit.levels(self, simple, &codes, best);
+                if error < least {
+                    (best, least) = (levels, error);
+                }
+            }
+            out.halfs[k / N] = Halfs { d: best.d, m: best.m };
+            for (i, place) in (k..k + N).zip(codes) {
+                out.codes[i] = place as u8;
+                t[i] = original[i] - best.value(place);
+            }
+            self.hand_on(t, (k, N), t.len());
         }
     }
 
@@ -96,7 +146,7 @@ impl<'a> Columns<'a> {
             let candidates = self.format.candidates(book, halfs, (ahead, &self.share[k..k + size]), self.fit);
             let levels = candidates.map(|(halfs, multiples)| self.format.levels(halfs, multiples));
             let mut places = [[0.0; LANES]; 32];
-            let best = self.race(book, &levels, original, (&t[k..k + size], k), &mut places);
+            let (best, _) = self.race(book, &levels, original, (&t[k..k + size], k), &mut places);
             (out.halfs[k / group], out.multiples[k / size]) = candidates[best];
             halfs = candidates[best].0;
             for i in k..k + size {
@@ -203,18 +253,18 @@ impl<'a> Columns<'a> {
     /// Rounds the columns from `k` on, of targets `t`, with the levels of each candidate; which of them leaves the
     /// least error, counting how errors are handed on within these columns. Ties go to the first.
     #[inline(always)]
-    fn race(
+    fn race<const N: usize>(
         &self,
         book: impl Codebook,
         levels: &[Levels; LANES],
         original: &[f32],
         (t, k): (&[f32], usize),
-        places: &mut [Lanes; 32],
-    ) -> usize {
+        places: &mut [Lanes; N],
+    ) -> (usize, f32) {
         let len = original.len();
         let (d, m): (Lanes, Lanes) = (levels.map(|l| l.d), levels.map(|l| l.m));
         let per_d = d.map(|d| 1.0 / d);
-        let mut targets = [[0.0; LANES]; 32];
+        let mut targets = [[0.0; LANES]; N];
         targets.iter_mut().zip(t).for_each(|(lanes, &t)| *lanes = [t; LANES]);
         let mut cost = [0.0; LANES];
         for i in 0..t.len() {
@@ -235,6 +285,70 @@ impl<'a> Columns<'a> {
         }
         let mut best = 0;
         (1..LANES).for_each(|lane| best = if cost[lane] < cost[best] { lane } else { best });
-        best
+        (best, cost[best])
+    }
+}
+
+/// What the levels of a block's codes are refitted by. A block of codes c has the errors `a - d M^T c - m M^T 1` before
+/// they are squared and weighed by D.
+struct Refit<const N: usize> {
+    /// First column of the block.
+    k: usize,
+    /// The targets as they are if every value is 0.
+    a: [f32; N],
+    /// M^T 1.
+    ones: [f32; N],
+}
+
+impl<const N: usize> Refit<N> {
+    #[inline(always)]
+    fn new(columns: &Columns, (t, k): (&[f32], usize), original: &[f32]) -> Self {
+        let mut this = Refit { k, a: [0.0; N], ones: [0.0; N] };
+        let block: [f32; N] = std::array::from_fn(|i| original[k + i]);
+        this.a = this.handed(columns, t.len(), &block);
+        (0..N).for_each(|i| this.a[i] += t[k + i] - original[k + i]);
+        this.ones = this.handed(columns, t.len(), &[1.0; N]);
+        this
+    }
+
+    /// M^T x.
+    #[inline(always)]
+    fn handed(&self, columns: &Columns, n: usize, x: &[f32; N]) -> [f32; N] {
+        let mut out = *x;
+        for (i, &x) in x.iter().enumerate() {
+            let m = &columns.m[(self.k + i) * n + self.k + i + 1..];
+            out[i + 1..].iter_mut().zip(m).for_each(|(out, m)| *out += x * m);
+        }
+        out
+    }
+
+    /// The levels of least error for `codes`, as a file holds them, and that error; `now` where codes do not determine
+    /// them.
+    #[inline(always)]
+    fn levels(&self, columns: &Columns, simple: Simple, codes: &[f32; N], now: Levels) -> (Levels, f32) {
+        let n = columns.share.len();
+        let mut p = self.handed(columns, n, codes);
+        if let Some(middle) = simple.middle() {
+            p.iter_mut().zip(self.ones).for_each(|(p, one)| *p -= middle * one);
+        }
+        let [mut pp, mut pq, mut qq, mut ap, mut aq] = [0.0; 5];
+        let share = &columns.share[self.k..self.k + N];
+        for (((&a, &p), &q), &h) in self.a.iter().zip(&p).zip(&self.ones).zip(share) {
+            let [a, p, q, h] = [a, p, q, h].map(f64::from);
+            (pp, pq, qq) = (pp + h * p * p, pq + h * p * q, qq + h * q * q);
+            (ap, aq) = (ap + h * a * p, aq + h * a * q);
+        }
+        let determinant = pp * qq - pq * pq;
+        let levels = match simple.middle() {
+            Some(_) if pp > 0.0 => simple.stored((ap / pp) as f32, 0.0),
+            None if determinant > 1e-9 * pp * qq => {
+                let (d, m) = ((ap * qq - aq * pq) / determinant, (aq * pp - ap * pq) / determinant);
+                simple.stored(d as f32, m as f32)
+            }
+            _ => now,
+        };
+        let m = if simple.middle().is_some() { 0.0 } else { levels.m };
+        let errors = self.a.iter().zip(&p).zip(&self.ones).map(|((a, p), q)| a - levels.d * p - m * q);
+        (levels, errors.zip(share).map(|(e, h)| h * e * e).sum())
     }
 }

@@ -21,9 +21,9 @@ pub trait Codebook: Copy {
 
 /// Whole numbers from LOW to HIGH.
 #[derive(Clone, Copy)]
-pub struct Even<const LOW: i8, const HIGH: i8>;
+pub struct Even<const LOW: i16, const HIGH: i16>;
 
-impl<const LOW: i8, const HIGH: i8> Codebook for Even<LOW, HIGH> {
+impl<const LOW: i16, const HIGH: i16> Codebook for Even<LOW, HIGH> {
     #[inline(always)]
     fn ends(self) -> (f32, f32) {
         (f32::from(LOW), f32::from(HIGH))

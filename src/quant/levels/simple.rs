@@ -1,5 +1,5 @@
 //! Types whose blocks are evenly spaced levels, `w = d*code + m`.
-use super::{Fit, Levels};
+use super::{Fit, LANES, Levels};
 use crate::ggml::GgmlType;
 use crate::quant::mbq3::{self, Grid};
 use half::f16;
@@ -19,6 +19,9 @@ pub enum Simple {
 }
 
 impl Simple {
+    /// How often [`Simple::candidates`] are asked for.
+    pub const PASSES: usize = 4;
+
     pub const ALL: [Simple; 6] = [Simple::Mbq3, Simple::Q4_0, Simple::Q4_1, Simple::Q5_0, Simple::Q5_1, Simple::Q8_0];
 
     pub fn ty(self) -> GgmlType {
@@ -86,6 +89,24 @@ impl Simple {
             Some(middle) => Levels { d, m: 0.0 - middle * d },
             None => Levels { d, m: f16::from_f32(m).to_f32() },
         }
+    }
+
+    /// Levels around `best`, itself among them at first: in pass 0 up to 15 % smaller or larger and, in types with an m,
+    /// up to .6 levels aside, evenly spread; half as far in each pass after it.
+    #[inline(always)]
+    pub fn candidates(self, best: Levels, pass: usize) -> [Levels; LANES] {
+        // Multiples of these fill the square evenly (the R2 sequence, of the powers of the plastic ratio).
+        const STEP: [f32; 2] = [0.754_877_7, 0.569_840_3];
+        let far = 0.5f32.powi(pass as i32);
+        let middle = best.m + best.d * self.codes().1 / 2.0;
+        std::array::from_fn(|i| {
+            if pass == 0 && i == 0 {
+                return best;
+            }
+            let at = |step: f32| 2.0 * (0.5 + (pass * LANES + i) as f32 * step).fract() - 1.0;
+            let d = best.d * (1.0 + 0.15 * far * at(STEP[0]));
+            self.stored(d, middle - d * self.codes().1 / 2.0 + best.d * 0.6 * far * at(STEP[1]))
+        })
     }
 
     /// The levels for the weights `w` of a block; `importance` weighs their squared errors.
