@@ -85,6 +85,7 @@ fn observed(
         search_levels: true,
         target: 1.0,
         residual: true,
+        two_sided: true,
     };
     let store = Store::new(work.join("store"));
     let compensation = Compensation { settings, types: types(&pair), store };

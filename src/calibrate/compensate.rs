@@ -5,10 +5,11 @@
 //! errors there less: they weigh `vision` times a token of text. Linears with a common input share H.
 use super::CalibrateError;
 use super::batch::{Batch, Chunk, Kind};
-use super::feedback::{Factor, factor, round};
+use super::feedback::{Factor, factor, round, round_rows};
 use super::grid::{Activations, Mbq3, WeightGrid};
 use super::mbq::Group;
 use super::mbq::Ratios;
+use super::outputs::OutputMoments;
 use super::store::Store;
 use super::stream::{Room, Stream};
 use crate::Error;
@@ -43,6 +44,9 @@ pub struct CompensationSettings {
     pub target: f64,
     /// Whether `o` and `down` also aim at what the residual stream has lost so far, as far as `target` goes.
     pub residual: bool,
+    /// Whether the rows of `o` and `down` make up for each other's errors, as far as these cost the model's answers.
+    #[serde(default)]
+    pub two_sided: bool,
 }
 
 impl CompensationSettings {
@@ -53,6 +57,7 @@ impl CompensationSettings {
         search_levels: false,
         target: 0.0,
         residual: false,
+        two_sided: false,
     };
 }
 
@@ -117,6 +122,11 @@ impl Moments {
     }
 }
 
+/// Share of its mean diagonal that is added to the diagonal of F, the outputs' Fisher information. Three times as much as is
+/// there: of gradients of so few tokens only the strongest directions carry over to other questions
+/// (docs/notes/two-sided.md).
+const ROW_DAMPING: f64 = 3.0;
+
 /// Tokens whose products are added up at once on an accelerator: a sum of n x n costs as much as a product of 1000 tokens.
 pub(super) const GATHER: usize = 4096;
 
@@ -155,7 +165,7 @@ fn joined(parts: &mut Vec<Tensor>) -> Result<Tensor> {
 }
 
 /// Adds `left^T right`, on an accelerator in parts: a sum of n x n is too large there to be had three times.
-fn add(sum: &mut Option<Tensor>, left: &Tensor, right: &Tensor) -> Result<()> {
+pub(super) fn add(sum: &mut Option<Tensor>, left: &Tensor, right: &Tensor) -> Result<()> {
     const ROWS: usize = 2048;
     let left = left.t()?;
     match sum {
@@ -244,7 +254,7 @@ impl Compensation {
         exact: &Block,
         batch: &Batch,
         activations: Activations,
-        ratios: Option<Ratios>,
+        (ratios, outputs): (Option<Ratios>, Option<&OutputMoments>),
         (x, x_q): (&mut Stream, &mut Stream),
         done: bool,
     ) -> std::result::Result<Compensated, Error> {
@@ -265,13 +275,18 @@ impl Compensation {
             (moments.shift, moments.residual) = (None, None);
             // Linears with a common input share it.
             let mut shared: Option<Factor> = None;
+            let rows = match outputs {
+                Some(outputs) if !done => outputs.get(layer, group)?,
+                _ => None,
+            };
+            let rows = rows.map(|f| factor(&f, ROW_DAMPING)).transpose()?;
             for (&name, pull) in group.linears().iter().zip(pulls) {
                 let source = name.weight(layer);
                 let ty = self.types.get(&source).copied().unwrap_or(GgmlType::F32);
                 let weight = match Format::of(ty) {
                     Some(_) if done => self.stored(&source, ty, &exact.linear(name).weight)?,
                     Some(format) => {
-                        let gain = self.linear(name, &source, format, exact, &moments, pull, &mut shared)?;
+                        let gain = self.linear(name, &source, format, exact, &moments, pull, (&mut shared, rows.as_ref()))?;
                         found.linears.push(gain.0);
                         gain.1
                     }
@@ -353,7 +368,7 @@ impl Compensation {
         exact: &Block,
         moments: &Moments,
         pull: Option<Tensor>,
-        shared: &mut Option<Factor>,
+        (shared, rows): (&mut Option<Factor>, Option<&Factor>),
     ) -> std::result::Result<(Gain, Tensor), Error> {
         let (s, weight) = (&self.settings, &exact.linear(name).weight);
         let Some(h) = &moments.h else { return Err(CalibrateError::NoSamples.into()) };
@@ -366,7 +381,10 @@ impl Compensation {
             target = (target + (factor.solve(&pull)? * s.target)?)?;
         }
         let fit = if s.search_levels { Fit::Search } else { Fit::Plain };
-        let coded = round(&target, factor, format, fit)?;
+        let coded = match rows {
+            Some(rows) => round_rows(&target, factor, rows, format, fit)?,
+            None => round(&target, factor, format, fit)?,
+        };
         self.store.put(source, format.ty(), &coded.bytes()?)?;
         let rounded = coded.weight(weight.device())?;
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };

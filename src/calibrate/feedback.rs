@@ -180,6 +180,22 @@ impl Factor {
         Ok(x)
     }
 
+    /// M made block unit: its blocks of `size` columns times the inverse of their corner, so that H = M D M^T with blocks in
+    /// D.
+    pub fn block_unit(&self, size: usize) -> Result<Tensor> {
+        let n = self.d.len();
+        let mut parts = Vec::new();
+        for start in (0..n).step_by(size) {
+            let len = size.min(n - start);
+            let columns = self.m.narrow(1, start, len)?;
+            let corner = columns.narrow(0, start, len)?.to_dtype(DType::F64)?;
+            let inverse = invert_upper(&corner.flatten_all()?.to_vec1::<f64>()?, len);
+            let inverse = Tensor::from_vec(inverse, (len, len), self.m.device())?.to_dtype(DType::F32)?;
+            parts.push(columns.contiguous()?.matmul(&inverse)?);
+        }
+        Tensor::cat(&parts, 1)
+    }
+
     /// What was added to H's diagonal.
     pub fn added(&self) -> &[f64] {
         &self.lift
@@ -242,6 +258,45 @@ impl Coded {
     }
 }
 
+/// Rows that are rounded side by side before their errors are handed on to the rows after them.
+const ROWS: usize = 32;
+
+/// As [`round`], with feedback over rows, too: what errors of some rows cost at the output, the rows after them make up
+/// for. `rows` factors F, the output's metric, so that `tr(F E H E^T)`, E the errors, is what is made small.
+///
+/// With F = M D M^T, M block unit upper triangular, that is the sum over blocks b of rows of `tr(D_b E_b' H E_b'^T)` where
+/// `E_b' = E_b + sum_{a<b} M_ab^T E_a` (as in YAQA, arXiv 2505.22988): a block's rows are rounded as their weights plus
+/// that sum.
+///
+/// # Errors
+/// The shapes do not fit.
+pub fn round_rows(w: &Tensor, factor: &Factor, rows: &Factor, format: Format, fit: Fit) -> Result<Coded> {
+    let (count, n) = w.dims2()?;
+    if count != rows.d.len() {
+        bail!("{count} rows for a metric of {} outputs", rows.d.len());
+    }
+    let w = w.contiguous()?;
+    let m = rows.block_unit(ROWS)?.to_device(w.device())?;
+    let errors = Tensor::zeros((count, n), DType::F32, w.device())?;
+    let mut all = Coded { format, rows: count, codes: Vec::new(), halfs: Vec::new(), multiples: Vec::new() };
+    for start in (0..count).step_by(ROWS) {
+        let len = ROWS.min(count - start);
+        let own = w.narrow(0, start, len)?;
+        let target = if start > 0 {
+            let m = m.narrow(0, 0, start)?.narrow(1, start, len)?.t()?;
+            (&own + product(&m, &errors.narrow(0, 0, start)?)?)?
+        } else {
+            own.clone()
+        };
+        let coded = round(&target, factor, format, fit)?;
+        errors.slice_set(&(own - coded.weight(w.device())?)?, 0, start)?;
+        all.codes.extend(coded.codes);
+        all.halfs.extend(coded.halfs);
+        all.multiples.extend(coded.multiples);
+    }
+    Ok(all)
+}
+
 /// Rounds `w` `[rows, n]` with feedback. Rows must be whole blocks of `format`. The numbers of a block follow from its
 /// weights as they are when its first column is reached, moved to where they make up best for the columns before; those
 /// of a sub-block likewise, given its block's.
@@ -276,7 +331,7 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
             .zip(original.par_chunks(len))
             .zip(codes.par_chunks_mut(n))
             .zip(halfs.par_chunks_mut(n / group).zip(multiples.par_chunks_mut(n / size)))
-            .with_min_len(8)
+            .with_min_len(2)
             .for_each(|(((t, original), codes), (halfs, multiples))| {
                 let part = RowPart {
                     codes: &mut codes[start..start + len],

@@ -161,6 +161,7 @@ impl Job {
                 search_levels: true,
                 target: self.switches.target.unwrap_or(0.5),
                 residual: self.switches.residual.unwrap_or(false),
+                two_sided: self.switches.two_sided.unwrap_or(true),
                 ..CompensationSettings::GPTQ
             },
         }

@@ -25,6 +25,7 @@ mod run;
 pub mod samples;
 mod scaling;
 pub mod search;
+pub mod outputs;
 pub mod sensitivity;
 pub mod settings;
 pub mod smoothquant;

@@ -6,6 +6,7 @@ use super::grid::{Activations, WeightGrid};
 use super::importance::{Importance, Weighting};
 use super::mbq::{FoundScales, Group, Loss, Ratios, ratios};
 use super::model::TextModel;
+use super::outputs::OutputMoments;
 use super::pass::{Keep, Kept, Pass};
 use super::progress::Progress;
 use super::scaling::{apply, fold};
@@ -107,6 +108,7 @@ pub fn run_packed(
     }
     let mut run = Run::new(model, batch, options, observer)?;
     let ahead = run.gradients(&mut x, observer)?;
+    let at_outputs = run.output_moments(&mut x, observer)?;
     run.budget.share(if options.compensation.is_some() { Phase::Compensation } else { Phase::Search }, x.room());
     x.settle()?;
     trim(&model.device)?;
@@ -116,7 +118,7 @@ pub fn run_packed(
     let layers = model.text.num_layers;
     observer.event(Event::PhaseStart { name: "blocks".into(), total: layers as u64, unit: "blocks" });
     for layer in 0..layers {
-        run.block(layer, &mut x, &mut x_q, ahead.next())?;
+        run.block(layer, &mut x, &mut x_q, ahead.next(), at_outputs.as_ref())?;
         observer.event(Event::Advance { n: 1, detail: format!("block {layer}") });
     }
     observer.event(Event::PhaseEnd);
@@ -217,6 +219,17 @@ impl<'r, 'm> Run<'r, 'm> {
         Ok(ahead)
     }
 
+    /// What errors at the outputs of `o` and `down` cost, where compensation asks for it and blocks are left to do.
+    fn output_moments(&self, x: &mut Stream, observer: &dyn Observer) -> Result<Option<OutputMoments>, Error> {
+        let wanted = self.options.compensation.is_some_and(|c| c.settings.two_sided);
+        if !wanted || self.progress.compensated.len() == self.model.text.num_layers {
+            return Ok(None);
+        }
+        self.budget.share(Phase::Gradients, x.room());
+        x.settle()?;
+        Ok(Some(OutputMoments::gather(self.model, self.batch, x, self.budget.at_once, observer)?))
+    }
+
     /// One block: its pass, its scales, its compensation; both streams move on.
     fn block(
         &mut self,
@@ -224,6 +237,7 @@ impl<'r, 'm> Run<'r, 'm> {
         x: &mut Stream,
         x_q: &mut Option<Stream>,
         ahead: Option<Kept>,
+        at_outputs: Option<&OutputMoments>,
     ) -> Result<(), Error> {
         let block = self.model.block(layer)?;
         let (options, batch) = (self.options, self.batch);
@@ -237,7 +251,15 @@ impl<'r, 'm> Run<'r, 'm> {
                 drop(outputs);
                 let done = self.progress.compensated.len() > layer;
                 let ratios = self.ratios.get(layer).copied();
-                let found = compensation.block(layer, &scaled, batch, options.activations, ratios, (x, x_q), done)?;
+                let found = compensation.block(
+                    layer,
+                    &scaled,
+                    batch,
+                    options.activations,
+                    (ratios, at_outputs),
+                    (x, x_q),
+                    done,
+                )?;
                 if !done {
                     self.progress.compensated.push(found);
                     self.save()?;

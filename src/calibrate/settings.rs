@@ -96,6 +96,8 @@ pub struct Switches {
     pub target: Option<f64>,
     /// Aim o and down at what the residual stream has lost, too [default: off].
     pub residual: Option<bool>,
+    /// Let the rows of o and down make up for each other [default: on].
+    pub two_sided: Option<bool>,
 }
 
 impl Switches {
@@ -171,6 +173,7 @@ impl Switches {
             ("--set share-heads", self.share_heads.is_some(), searches),
             ("--set target", self.target.is_some(), own),
             ("--set residual", self.residual.is_some(), own),
+            ("--set two-sided", self.two_sided.is_some(), own),
             ("--vision-weight", vision_weight.is_some(), own),
         ];
         match used.into_iter().find(|(_, given, useful)| *given && !useful) {
@@ -194,7 +197,7 @@ mod tests {
     fn every_key_is_taken_once() {
         let keys = serde_json::to_value(Switches::default()).unwrap();
         let keys = keys.as_object().unwrap();
-        assert_eq!(keys.len(), 12);
+        assert_eq!(keys.len(), 13);
         for key in keys.keys() {
             let value = match key.as_str() {
                 "seed" | "max-tokens" => "3",

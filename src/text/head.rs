@@ -3,6 +3,7 @@ use super::Error;
 use super::config::TextConfig;
 use super::ops::{rms_backward, rms_norm};
 use super::tensors::{EMBEDDING, OUTPUT, OUTPUT_NORM, Weights};
+use crate::random::Rng;
 use candle_core::{D, Device, Result, Tensor};
 
 /// Final norm and output head.
@@ -30,6 +31,21 @@ impl Head {
         let logits = rms_norm(x, &self.norm, self.eps)?.matmul(&self.weight.t()?)?;
         let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         logits.broadcast_sub(&logits.exp()?.sum_keepdim(D::Minus1)?.log()?)
+    }
+
+    /// For each of the rows `x` `[k, hidden]` a token, drawn from the distribution of what comes after it.
+    pub fn draw(&self, x: &Tensor, dice: &mut Rng) -> Result<Vec<u32>> {
+        let rows: Vec<Vec<f32>> = self.log_probabilities(x)?.to_vec2()?;
+        let draw = |row: &Vec<f32>| {
+            let mut left = (f64::from(dice.uniform()) + 1.0) / 2.0;
+            let taken = row.iter().position(|log_p| {
+                left -= f64::from(*log_p).exp();
+                left < 0.0
+            });
+            // Sums of f32 may stay just below 1.
+            taken.unwrap_or(row.len() - 1) as u32
+        };
+        Ok(rows.iter().map(draw).collect())
     }
 
     /// Mean cross-entropy of `targets` given the rows `x` `[k, hidden]` that predict them, and `scale` times its
