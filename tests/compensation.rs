@@ -1,8 +1,9 @@
 //! Rounding with feedback against a plain restatement in numpy, and what its parts promise.
 use candle_core::{DType, Device, Tensor};
-use mbq_convert::calibrate::feedback::{factor, round};
+use mbq_convert::calibrate::feedback::{factor, round, round_rows};
 use mbq_convert::ggml::{dequantize, quantize_rows};
 use mbq_convert::quant::levels::{Fit, Format, Halfs, Levels, Multiples, Simple};
+use mbq_convert::random::Rng;
 
 const ALL: [Simple; 6] = Simple::ALL;
 
@@ -244,4 +245,104 @@ fn damping_is_measured_by_ordinary_channels() {
     let mut outlier = vec![1.0; 200];
     outlier[7] = 1e6;
     assert_eq!(added(&outlier), [0.1; 200]);
+}
+
+/// Weights and moments for feedback over rows: `[rows, n]` weights, H of inputs, F of outputs.
+fn two_sided(rows: usize, n: usize) -> (Tensor, Tensor, Tensor) {
+    let normal = |count: usize, width: usize, seed: u64| {
+        let mut dice = Rng::new(seed);
+        let mut sum = || (0..4).map(|_| dice.uniform()).sum::<f32>();
+        Tensor::from_vec((0..count * width).map(|_| sum()).collect::<Vec<f32>>(), (count, width), &Device::Cpu).unwrap()
+    };
+    let moments = |width: usize, seed: u64| {
+        let x = normal(2 * width, width, seed);
+        // A common part in every channel.
+        let common = x.sum_keepdim(1).unwrap().broadcast_as(x.shape()).unwrap();
+        let x = (x + (common * 0.3).unwrap()).unwrap();
+        x.t().unwrap().matmul(&x).unwrap()
+    };
+    (normal(rows, n, 31), moments(n, 32), moments(rows, 33))
+}
+
+fn float64(t: &Tensor) -> Vec<f64> {
+    t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Blocks of M are Schur complements': M_ab = S_ab S_bb^-1, S what is left of F once the blocks behind b are eliminated.
+#[test]
+fn block_unit_factors_are_schur_complements() {
+    let (n, size) = (96, 32);
+    let (_, _, f) = two_sided(n, 128);
+    let factor = factor(&f, 0.05).unwrap();
+    let m = float64(&factor.block_unit(size).unwrap());
+    let mut s = float64(&f);
+    factor.added().iter().enumerate().for_each(|(i, added)| s[i * n + i] += added);
+    for start in (0..n).step_by(size).rev() {
+        // X = S[.., b] S_bb^-1 by elimination, column by column: X S_bb = S[.., b].
+        let block: Vec<usize> = (start..start + size).collect();
+        let mut left: Vec<Vec<f64>> = block.iter().map(|&i| block.iter().map(|&j| s[j * n + i]).collect()).collect();
+        let mut right: Vec<Vec<f64>> =
+            block.iter().map(|&i| (0..start + size).map(|r| s[r * n + i]).collect()).collect();
+        for p in 0..size {
+            let pivot = left[p][p];
+            left[p].iter_mut().chain(&mut right[p]).for_each(|v| *v /= pivot);
+            for q in (0..size).filter(|&q| q != p) {
+                let by = left[q][p];
+                let (row, sums) = (left[p].clone(), right[p].clone());
+                left[q].iter_mut().zip(&row).for_each(|(v, r)| *v -= by * r);
+                right[q].iter_mut().zip(&sums).for_each(|(v, r)| *v -= by * r);
+            }
+        }
+        for r in 0..start + size {
+            for c in 0..size {
+                let (got, want) = (m[r * n + start + c], right[c][r]);
+                // M is kept in f32.
+                assert!((got - want).abs() < 2e-5 * (1.0 + want.abs()), "{r} {}: {got}, {want}", start + c);
+            }
+        }
+        // S - S_b S_bb^-1 S_b^T.
+        let old = s.clone();
+        for i in 0..start {
+            for j in 0..start {
+                let by: f64 = (0..size).map(|k| right[k][i] * old[j * n + start + k]).sum();
+                s[i * n + j] -= by;
+            }
+        }
+    }
+}
+
+/// `tr(F E H E^T)` of weights that are rounded so or so.
+fn two_sided_error(w: &Tensor, v: &Tensor, h: &Tensor, f: &Tensor) -> f64 {
+    let e = (w - v).unwrap().to_dtype(DType::F64).unwrap();
+    let [h, f] = [h, f].map(|t| t.to_dtype(DType::F64).unwrap());
+    let s = f.matmul(&e).unwrap().matmul(&h).unwrap();
+    (s * e).unwrap().sum_all().unwrap().to_scalar().unwrap()
+}
+
+/// Rows that make up for each other cost less where outputs go together, and nothing changes where they do not.
+#[test]
+fn rows_make_up_for_each_other() {
+    let (rows, n) = (160, 256);
+    let (w, h, f) = two_sided(rows, n);
+    let (inputs, outputs) = (factor(&h, 0.01).unwrap(), factor(&f, 0.01).unwrap());
+    for format in [Format::Simple(Simple::Mbq3), Format::Simple(Simple::Q4_0), Format::Q3K] {
+        let alone = round(&w, &inputs, format, Fit::Search).unwrap();
+        let together = round_rows(&w, &inputs, &outputs, format, Fit::Search).unwrap();
+        let cost = |coded: &mbq_convert::calibrate::feedback::Coded| {
+            two_sided_error(&w, &coded.weight(&Device::Cpu).unwrap(), &h, &f)
+        };
+        let ratio = cost(&together) / cost(&alone);
+        eprintln!("{}: {ratio:.3} of the cost of rows alone", format.ty());
+        assert!(ratio < 0.5, "{format:?}: {ratio}");
+        let diagonal = Tensor::from_vec(
+            (0..rows * rows).map(|i| if i % (rows + 1) == 0 { 2.0f32 } else { 0.0 }).collect::<Vec<_>>(),
+            (rows, rows),
+            &Device::Cpu,
+        );
+        let apart = factor(&diagonal.unwrap(), 0.01).unwrap();
+        let same = round_rows(&w, &inputs, &apart, format, Fit::Search).unwrap();
+        assert!(same.bytes().unwrap() == alone.bytes().unwrap(), "{format:?}");
+        let few = factor(&f.narrow(0, 0, 64).unwrap().narrow(1, 0, 64).unwrap().contiguous().unwrap(), 0.01).unwrap();
+        assert!(round_rows(&w, &inputs, &few, format, Fit::Search).is_err());
+    }
 }

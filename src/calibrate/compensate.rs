@@ -286,7 +286,8 @@ impl Compensation {
                 let weight = match Format::of(ty) {
                     Some(_) if done => self.stored(&source, ty, &exact.linear(name).weight)?,
                     Some(format) => {
-                        let gain = self.linear(name, &source, format, exact, &moments, pull, (&mut shared, rows.as_ref()))?;
+                        let gain =
+                            self.linear(name, &source, format, exact, &moments, pull, (&mut shared, rows.as_ref()))?;
                         found.linears.push(gain.0);
                         gain.1
                     }

@@ -78,9 +78,7 @@ impl OutputMoments {
                 let x = |i: usize| xs.as_ref().unwrap_or(inputs).get(i);
                 let pairs: Vec<_> =
                     (from..from + count).map(|i| Ok((x(i)?, gradients.take(i)?))).collect::<Result<_>>()?;
-                let back = each(count, at_once, |i| {
-                    block.backward(&pairs[i].0, &chunks[from + i].spans, &pairs[i].1)
-                })?;
+                let back = each(count, at_once, |i| block.backward(&pairs[i].0, &chunks[from + i].spans, &pairs[i].1))?;
                 for (i, back) in back.into_iter().enumerate() {
                     add(&mut down, &back.mlp_out, &back.mlp_out)?;
                     add(&mut o, &back.attn_out, &back.attn_out)?;
@@ -144,4 +142,103 @@ fn drawn_gradient(head: &Head, chunk: &Chunk, y: &Tensor, dice: &mut Rng) -> Res
     let drawn = head.draw(&x, dice)?;
     let (_, g) = head.loss(&x, &drawn, k as f64)?;
     y.zeros_like()?.index_add(&rows, &g, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::batch::{Sample, pack};
+    use crate::calibrate::stream::Room;
+    use crate::events::Silent;
+    use crate::front::FoundModel;
+    use crate::hub::Hub;
+    use crate::text::LinearName;
+    use candle_core::Device;
+
+    /// Log-probability of `drawn` after the first token of `x`, `name`'s output in block `layer` moved by `by`.
+    fn log_p(model: &TextModel, x: &Tensor, (layer, name): (usize, LinearName), by: &Tensor, drawn: u32) -> f64 {
+        let span = [crate::text::Span::new(0, 2)];
+        let mut x = x.clone();
+        for at in 0..model.text.num_layers {
+            let mut block = model.block(at).unwrap();
+            if at == layer {
+                let linear = block.linear_mut(name);
+                assert!(linear.bias.is_none());
+                linear.bias = Some(by.clone());
+            }
+            x = block.forward(&x, &span).unwrap();
+        }
+        let row = model.head().unwrap().log_probabilities(&x.narrow(0, 0, 1).unwrap()).unwrap();
+        f64::from(row.flatten_all().unwrap().to_vec1::<f32>().unwrap()[drawn as usize])
+    }
+
+    /// Samples of two tokens: only the first one's outputs matter, so that F is the sum over samples of a gradient with
+    /// itself, and differences of log-probabilities give that gradient.
+    #[test]
+    fn moments_are_those_of_differences() {
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/model");
+        let found = FoundModel::find(demo, None, &Hub::from_env(true), &Silent).unwrap();
+        let pair = found.pair().unwrap();
+        let model = TextModel::new(&pair.text, 64, Device::Cpu).unwrap();
+        let (hidden, layers) = (model.text.hidden_size, model.text.num_layers);
+        let mut dice = Rng::new(5);
+        let mut random = |n: usize| (0..n).map(|_| dice.uniform()).collect::<Vec<f32>>();
+        let inputs: Vec<Tensor> =
+            (0..3).map(|_| Tensor::from_vec(random(2 * hidden), (2, hidden), &Device::Cpu).unwrap()).collect();
+        let along = Tensor::from_vec(random(hidden), hidden, &Device::Cpu).unwrap();
+        let samples: Vec<Sample> =
+            inputs.iter().map(|x| Sample::new(x.clone(), vec![Kind::Other, Kind::Answer], vec![0, 0])).collect();
+        let (batch, x) = pack(&samples, 2, &Room::new(&Device::Cpu, usize::MAX, &std::env::temp_dir())).unwrap();
+        let moments = OutputMoments::gather(&model, &batch, &x, 2, &Silent).unwrap();
+
+        let last = forward(&model, &batch.chunks, &x, 2, &Silent).unwrap().pop().unwrap();
+        let mut dice = Rng::new(0);
+        let head = model.head().unwrap();
+        let drawn: Vec<u32> =
+            (0..3).map(|i| head.draw(&last.get(i).unwrap().narrow(0, 0, 1).unwrap(), &mut dice).unwrap()[0]).collect();
+        for layer in [0, layers - 1] {
+            for (group, name) in [(Group::O, LinearName::O), (Group::Down, LinearName::Down)] {
+                let by = |step: f64| (&along * step).unwrap();
+                let gradient = |i: usize| {
+                    let at = |step: f64| log_p(&model, &inputs[i], (layer, name), &by(step), drawn[i]);
+                    (at(STEP) - at(-STEP)) / (2.0 * STEP)
+                };
+                const STEP: f64 = 1e-2;
+                let want: f64 = (0..3).map(|i| gradient(i).powi(2)).sum();
+                let f = moments.get(layer, group).unwrap().unwrap();
+                let d = along.unsqueeze(0).unwrap();
+                let got = d.matmul(&f).unwrap().matmul(&d.t().unwrap()).unwrap();
+                let got = f64::from(got.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]);
+                // Log-probabilities in f32 are off by 1e-6, their differences by 2e-4 of a gradient of 1.
+                assert!(want > 1e-4 && (got / want - 1.0).abs() < 1e-2, "{layer} {name:?}: {got}, {want}");
+            }
+        }
+        assert!(moments.get(0, Group::Qkv).unwrap().is_none());
+    }
+
+    /// Drawn tokens come as often as their probabilities say.
+    #[test]
+    fn tokens_are_drawn_from_the_distribution() {
+        let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/model");
+        let found = FoundModel::find(demo, None, &Hub::from_env(true), &Silent).unwrap();
+        let pair = found.pair().unwrap();
+        let model = TextModel::new(&pair.text, 64, Device::Cpu).unwrap();
+        let (head, hidden) = (model.head().unwrap(), model.text.hidden_size);
+        let mut dice = Rng::new(9);
+        let x: Vec<f32> = (0..hidden).map(|_| dice.uniform()).collect();
+        let x = Tensor::from_vec(x, (1, hidden), &Device::Cpu).unwrap();
+        let p: Vec<f32> = head.log_probabilities(&x).unwrap().exp().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        const DRAWS: usize = 2000;
+        let drawn = head.draw(&x.broadcast_as((DRAWS, hidden)).unwrap().contiguous().unwrap(), &mut dice).unwrap();
+        // Eighths of the vocabulary.
+        let eighth = p.len().div_ceil(8);
+        for (i, p) in p.chunks(eighth).enumerate() {
+            let count = drawn.iter().filter(|&&d| d as usize / eighth == i).count() as f64;
+            let p = f64::from(p.iter().sum::<f32>());
+            let (mean, spread) = (DRAWS as f64 * p, (DRAWS as f64 * p * (1.0 - p)).sqrt());
+            // Four standard deviations, of fixed dice.
+            assert!((count - mean).abs() < 4.0 * spread, "{i}: {count} of {mean}");
+        }
+        assert!(p.chunks(eighth).all(|p| p.iter().sum::<f32>() < 0.9), "all in one");
+    }
 }
