@@ -94,6 +94,7 @@ fn settings_without_effect_are_refused() {
         (&["--set", "loss=mse"], &["--set loss", "mbq"]),
         (&["--set", "losses=mse"], &["losses", "share-heads"]),
         (&["--method", "awq", "--bpw", "4"], &["--bpw"]),
+        (&["--type", "q4_k", "--imatrix", "Cargo.toml"], &["--imatrix FILE", "mbq"]),
     ] {
         refused(PAIR, nothing, more, words);
     }

@@ -99,11 +99,12 @@ impl Job {
             Some(Imatrix::Gathered(weighting)) => Some(*weighting),
             _ => None,
         };
-        let given = self.imatrix_file().map(|path| Importance::read(path, &linears)).transpose()?;
         let float = matches!(types.file, FileType::Plain(GgmlType::F32 | GgmlType::F16 | GgmlType::BF16));
         let compensable = linears.iter().any(|t| Format::of(t.ty).is_some());
         let method = if float { Method::Rtn } else { self.method.of_types(compensable) };
-        self.check(method, types)?;
+        let whole = method.compensates() && linears.iter().all(|t| Format::of(t.ty).is_some());
+        self.check(method, types, whole)?;
+        let given = self.imatrix_file().map(|path| Importance::read(path, &linears)).transpose()?;
         if method == Method::Rtn && gathered.is_none() {
             let importance = given.map(|i| i.means()).unwrap_or_default();
             return Ok(Calibrated {
@@ -124,8 +125,8 @@ impl Job {
         }
     }
 
-    /// Refuses settings that would change nothing.
-    fn check(&self, method: Method, types: &TypeChoice) -> Result<(), Error> {
+    /// Refuses settings that would change nothing. `whole`: every linear is compensated, none is left to ggml's quantisers.
+    fn check(&self, method: Method, types: &TypeChoice, whole: bool) -> Result<(), Error> {
         let gathers = matches!(self.imatrix, Some(Imatrix::Gathered(_)));
         let nothing = method == Method::Rtn && !gathers;
         let built_in = self.list.is_none();
@@ -139,11 +140,12 @@ impl Job {
             ("--resume", self.resume, nothing),
             ("--runtime", self.runtime.is_some(), nothing),
             ("--set", self.switches != Switches::default(), nothing),
+            ("--imatrix FILE", self.imatrix_file().is_some(), whole),
             ("--image-root", self.image_root.is_some(), built_in),
             ("--set seed", self.switches.seed.is_some(), built_in),
         ];
         if let Some((flag, ..)) = used.into_iter().find(|(_, given, useless)| *given && *useless) {
-            let with = if nothing { rounded() } else { "without --calib".into() };
+            let with = if nothing || whole && flag == "--imatrix FILE" { rounded() } else { "without --calib".into() };
             return Err(CalibrateError::NoEffect { flag, with }.into());
         }
         if self.bpw.is_some() && (types.file != FileType::Plain(GgmlType::MBQ3) || !method.compensates()) {
