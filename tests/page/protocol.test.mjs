@@ -71,5 +71,9 @@ test("the model's card has what is known, and no more", () => {
   const meta = { size: 1214e6, n_ctx: 4096, bits_per_weight: 3.576, types: ["mbq3", "f32"], license: "mit", slots: 4 };
   const card = Object.fromEntries(facts({ id: "m", meta }));
   assert.deepEqual([card.Size, card.Context, card.Types, card.Licence], ["1.21 GB", "4,096 tokens", "mbq3, f32", "mit"]);
+  assert.deepEqual(facts({ id: "m", meta: { bits_per_weight: 3.51, block_bits_per_weight: 3.25, size: 1e6, mmproj_size: 27e5 } }).slice(1), [
+    ["Size", "1 MB, vision 2.7 MB"],
+    ["Bits per weight", "3.25 in the blocks, 3.51 overall"],
+  ]);
   assert.equal(line({ id: "m", meta }), "3.58 bits per weight · 1.21 GB");
 });

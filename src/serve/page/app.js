@@ -31,7 +31,7 @@ function headers() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** The server's answer as JSON, or what a failure is about. */
+/** What a refusal is about. */
 async function failureOf(response) {
   const json = await response.json().catch(() => null);
   return failure(response.status, json);
@@ -67,6 +67,10 @@ function showModel() {
     return row;
   });
   $("facts").replaceChildren(...rows);
+  if (state.model.meta?.vision === false) {
+    for (const id of ["choose", "attach"]) $(id).hidden = true;
+    $("welcome").textContent = "Ask something";
+  }
   showContext();
 }
 
@@ -186,14 +190,15 @@ function ask() {
   const waiting = () => view.waited((performance.now() - times.sent) / 1000, exchange.question.pictures.length);
   waiting();
   view.update();
-  const ticks = setInterval(waiting, 500);
+  // A tab that is closed has no time to write: what there is of the answer is written as it comes.
+  const ticks = [setInterval(waiting, 500), setInterval(save, 2000)];
   state.asking = stream(exchange, view, times)
     .catch((error) => {
       if (error.name === "AbortError") answer.state = "stopped";
       else Object.assign(answer, { state: "failed", failure: error.failure ?? lost(answer) });
     })
     .then(() => {
-      clearInterval(ticks);
+      ticks.forEach(clearInterval);
       state.running = null;
       if (times.first !== null) answer.speed = speed(times);
       const end = atEnd();

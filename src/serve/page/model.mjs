@@ -7,8 +7,9 @@ export function facts({ id, meta = {} }) {
     ["Made from", meta.base_model],
     ["Architecture", meta.architecture],
     ["Weights", meta.n_params && short(meta.n_params)],
-    ["Size", meta.size && size(meta.size)],
-    ["Bits per weight", meta.bits_per_weight && decimal(meta.bits_per_weight)],
+    ["Size", meta.size && size(meta.size) + (meta.mmproj_size ? `, vision ${size(meta.mmproj_size)}` : "")],
+    ["Bits per weight", bits(meta)],
+    ["Method", meta.method],
     ["Types", types(meta.types)],
     ["Context", meta.n_ctx && `${whole(meta.n_ctx)} tokens`],
     ["Conversations at once", meta.slots],
@@ -37,6 +38,11 @@ function size(bytes) {
 
 function short(n) {
   return n >= 1e9 ? `${decimal(n / 1e9)} billion` : `${decimal(n / 1e6)} million`;
+}
+
+function bits({ bits_per_weight: all, block_bits_per_weight: blocks }) {
+  if (!all) return undefined;
+  return blocks && decimal(blocks) !== decimal(all) ? `${decimal(blocks)} in the blocks, ${decimal(all)} overall` : decimal(all);
 }
 
 function types(types) {

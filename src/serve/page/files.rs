@@ -1,45 +1,33 @@
-//! The chat page, as the server sends it: plain files that refer to nothing but each other and the server.
+//! The chat page's files: plain HTML, CSS and JavaScript that refer to nothing but each other and the server.
 
-/// A file of the page.
-#[derive(Debug, Clone, Copy)]
-pub struct PageFile {
-    /// Below the server's root; `/` is the first file's.
-    pub path: &'static str,
-    pub media_type: &'static str,
-    pub content: &'static [u8],
-}
+/// Address, type, contents.
+pub type PageFile = (&'static str, &'static str, &'static [u8]);
 
-const fn file(path: &'static str, media_type: &'static str, content: &'static [u8]) -> PageFile {
-    PageFile { path, media_type, content }
-}
-
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// All of the page.
 pub const FILES: [PageFile; 10] = [
-    file("/", "text/html; charset=utf-8", include_bytes!("index.html")),
-    file("/style.css", "text/css; charset=utf-8", include_bytes!("style.css")),
-    file("/icon.png", "image/png", include_bytes!("icon.png")),
-    file("/app.js", SCRIPT, include_bytes!("app.js")),
-    file("/markdown.mjs", SCRIPT, include_bytes!("markdown.mjs")),
-    file("/model.mjs", SCRIPT, include_bytes!("model.mjs")),
-    file("/pictures.mjs", SCRIPT, include_bytes!("pictures.mjs")),
-    file("/protocol.mjs", SCRIPT, include_bytes!("protocol.mjs")),
-    file("/store.mjs", SCRIPT, include_bytes!("store.mjs")),
-    file("/view.mjs", SCRIPT, include_bytes!("view.mjs")),
+    ("/", HTML, include_bytes!("index.html")),
+    ("/style.css", CSS, include_bytes!("style.css")),
+    ("/icon.png", "image/png", include_bytes!("icon.png")),
+    ("/app.js", SCRIPT, include_bytes!("app.js")),
+    ("/markdown.mjs", SCRIPT, include_bytes!("markdown.mjs")),
+    ("/model.mjs", SCRIPT, include_bytes!("model.mjs")),
+    ("/pictures.mjs", SCRIPT, include_bytes!("pictures.mjs")),
+    ("/protocol.mjs", SCRIPT, include_bytes!("protocol.mjs")),
+    ("/store.mjs", SCRIPT, include_bytes!("store.mjs")),
+    ("/view.mjs", SCRIPT, include_bytes!("view.mjs")),
 ];
-
-/// What a browser may load for the page: nothing from elsewhere, nothing written into it.
-pub const POLICY: &str = "default-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; \
-                          frame-ancestors 'none'; object-src 'none'";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn texts() -> impl Iterator<Item = (&'static str, &'static str)> {
-        let text = |f: PageFile| (!f.media_type.starts_with("image")).then(|| std::str::from_utf8(f.content).unwrap());
-        FILES.into_iter().filter_map(move |f| Some((f.path, text(f)?)))
+        let is_text = |(_, kind, _): &PageFile| !kind.starts_with("image");
+        FILES.into_iter().filter(is_text).map(|(path, _, bytes)| (path, std::str::from_utf8(bytes).unwrap()))
     }
 
     /// What follows each `mark` in `text`, up to `end`.
@@ -49,7 +37,7 @@ mod tests {
 
     #[test]
     fn the_page_refers_to_its_own_files_alone() {
-        let known = |name: &str| FILES.iter().any(|f| f.path.trim_start_matches('/') == name.trim_start_matches("./"));
+        let known = |name: &str| FILES.iter().any(|(path, ..)| path.trim_start_matches('/') == name.trim_start_matches("./"));
         let mut references = 0;
         for (path, text) in texts() {
             for scheme in ["http:", "https:", "ws:", "wss:", "ftp:", "url(", "@import"] {
