@@ -10,6 +10,7 @@ mod inspect;
 mod progress;
 mod report;
 mod runtime;
+mod serve;
 
 use clap::{Parser, Subcommand};
 use mbq_convert::front::families;
@@ -70,6 +71,8 @@ enum Command {
     Card(card::Args),
     /// Asks a converted model about a picture
     Chat(chat::Args),
+    /// Answers questions about pictures in the browser and over OpenAI's protocol
+    Serve(serve::Args),
     /// Writes the llama.cpp that this program carries, built or as source
     Runtime(runtime::Args),
 }
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Some(Command::Report(args)) => report::run(args, &cli.common),
         Some(Command::Card(args)) => card::run(args, &cli.common),
         Some(Command::Chat(args)) => chat::run(args, &cli.common),
+        Some(Command::Serve(args)) => serve::run(args, &cli.common),
         Some(Command::Runtime(args)) => runtime::run(args),
     };
     match result {
