@@ -21,6 +21,7 @@ pub mod random;
 pub mod record;
 pub mod report;
 pub mod runtime;
+pub mod serve;
 pub mod text;
 
 pub use error::Error;

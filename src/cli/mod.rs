@@ -11,6 +11,7 @@ mod inspect;
 mod progress;
 mod report;
 mod runtime;
+mod serve;
 
 use clap::{Parser, Subcommand};
 use mbq_convert::front::families;
@@ -73,6 +74,8 @@ enum Command {
     Chat(chat::Args),
     /// Puts a model and all that runs it into a folder or a zip file, to be started by a double click elsewhere
     Bundle(bundle::Args),
+    /// Answers questions about pictures in the browser and over OpenAI's protocol
+    Serve(serve::Args),
     /// Writes the llama.cpp that this program carries, built or as source
     Runtime(runtime::Args),
 }
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Some(Command::Card(args)) => card::run(args, &cli.common),
         Some(Command::Chat(args)) => chat::run(args, &cli.common),
         Some(Command::Bundle(args)) => bundle::run(args, &cli.common),
+        Some(Command::Serve(args)) => serve::run(args, &cli.common),
         Some(Command::Runtime(args)) => runtime::run(args),
     };
     match result {

@@ -145,7 +145,11 @@ fn apply(text: &str, edits: &[(&str, Patch<str>)]) -> Result<String, Vec<String>
                     } else {
                         let at = hunk.old_range().start();
                         let place = hunk.function_context().map_or(String::new(), |c| format!(", {}", c.trim()));
-                        failures.push(format!("{name}, hunk {} of {} (line {at}{place}) does not fit", i + 1, hunks.len()));
+                        failures.push(format!(
+                            "{name}, hunk {} of {} (line {at}{place}) does not fit",
+                            i + 1,
+                            hunks.len()
+                        ));
                     }
                 }
                 if failures.len() == before {
@@ -199,7 +203,8 @@ fn write(dir: &Path, files: &[(String, String)]) -> Result<(), RuntimeError> {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            let permissions = fs::metadata(&path).map_or_else(|_| fs::Permissions::from_mode(0o644), |m| m.permissions());
+            let permissions =
+                fs::metadata(&path).map_or_else(|_| fs::Permissions::from_mode(0o644), |m| m.permissions());
             part.as_file().set_permissions(permissions).map_err(failed)?;
         }
         parts.push((part, path));
