@@ -146,7 +146,11 @@ fn a_checkout_is_patched_whole_or_not_at_all() {
     names.retain(|path| path.extension().is_some_and(|e| e == "patch"));
     names.sort();
     for name in names.iter().rev() {
-        let git = Command::new("git").args(["apply", "-R", "--unsafe-paths", "--directory", at]).arg(name).current_dir("/").output();
+        let git = Command::new("git")
+            .args(["apply", "-R", "--unsafe-paths", "--directory", at])
+            .arg(name)
+            .current_dir("/")
+            .output();
         let Ok(git) = git else { return eprintln!("skipped: git is not here") };
         assert!(git.status.success(), "{}: {}", name.display(), text(&git.stderr));
     }
@@ -170,7 +174,12 @@ fn a_checkout_is_patched_whole_or_not_at_all() {
     let done = patch();
     let said = text(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{said}");
-    for words in ["ggml/src/ggml.c: 0002-mbq3.patch, hunk ", "does not fit", "ggml-mbq3.c: another version", "nothing was written"] {
+    for words in [
+        "ggml/src/ggml.c: 0002-mbq3.patch, hunk ",
+        "does not fit",
+        "ggml-mbq3.c: another version",
+        "nothing was written",
+    ] {
         assert!(said.contains(words), "{words}: {said}");
     }
     assert!(contents(&tree) == before);
