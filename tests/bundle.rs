@@ -87,7 +87,7 @@ fn a_folder_and_a_zip_file_hold_the_same() {
     let mut inside = Vec::new();
     for i in 0..archive.len() {
         let mut entry = archive.by_index(i).unwrap();
-        let name = entry.name().strip_prefix("carry/").expect("one folder").to_owned();
+        let name = entry.name().unwrap().strip_prefix("carry/").expect("one folder").to_owned();
         let stored = entry.compression() == zip::CompressionMethod::Stored;
         assert_eq!(stored, name.ends_with(".gguf"), "{name}");
         assert_eq!(entry.unix_mode().unwrap() & 0o777, mode(&folder.join(&name)), "{name}");

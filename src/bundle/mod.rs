@@ -204,8 +204,9 @@ impl Bundle {
         Ok(RuntimeKind { portable: names.iter().any(|name| name.contains("ggml-cpu-")) })
     }
 
+    /// What always runs: `lib/` is for machines without libraries of their own.
     fn binaries(&self) -> impl Iterator<Item = &Path> {
-        self.entries.iter().filter(|entry| entry.executable).filter_map(|entry| match &entry.content {
+        self.entries.iter().filter(|entry| entry.executable && !entry.name.starts_with("lib/")).filter_map(|entry| match &entry.content {
             Content::File(path) => Some(path.as_path()),
             Content::Text(_) => None,
         })
