@@ -206,9 +206,11 @@ impl Bundle {
 
     /// What always runs: `lib/` is for machines without libraries of their own.
     fn binaries(&self) -> impl Iterator<Item = &Path> {
-        self.entries.iter().filter(|entry| entry.executable && !entry.name.starts_with("lib/")).filter_map(|entry| match &entry.content {
-            Content::File(path) => Some(path.as_path()),
-            Content::Text(_) => None,
+        self.entries.iter().filter(|entry| entry.executable && !entry.name.starts_with("lib/")).filter_map(|entry| {
+            match &entry.content {
+                Content::File(path) => Some(path.as_path()),
+                Content::Text(_) => None,
+            }
         })
     }
 

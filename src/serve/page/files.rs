@@ -42,7 +42,10 @@ mod tests {
         let mut references = 0;
         for (path, text) in texts() {
             assert!(!text.contains("://"), "{path} has a URL");
-            assert!(path != "/style.css" || !text.contains("url(") && !text.contains("@import"), "{path} loads something");
+            assert!(
+                path != "/style.css" || !text.contains("url(") && !text.contains("@import"),
+                "{path} loads something"
+            );
             let marks = [" src=\"", " href=\"", " action=\"", "from \"", "import(\""];
             for name in marks.iter().flat_map(|mark| after(text, mark, '"')) {
                 assert!(name.starts_with('#') || known(name), "{path} refers to {name}");
