@@ -31,7 +31,8 @@ fn other_names_sites_and_types_are_refused() {
     assert_eq!(served.send("GET", "/", &[("Host", "evil.example:8080")], b"").refusal().0, 403);
     assert_eq!(post(&[("Content-Type", "text/plain")]).refusal(), (415, "unsupported_media_type".into()));
     assert_eq!(post(&[("Content-Type", "application/json; charset=utf-8")]).status, 200);
-    for reply in [post(&[]), served.get("/"), served.send("OPTIONS", CHAT, &[("Origin", "https://evil.example")], b"")] {
+    for reply in [post(&[]), served.get("/"), served.send("OPTIONS", CHAT, &[("Origin", "https://evil.example")], b"")]
+    {
         assert!(!reply.head.to_lowercase().contains("access-control"), "{}", reply.head);
         assert!(reply.head.to_lowercase().contains("x-content-type-options: nosniff"), "{}", reply.head);
     }
@@ -143,8 +144,22 @@ fn mutated(rng: &mut Rng, served: &Served, valid: &[Value]) -> Vec<u8> {
 
 fn spoil(rng: &mut Rng, bytes: &mut Vec<u8>) {
     const WORDS: [&str; 16] = [
-        "null", "-1", "1e999", "\"", "{", "}", "[[[[", "\\ud800", "\\u0000", "\r\n", "data:", "image_url", "messages",
-        "\"role\":\"tool\"", "99999999999999999999", "<__media__>",
+        "null",
+        "-1",
+        "1e999",
+        "\"",
+        "{",
+        "}",
+        "[[[[",
+        "\\ud800",
+        "\\u0000",
+        "\r\n",
+        "data:",
+        "image_url",
+        "messages",
+        "\"role\":\"tool\"",
+        "99999999999999999999",
+        "<__media__>",
     ];
     if bytes.is_empty() {
         return;

@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn the_page_refers_to_its_own_files_alone() {
-        let known = |name: &str| FILES.iter().any(|(path, ..)| path.trim_start_matches('/') == name.trim_start_matches("./"));
+        let known =
+            |name: &str| FILES.iter().any(|(path, ..)| path.trim_start_matches('/') == name.trim_start_matches("./"));
         let mut references = 0;
         for (path, text) in texts() {
             for scheme in ["http:", "https:", "ws:", "wss:", "ftp:", "url(", "@import"] {
