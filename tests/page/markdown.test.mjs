@@ -11,6 +11,7 @@ const cases = [
   ["**bold** and *it* and __b__ and _i_", "p[strong[bold] and em[it] and strong[b] and em[i]]"],
   ["**a *b* c** ***d***", "p[strong[a em[b] c] strong[em[d]]]"],
   ["2 * 3 * 4, snake_case_name, **open", "p[2 * 3 * 4, snake_case_name, **open]"],
+  ["a_b_ c, a _b_c", "p[a_b_ c, a _b_c]"],
   ["`a *b*` and ``x ` y`` and `open", "p[code[a *b*] and code[x ` y] and `open]"],
   ["\\*no\\* \\`no\\`", "p[*no* `no`]"],
   ["# A\n## B\ntext", "h3[A] h4[B] p[text]"],
@@ -34,6 +35,11 @@ test("HTML and links stay text", () => {
   assert.deepEqual(parse(text), [{ tag: "p", children: [text] }]);
 });
 
+test("quotes in quotes end somewhere", () => {
+  const depth = (node) => (typeof node === "string" ? 0 : 1 + Math.max(0, ...node.children.map(depth)));
+  for (const mark of ["> ", "- "]) assert.ok(Math.max(...parse(mark.repeat(100) + "deep").map(depth)) < 20);
+});
+
 test("a list that begins late says where", () => assert.equal(parse("3. c\n4. d")[0].start, 3));
 
 test("every beginning of a text is read, no tag is made up, no line is lost", () => {
@@ -52,6 +58,6 @@ test("every beginning of a text is read, no tag is made up, no line is lost", ()
 
 test("a long answer full of marks is read at once", () => {
   const begun = performance.now();
-  parse("*a _b `c **d ".repeat(2000));
+  parse("*a _b `c **d ".repeat(6000));
   assert.ok(performance.now() - begun < 2000, `${performance.now() - begun} ms`);
 });

@@ -412,6 +412,7 @@ async function start() {
   const kept = (await state.store?.load().catch(() => [])) ?? [];
   state.ready = true;
   if (!state.store) return notice("This tab’s conversation is not kept: another tab has the one that is, or the browser stores none.");
+  state.store.failed = () => notice("The browser could not store this conversation: a reload would lose it.");
   for (const exchange of kept) {
     // The tab was closed while an answer came.
     if (["waiting", "streaming"].includes(exchange.answer.state)) exchange.answer.state = "stopped";

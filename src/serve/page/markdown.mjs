@@ -82,7 +82,6 @@ function list(lines, i, depth) {
       inside.push(lines[end].slice(Math.min(indent + 2, lines[end].search(/\S|$/))));
       end += 1;
     }
-    while (inside.length && !inside.at(-1).trim()) inside.pop();
     items.push({ tag: "li", children: tight(blocks(inside, depth + 1)) });
     // Empty lines between items.
     let after = end;
@@ -96,7 +95,7 @@ function list(lines, i, depth) {
 /** Whether a line is still of the item that began at this indentation. */
 function continues(lines, at, indent) {
   const line = lines[at];
-  if (line.trim()) return line.search(/\S/) > indent + 1 || !(ITEM.test(line) || FENCE.test(line) || HEADING.test(line) || !lines[at - 1].trim());
+  if (line.trim()) return line.search(/\S/) > indent + 1 || !(ITEM.test(line) || FENCE.test(line) || HEADING.test(line));
   return at + 1 < lines.length && lines[at + 1].trim() !== "" && lines[at + 1].search(/\S/) > indent + 1;
 }
 

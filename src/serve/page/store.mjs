@@ -37,6 +37,8 @@ class Store {
   #known = new Set();
   /** Changes are made one after the other. */
   #last = Promise.resolve();
+  /** Called where a change could not be written. */
+  failed = () => {};
 
   constructor(database) {
     this.#database = database;
@@ -65,7 +67,7 @@ class Store {
       question: { text: question.text, pictures: question.pictures.map(({ blob, url, ...rest }) => rest) },
       answer: { ...answer },
     }));
-    this.#last = this.#last.then(() => this.#write(pictures, plain)).catch(() => {});
+    this.#last = this.#last.then(() => this.#write(pictures, plain)).catch(() => this.failed());
     return this.#last;
   }
 
