@@ -68,19 +68,16 @@ impl Answer {
     pub async fn whole(mut self) -> Result<Response, ApiError> {
         let mut log = AnswerLog::new(&self);
         let mut text = String::new();
-        let (finish, tokens) = loop {
+        let (finish, tokens, seconds) = loop {
             match self.events.recv().await {
                 Some(Event::Started(_)) => {}
-                Some(Event::Text(part)) => {
-                    log.text();
-                    text += &part;
-                }
-                Some(Event::Done { finish, tokens }) => break (finish, tokens),
+                Some(Event::Text(part)) => text += &part,
+                Some(Event::Done { finish, tokens, seconds }) => break (finish, tokens, seconds),
                 Some(Event::Failed(error)) => return Err(log.quiet(error)),
                 None => return Err(log.quiet(ApiError::internal("the model has ended"))),
             }
         };
-        log.done(tokens);
+        log.done(tokens, seconds);
         let message = json!({"role": "assistant", "content": text, "refusal": null});
         let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish.word()});
         let mut object = self.identity.object("chat.completion", json!([choice]));
@@ -129,18 +126,15 @@ impl EventStream {
     fn take(&mut self, event: Option<Event>) {
         match event {
             Some(Event::Started(_)) => return,
-            Some(Event::Text(text)) => {
-                self.log.text();
-                return self.put_choice(json!({"content": text}), None);
-            }
-            Some(Event::Done { finish, tokens }) => {
+            Some(Event::Text(text)) => return self.put_choice(json!({"content": text}), None),
+            Some(Event::Done { finish, tokens, seconds }) => {
                 self.put_choice(json!({}), Some(finish));
                 if self.include_usage {
                     let mut object = self.answer.identity.object("chat.completion.chunk", json!([]));
                     object["usage"] = self.answer.usage(tokens);
                     self.put(&object);
                 }
-                self.log.done(tokens);
+                self.log.done(tokens, seconds);
             }
             Some(Event::Failed(error)) => {
                 self.log.failed(&error);
@@ -179,24 +173,17 @@ struct AnswerLog {
     app: Arc<App>,
     prompt: PromptTokens,
     start: Instant,
-    /// When the first text came.
-    first: Option<Instant>,
     line: Option<(u16, String)>,
 }
 
 impl AnswerLog {
     fn new(answer: &Answer) -> Self {
         let line = Some((499, ", the client left".into()));
-        AnswerLog { app: answer.app.clone(), prompt: answer.prompt, start: answer.start, first: None, line }
+        AnswerLog { app: answer.app.clone(), prompt: answer.prompt, start: answer.start, line }
     }
 
-    fn text(&mut self) {
-        self.first.get_or_insert_with(Instant::now);
-    }
-
-    fn done(&mut self, tokens: usize) {
+    fn done(&mut self, tokens: usize, seconds: f64) {
         let PromptTokens { all, cached } = self.prompt;
-        let seconds = self.first.map_or(0.0, |first| first.elapsed().as_secs_f64());
         let speed = match tokens {
             0 | 1 => String::new(),
             _ if seconds <= 0.0 => String::new(),

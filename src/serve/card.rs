@@ -81,9 +81,7 @@ fn meta(setup: &Setup, file: &GgufFile, mmproj: Option<&GgufFile>, context: usiz
     // A damaged record is no reason not to answer.
     let record = ConversionRecord::beside(&setup.model).ok().flatten().map(|(_, record)| record);
     let key = |name: &str| file.metadata.str(&format!("general.{name}"));
-    let base = key("base_model.0.repo_url").map(|url| url.trim_start_matches("https://huggingface.co/").to_owned());
-    let is_repository = |name: &String| name.split('/').count() == 2 && !name.starts_with(['/', '.']);
-    let base = base.or_else(|| record.as_ref().map(|r| r.source.clone()).filter(is_repository));
+    let url = || key("base_model.0.repo_url").map(|url| url.trim_start_matches("https://huggingface.co/"));
     Ok(json!({
         "architecture": about.architecture,
         "name": key("name"),
@@ -99,7 +97,7 @@ fn meta(setup: &Setup, file: &GgufFile, mmproj: Option<&GgufFile>, context: usiz
         "n_ctx_train": file.arch_u64("context_length"),
         "n_vocab": file.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array()).map(|a| a.len()),
         "slots": setup.slots,
-        "base_model": base,
+        "base_model": key("source.huggingface.repository").or_else(url),
         "license": key("license.name").or(key("license")),
     }))
 }

@@ -40,6 +40,8 @@ pub enum Event {
         finish: Finish,
         /// Tokens of the answer, the one that ended it too.
         tokens: usize,
+        /// From the first of them to the last.
+        seconds: f64,
     },
     Failed(ApiError),
 }

@@ -1,5 +1,4 @@
 //! The page that people talk to the model on: files in the program.
-#[path = "page/files.rs"]
 mod files;
 
 use axum::http::{StatusCode, header};

@@ -57,6 +57,8 @@ struct Running<'v> {
     tokens: usize,
     /// The answer's last token, which is not in the cache yet; none while the prompt is read.
     next: Option<Token>,
+    /// When its first token was there.
+    first: Option<Instant>,
 }
 
 impl Slot<'_> {
@@ -192,7 +194,7 @@ impl<'v> Scheduler<'v> {
         let sampler = Sampler::new(job.sampling.clone());
         let text = AnswerText::new(job.stop.clone(), self.leading_space);
         slot.used = self.clock;
-        slot.running = Some(Running { job, prompt, sampler, text, limit, tokens: 0, next: None });
+        slot.running = Some(Running { job, prompt, sampler, text, limit, tokens: 0, next: None, first: None });
     }
 
     /// Forgets all but the first `count` units of a slot, or all where the model can do no less.
@@ -296,6 +298,7 @@ impl<'v> Scheduler<'v> {
         let model = self.sequences.model();
         running.tokens += 1;
         running.next = Some(token);
+        let seconds = running.first.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
         let (mut text, mut finish) = (String::new(), None);
         if model.ends(token) && !running.job.ignore_eos {
             finish = Some(Finish::Stop);
@@ -317,7 +320,7 @@ impl<'v> Scheduler<'v> {
             let _ = events.send(Event::Text(text));
         }
         if let Some(finish) = finish {
-            let _ = events.send(Event::Done { finish, tokens: running.tokens });
+            let _ = events.send(Event::Done { finish, tokens: running.tokens, seconds });
             slot.running = None;
         }
         Ok(())
