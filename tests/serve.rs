@@ -19,8 +19,8 @@ macro_rules! serve {
 
 /// What `chat` answers greedily.
 fn chat(image: Option<&str>, question: &str) -> String {
-    let mut command = program();
-    command.arg("chat").arg(demo().unwrap());
+    let mut command = program("chat");
+    command.arg(demo().unwrap());
     if let Some(image) = image {
         command.arg("--image").arg(root().join("demo").join(image));
     }

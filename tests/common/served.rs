@@ -67,20 +67,21 @@ pub fn demo() -> Option<&'static Path> {
     Some(MODEL.get_or_init(make))
 }
 
-/// The program, with the runtime that is tested.
-pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mbq-convert"));
+/// A command of the program, with the runtime that is tested.
+pub fn program(command: &str) -> Command {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_mbq-convert"));
+    program.arg(command);
     if let Some(dir) = std::env::var_os("MBQ_RUNTIME") {
-        command.arg("--runtime").arg(dir);
+        program.arg("--runtime").arg(dir);
     }
-    command
+    program
 }
 
 impl Served {
     /// Serves the demo model; none without a runtime.
     pub fn start(args: &[&str]) -> Option<Self> {
-        let mut command = program();
-        command.arg("serve").arg(demo()?).args(["--port", "0", "--no-browser", "--threads", "1"]).args(args);
+        let mut command = program("serve");
+        command.arg(demo()?).args(["--port", "0", "--no-browser", "--threads", "1"]).args(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).env_remove("MBQ_API_KEY").spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
