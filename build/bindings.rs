@@ -79,11 +79,11 @@ fn mtmd(tree: &Path) -> bindgen::Builder {
         .allowlist_function("llama_vocab_(n_tokens|is_eog|eos|eot|bos|get_add_bos)")
         .allowlist_function("llama_(tokenize|token_to_piece)")
         .allowlist_function("mtmd_(context_params_default|init_from_file|free|support_vision)")
-        .allowlist_function("mtmd_(tokenize|encode_chunk|get_output_embd|bitmap_init|bitmap_free)")
+        .allowlist_function("mtmd_(tokenize|encode_chunk|get_output_embd|bitmap_init|bitmap_set_id|bitmap_free)")
         .allowlist_function("mtmd_decode_use_(non_causal|mrope)")
         .allowlist_function("mtmd_input_chunks_(init|size|get|free)")
         .allowlist_function(
-            "mtmd_input_chunk_(get_type|get_tokens_text|get_tokens_image|get_n_tokens|get_n_pos|free|save|load)",
+            "mtmd_input_chunk_(get_type|get_id|get_tokens_text|get_tokens_image|get_n_tokens|get_n_pos|free|save|load)",
         )
         .allowlist_function("mtmd_helper_(log_set|image_get_decoder_pos|decode_image_chunk)")
 }

@@ -1,4 +1,5 @@
 //! Hugging Face vision-language models to GGUF, quantised with MBQ (modality-balanced quantization, arXiv 2412.19509).
+pub mod bundle;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod convert;
@@ -20,6 +21,7 @@ pub mod random;
 pub mod record;
 pub mod report;
 pub mod runtime;
+pub mod serve;
 pub mod text;
 
 pub use error::Error;

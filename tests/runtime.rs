@@ -111,3 +111,78 @@ fn chat_needs_its_files() {
     assert!(!no_mmproj.status.success());
     assert!(text(&no_mmproj.stderr).contains("no mmproj*.gguf beside it"), "{}", text(&no_mmproj.stderr));
 }
+
+/// The files below `dir` and their contents.
+#[cfg(feature = "runtime")]
+fn contents(dir: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut all = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => all.extend(contents(&path)),
+            false => drop(all.insert(path.clone(), std::fs::read(&path).unwrap())),
+        }
+    }
+    all
+}
+
+/// `runtime patch` on the patched tree, on the tree without our changes, and on one that has moved on.
+#[cfg(feature = "runtime")]
+#[test]
+fn a_checkout_is_patched_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let at = tree.to_str().unwrap();
+    assert!(program(&["runtime", "source", at]).status.success());
+    let patched = contents(&tree);
+    let patch = || program(&["runtime", "patch", at]);
+    let done = patch();
+    assert!(done.status.success() && text(&done.stderr).contains("already applied"), "{}", text(&done.stderr));
+    assert!(contents(&tree) == patched);
+
+    // Our changes taken back, by git, which the patches are written for.
+    let patches = Path::new(env!("CARGO_MANIFEST_DIR")).join("patches");
+    let mut names: Vec<_> = std::fs::read_dir(&patches).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.retain(|path| path.extension().is_some_and(|e| e == "patch"));
+    names.sort();
+    for name in names.iter().rev() {
+        let git = Command::new("git")
+            .args(["apply", "-R", "--unsafe-paths", "--directory", at])
+            .arg(name)
+            .current_dir("/")
+            .output();
+        let Ok(git) = git else { return eprintln!("skipped: git is not here") };
+        assert!(git.status.success(), "{}: {}", name.display(), text(&git.stderr));
+    }
+    for path in contents(&patches.join("files")).keys() {
+        std::fs::remove_file(tree.join(path.strip_prefix(patches.join("files")).unwrap())).unwrap();
+    }
+    let plain = contents(&tree);
+    assert!(plain.len() + 18 == patched.len() && plain != patched);
+    let done = patch();
+    assert!(done.status.success() && text(&done.stderr).contains("files changed or added"), "{}", text(&done.stderr));
+    assert!(contents(&tree) == patched);
+
+    // One of many files has moved on, and one of ours is another: both are named, and nothing is written.
+    let (moved, ours) = (tree.join("ggml/src/ggml.c"), tree.join("ggml/src/ggml-mbq3.c"));
+    for (path, content) in &plain {
+        std::fs::write(path, content).unwrap();
+    }
+    std::fs::write(&moved, text(&plain[&moved]).replace("GGML_TYPE_", "GGML_KIND_")).unwrap();
+    std::fs::write(&ours, "other").unwrap();
+    let before = contents(&tree);
+    let done = patch();
+    let said = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    for words in [
+        "ggml/src/ggml.c: 0002-mbq3.patch, hunk ",
+        "does not fit",
+        "ggml-mbq3.c: another version",
+        "nothing was written",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(contents(&tree) == before);
+    let done = program(&["runtime", "patch", dir.path().to_str().unwrap()]);
+    assert!(text(&done.stderr).contains("llama.cpp checkout"), "{}", text(&done.stderr));
+}

@@ -1,5 +1,6 @@
 //! The command line: arguments, progress bars, messages. `mbq-convert MODEL -o model.gguf` is the main job; the
 //! subcommands beside it are one file each.
+mod bundle;
 mod calibrate;
 mod card;
 mod chat;
@@ -10,6 +11,7 @@ mod inspect;
 mod progress;
 mod report;
 mod runtime;
+mod serve;
 
 use clap::{Parser, Subcommand};
 use mbq_convert::front::families;
@@ -70,6 +72,10 @@ enum Command {
     Card(card::Args),
     /// Asks a converted model about a picture
     Chat(chat::Args),
+    /// Puts a model and all that runs it into a folder or a zip file, to be started by a double click elsewhere
+    Bundle(bundle::Args),
+    /// Answers questions about pictures in the browser and over OpenAI's protocol
+    Serve(serve::Args),
     /// Writes the llama.cpp that this program carries, built or as source
     Runtime(runtime::Args),
 }
@@ -85,6 +91,8 @@ pub fn main() -> ExitCode {
         Some(Command::Report(args)) => report::run(args, &cli.common),
         Some(Command::Card(args)) => card::run(args, &cli.common),
         Some(Command::Chat(args)) => chat::run(args, &cli.common),
+        Some(Command::Bundle(args)) => bundle::run(args, &cli.common),
+        Some(Command::Serve(args)) => serve::run(args, &cli.common),
         Some(Command::Runtime(args)) => runtime::run(args),
     };
     match result {

@@ -8,10 +8,12 @@
 mod archive;
 pub mod engine;
 mod mmproj;
+mod patch;
 #[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, non_upper_case_globals, missing_docs)]
 pub(crate) mod sys;
 
 pub use mmproj::find_mmproj;
+pub use patch::{Patched, patch};
 
 use crate::digest::hex;
 use archive::Archive;
@@ -40,6 +42,8 @@ pub enum RuntimeError {
     NotEmbedded,
     #[error("{path}: not a runtime: {missing} is not in it (`mbq-convert runtime install DIR` makes one)")]
     NotARuntime { path: PathBuf, missing: String },
+    #[error("{path}: no {missing} in it; give the top folder of a llama.cpp checkout")]
+    NotACheckout { path: PathBuf, missing: String },
     #[error("no cache folder: {0}; name a runtime with --runtime DIR, a cache with --cache DIR")]
     NoCache(&'static str),
     #[error("{path}: {action}: {source}")]
@@ -51,6 +55,9 @@ pub enum RuntimeError {
     #[error("{model}: several vision files beside it ({found}); name one with --mmproj")]
     AmbiguousMmproj { model: PathBuf, found: String },
 }
+
+/// The llama.cpp that the patches are made for.
+pub const LLAMA_CPP: &str = "b12032";
 
 /// Writes libraries and tools into `dir`, which is made if need be. Files of the same name are replaced.
 pub fn install(dir: &Path) -> Result<(), RuntimeError> {

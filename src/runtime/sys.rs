@@ -600,6 +600,7 @@ pub struct Mtmd {
     pub mtmd_bitmap_init:
         unsafe extern "C" fn(nx: u32, ny: u32, data: *const ::std::os::raw::c_uchar) -> *mut mtmd_bitmap,
     pub mtmd_bitmap_free: unsafe extern "C" fn(bitmap: *mut mtmd_bitmap),
+    pub mtmd_bitmap_set_id: unsafe extern "C" fn(bitmap: *mut mtmd_bitmap, id: *const ::std::os::raw::c_char),
     pub mtmd_input_chunks_init: unsafe extern "C" fn() -> *mut mtmd_input_chunks,
     pub mtmd_input_chunks_size: unsafe extern "C" fn(chunks: *const mtmd_input_chunks) -> usize,
     pub mtmd_input_chunks_get:
@@ -611,6 +612,7 @@ pub struct Mtmd {
     pub mtmd_input_chunk_get_tokens_image:
         unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> *const mtmd_image_tokens,
     pub mtmd_input_chunk_get_n_tokens: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> usize,
+    pub mtmd_input_chunk_get_id: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> *const ::std::os::raw::c_char,
     pub mtmd_input_chunk_get_n_pos: unsafe extern "C" fn(chunk: *const mtmd_input_chunk) -> llama_pos,
     pub mtmd_input_chunk_free: unsafe extern "C" fn(chunk: *mut mtmd_input_chunk),
     pub mtmd_input_chunk_save: unsafe extern "C" fn(
@@ -700,6 +702,7 @@ impl Mtmd {
         let mtmd_support_vision = unsafe { __library.get(b"mtmd_support_vision\0") }.map(|sym| *sym)?;
         let mtmd_bitmap_init = unsafe { __library.get(b"mtmd_bitmap_init\0") }.map(|sym| *sym)?;
         let mtmd_bitmap_free = unsafe { __library.get(b"mtmd_bitmap_free\0") }.map(|sym| *sym)?;
+        let mtmd_bitmap_set_id = unsafe { __library.get(b"mtmd_bitmap_set_id\0") }.map(|sym| *sym)?;
         let mtmd_input_chunks_init = unsafe { __library.get(b"mtmd_input_chunks_init\0") }.map(|sym| *sym)?;
         let mtmd_input_chunks_size = unsafe { __library.get(b"mtmd_input_chunks_size\0") }.map(|sym| *sym)?;
         let mtmd_input_chunks_get = unsafe { __library.get(b"mtmd_input_chunks_get\0") }.map(|sym| *sym)?;
@@ -711,6 +714,7 @@ impl Mtmd {
             unsafe { __library.get(b"mtmd_input_chunk_get_tokens_image\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_get_n_tokens =
             unsafe { __library.get(b"mtmd_input_chunk_get_n_tokens\0") }.map(|sym| *sym)?;
+        let mtmd_input_chunk_get_id = unsafe { __library.get(b"mtmd_input_chunk_get_id\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_get_n_pos = unsafe { __library.get(b"mtmd_input_chunk_get_n_pos\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_free = unsafe { __library.get(b"mtmd_input_chunk_free\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_save = unsafe { __library.get(b"mtmd_input_chunk_save\0") }.map(|sym| *sym)?;
@@ -763,6 +767,7 @@ impl Mtmd {
             mtmd_support_vision,
             mtmd_bitmap_init,
             mtmd_bitmap_free,
+            mtmd_bitmap_set_id,
             mtmd_input_chunks_init,
             mtmd_input_chunks_size,
             mtmd_input_chunks_get,
@@ -771,6 +776,7 @@ impl Mtmd {
             mtmd_input_chunk_get_tokens_text,
             mtmd_input_chunk_get_tokens_image,
             mtmd_input_chunk_get_n_tokens,
+            mtmd_input_chunk_get_id,
             mtmd_input_chunk_get_n_pos,
             mtmd_input_chunk_free,
             mtmd_input_chunk_save,
@@ -944,6 +950,9 @@ impl Mtmd {
     pub unsafe fn mtmd_bitmap_free(&self, bitmap: *mut mtmd_bitmap) {
         unsafe { (self.mtmd_bitmap_free)(bitmap) }
     }
+    pub unsafe fn mtmd_bitmap_set_id(&self, bitmap: *mut mtmd_bitmap, id: *const ::std::os::raw::c_char) {
+        unsafe { (self.mtmd_bitmap_set_id)(bitmap, id) }
+    }
     pub unsafe fn mtmd_input_chunks_init(&self) -> *mut mtmd_input_chunks {
         unsafe { (self.mtmd_input_chunks_init)() }
     }
@@ -975,6 +984,9 @@ impl Mtmd {
     }
     pub unsafe fn mtmd_input_chunk_get_n_tokens(&self, chunk: *const mtmd_input_chunk) -> usize {
         unsafe { (self.mtmd_input_chunk_get_n_tokens)(chunk) }
+    }
+    pub unsafe fn mtmd_input_chunk_get_id(&self, chunk: *const mtmd_input_chunk) -> *const ::std::os::raw::c_char {
+        unsafe { (self.mtmd_input_chunk_get_id)(chunk) }
     }
     pub unsafe fn mtmd_input_chunk_get_n_pos(&self, chunk: *const mtmd_input_chunk) -> llama_pos {
         unsafe { (self.mtmd_input_chunk_get_n_pos)(chunk) }

@@ -1,6 +1,7 @@
 //! What the tests that run llama.cpp share.
 #![allow(dead_code)] // not every test uses all of it
 pub mod compared;
+pub mod served;
 
 use mbq_convert::runtime;
 use std::path::{Path, PathBuf};

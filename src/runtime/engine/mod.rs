@@ -13,10 +13,12 @@ use crate::runtime::sys;
 
 mod decoder;
 mod model;
+mod sequences;
 mod vision;
 
 pub use decoder::{Decoder, Times};
 pub use model::Model;
+pub use sequences::{BatchEntry, Sequences};
 pub use vision::{Chunks, Media, Piece, Place, Vision};
 
 /// A token id.

@@ -128,9 +128,7 @@ impl Model {
 
     /// Whether a token is no text, but a mark of the vocabulary's.
     pub fn is_special(&self, token: Token) -> bool {
-        let mut bytes = Vec::new();
-        self.piece_bytes(token, false, &mut bytes);
-        bytes.is_empty() && !self.bytes(token).is_empty()
+        self.words(token).is_empty() && !self.bytes(token).is_empty()
     }
 
     /// What a token spells; one that is no text by its name if `special`, or else as nothing.
@@ -149,6 +147,13 @@ impl Model {
             }
             buffer.resize(n.unsigned_abs() as usize, 0);
         }
+    }
+
+    /// What a token spells in an answer, a special one nothing.
+    pub fn words(&self, token: Token) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.piece_bytes(token, false, &mut bytes);
+        bytes
     }
 
     /// What a token spells, a special one its name.

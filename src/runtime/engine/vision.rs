@@ -1,5 +1,6 @@
 //! The projector: pictures to embeddings, prompts with pictures to pieces.
 
+use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 
@@ -85,6 +86,21 @@ impl Vision {
     /// # Errors
     /// A picture that the runtime cannot use, or other pictures than the prompt has markers.
     pub fn tokenize(&self, prompt: &str, path: &Path, pictures: &[Rgb]) -> Result<Chunks<'_>, EngineError> {
+        self.tokenize_with_ids(prompt, path, pictures, &[])
+    }
+
+    /// As [`Self::tokenize`], with an id for each of `pictures`: the parts of the prompt that a picture becomes carry it
+    /// ([`Chunks::picture_ids`], [`Media::layout`]).
+    ///
+    /// # Errors
+    /// As [`Self::tokenize`].
+    pub fn tokenize_with_ids(
+        &self,
+        prompt: &str,
+        path: &Path,
+        pictures: &[Rgb],
+        ids: &[CString],
+    ) -> Result<Chunks<'_>, EngineError> {
         take_log();
         let lib = &self.model.runtime.lib;
         let unreadable = || EngineError::Picture { path: path.into(), log: take_log() };
@@ -99,6 +115,10 @@ impl Vision {
             Some(Guard(NonNull::new(bitmap)?, |p| unsafe { lib.mtmd_bitmap_free(p) }))
         };
         let bitmaps: Vec<_> = pictures.iter().map(bitmap).collect::<Option<_>>().ok_or_else(unreadable)?;
+        for (bitmap, id) in bitmaps.iter().zip(ids) {
+            // SAFETY: both live; the library copies the id.
+            unsafe { lib.mtmd_bitmap_set_id(bitmap.0.as_ptr(), id.as_ptr()) };
+        }
         let mut bitmaps_c: Vec<_> = bitmaps.iter().map(|b| b.0.as_ptr().cast_const()).collect();
         // SAFETY: buffers and bitmaps outlive the calls; the chunks are freed when `Chunks` is dropped.
         unsafe {
@@ -165,6 +185,28 @@ impl Chunks<'_> {
     pub fn pieces(&self, embed: bool) -> Result<Vec<Piece>, EngineError> {
         // SAFETY: the chunks live as long as the list.
         self.all().map(|chunk| unsafe { self.piece(chunk, embed) }).collect()
+    }
+
+    /// The part at place `index` of [`Self::pieces`], a picture embedded; none behind the last.
+    ///
+    /// # Errors
+    /// A picture the runtime cannot encode.
+    pub fn embedded(&self, index: usize) -> Result<Option<Piece>, EngineError> {
+        // SAFETY: the chunk lives as long as the list.
+        self.all().nth(index).map(|chunk| unsafe { self.piece(chunk, true) }).transpose()
+    }
+
+    /// For each part the id of its picture, empty for text.
+    pub fn picture_ids(&self) -> Vec<Vec<u8>> {
+        let lib = &self.vision.model.runtime.lib;
+        let id = |chunk| {
+            // SAFETY: the chunk lives as long as the list, and its id as long as the chunk.
+            unsafe {
+                let id = lib.mtmd_input_chunk_get_id(chunk);
+                if id.is_null() { Vec::new() } else { CStr::from_ptr(id).to_bytes().to_vec() }
+            }
+        };
+        self.all().map(id).collect()
     }
 
     /// # Safety
