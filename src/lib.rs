@@ -22,4 +22,4 @@ pub mod report;
 pub mod runtime;
 pub mod text;
 
-pub use error::Error;
+pub use error::{Error, ModelFileError};
