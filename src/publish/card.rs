@@ -1,7 +1,7 @@
 //! README.md of a repository with models that this program wrote.
+use super::check;
 use super::quality::{Quality, Report};
 use super::yaml::FrontMatterText;
-use super::check;
 use crate::ModelFileError;
 use crate::digest::{FileDigest, file_name, hex};
 use crate::gguf::{GgufError, GgufFile, ROTATION_KEY, ShardName, belongs};
