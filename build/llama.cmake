@@ -3,7 +3,8 @@
 # flags.
 #
 # - Small files that mostly include the same headers are compiled together (CMAKE_UNITY_BUILD's units).
-# - Chat templates, grammars, arguments, loading and the building of graphs run once or once per token: -O1.
+# - Chat templates, grammars, loading and the building of graphs run once or once per token: -O1; arguments, downloads and
+#   tables of constants: -O0.
 if(CMAKE_VERSION VERSION_LESS 3.19)
     return()
 endif()
@@ -28,26 +29,27 @@ function(mbq_together target pattern count)
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${count})
 endfunction()
 
-# -O1 for a target, but for the sources that match `hot`.
-function(mbq_light target hot)
-    if(NOT TARGET ${target} OR MSVC OR NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-        return()
-    endif()
-    target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
-    if(hot)
-        mbq_sources(kept ${target} INCLUDE "${hot}")
-        set_source_files_properties(${kept} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:-O3>)
-    endif()
+# Another level of optimisation for the sources of a target that match.
+function(mbq_level target level pattern)
+    mbq_sources(chosen ${target} INCLUDE "${pattern}")
+    set_source_files_properties(${chosen} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS $<$<CONFIG:Release>:${level}>)
 endfunction()
 
 function(mbq_settings)
     mbq_together(mtmd "models/[^/]*[.]cpp$" 16)
-    mbq_together(llama-common "(parsers|jinja)/[^/]*[.]cpp$" 12)
-    mbq_light(llama "llama-(batch|kv-cache.*|memory.*|quant|sampler|vocab)[.]cpp$|unicode")
-    mbq_light(mtmd "mtmd[^/]*[.]cpp$")
-    mbq_light(llama-common "sampling[.]cpp$")
-    foreach(target cpp-httplib llama-mtmd-cli llama-bench-impl llama-quantize-impl llama-completion-impl llama-gguf-split)
-        mbq_light(${target} "")
+    mbq_together(llama-common "parsers/|jinja/|(chat|json-|peg|preset|download|hf-cache|reasoning|imatrix|speculative|ngram|trie|unicode|fit|debug)[^/]*[.]cpp$" 12)
+    if(MSVC OR NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+        return()
+    endif()
+    foreach(target llama mtmd llama-common llama-mtmd-cli llama-bench-impl llama-quantize-impl llama-completion-impl
+            llama-gguf-split)
+        target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
     endforeach()
+    target_compile_options(cpp-httplib PRIVATE $<$<CONFIG:Release>:-O0>)
+    mbq_level(llama -O3 "llama-(batch|kv-cache|kv-cache-iswa|sampler|vocab)[.]cpp$")
+    mbq_level(llama -O0 "unicode-data[.]cpp$")
+    mbq_level(mtmd -O3 "mtmd[^/]*[.]cpp$")
+    mbq_level(llama-common -O3 "sampling[.]cpp$")
+    mbq_level(llama-common -O0 "arg[.]cpp$")
 endfunction()
 cmake_language(DEFER DIRECTORY ${CMAKE_SOURCE_DIR} CALL mbq_settings)
