@@ -74,7 +74,7 @@ fn cards(noted: &Noted, out: &mut String) -> Result {
             match picture.and_then(|p| thumbnail(p, SIDE).ok_or_else(|| "has no pixels".into())) {
                 Ok(url) => writeln!(
                     out,
-                    "<img src=\"{url}\" alt=\"Picture {} of {}\" loading=\"lazy\">",
+                    "<img src=\"{url}\" alt=\"Picture {} of {}\">",
                     i + 1,
                     text(&entry.name)
                 )?,

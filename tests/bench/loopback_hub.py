@@ -84,6 +84,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        # A client that has what it wants hangs up.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
@@ -102,7 +111,7 @@ def main():
         if not re.fullmatch(r"[^/]+/[^/]+", name) or not pathlib.Path(folder).is_dir():
             sys.exit(f"{argument}: not org/name=FOLDER of a folder that is there")
         Hub.repositories[name] = pathlib.Path(folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server = Server(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     home = tempfile.mkdtemp(prefix="loopback-hub-")
     unset = {"HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE"}
