@@ -5,10 +5,11 @@
 #   build/release.sh [DIR]        (default: target/dist)
 #
 # MBQ_PORTABLE=1 is set if it is not: code for every processor of the architecture, chosen when it starts. MBQ_PORTABLE=0
-# builds for this machine's alone, which is quicker, for trying.
+# builds for this machine's alone, for trying: quicker, and it needs libgomp (Debian: libgomp1) where it runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export MBQ_PORTABLE=${MBQ_PORTABLE:-1}
+[ "$MBQ_PORTABLE" = 1 ] || unset MBQ_PORTABLE
 mkdir -p "${1:-target/dist}"
 out=$(realpath "${1:-target/dist}")
 cargo build --release --locked
