@@ -61,7 +61,14 @@ pub fn build(manifest_dir: &Path, tree: &Path, out_dir: &Path) -> Result<()> {
     }
     let folder = out_dir.join("llama.cpp-build");
     let server = has_server(tree);
-    let arguments = arguments(tree, &folder, server);
+    let mut arguments = arguments(tree, &folder, server);
+    if std::env::var_os("MBQ_LLAMA_CPP_DIR").is_none_or(|dir| dir.is_empty()) {
+        // Which sources may be compiled together is known of the pinned ones.
+        let settings = manifest_dir.join("build/llama.cmake");
+        arguments.push(format!("-DCMAKE_PROJECT_llama.cpp_INCLUDE={}", settings.display()));
+    }
+    // The last setting of a name holds: these override the ones above.
+    arguments.extend(std::env::var("MBQ_CMAKE_ARGS").unwrap_or_default().split_whitespace().map(String::from));
     let stamp = folder.join("mbq-arguments.txt");
     let wanted = format!("{arguments:?} {:?}", ENVIRONMENT.map(std::env::var_os));
     if fs::read_to_string(&stamp).is_ok_and(|old| old != wanted) {
@@ -91,7 +98,7 @@ fn has_server(tree: &Path) -> bool {
         .all(|file| tree.join("tools").join(file).is_file())
 }
 
-/// The arguments of the configuring cmake.
+/// The arguments of the configuring cmake, but for the user's.
 fn arguments(tree: &Path, folder: &Path, server: bool) -> Vec<String> {
     let portable = std::env::var("MBQ_PORTABLE").is_ok_and(|value| value == "1");
     let cuda = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
@@ -140,8 +147,6 @@ fn arguments(tree: &Path, folder: &Path, server: bool) -> Vec<String> {
             set("CMAKE_CUDA_ARCHITECTURES", &architectures);
         }
     }
-    // The last setting of a name holds: these override the ones above.
-    arguments.extend(std::env::var("MBQ_CMAKE_ARGS").unwrap_or_default().split_whitespace().map(String::from));
     arguments
 }
 

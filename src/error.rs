@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 /// Any error of this library, each naming its file, tensor or field.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -30,4 +32,28 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
     #[error(transparent)]
     Calibrate(#[from] crate::calibrate::CalibrateError),
+}
+
+/// Why the files of a converted model cannot be described or published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelFileError {
+    #[error(transparent)]
+    Unreadable(#[from] crate::gguf::ReadError),
+    #[error(transparent)]
+    Record(#[from] crate::record::RecordError),
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::RuntimeError),
+    #[error(transparent)]
+    Pair(#[from] crate::gguf::GgufError),
+    #[error("{path}: {problem}")]
+    Unfit { path: PathBuf, problem: String },
+    #[error("{path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+}
+
+impl ModelFileError {
+    pub(crate) fn unfit(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+        ModelFileError::Unfit { path: path.into(), problem: problem.into() }
+    }
 }

@@ -24,4 +24,4 @@ pub mod runtime;
 pub mod serve;
 pub mod text;
 
-pub use error::Error;
+pub use error::{Error, ModelFileError};

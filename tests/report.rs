@@ -50,6 +50,8 @@ fn self_contained(page: &str) {
         let open = count(&format!("<{tag} ")) + count(&format!("<{tag}>"));
         assert_eq!(open, count(&format!("</{tag}>")), "{tag}");
     }
+    // What is only read aloud stays inside the table that scrolls, or a phone's page would be as wide as the table.
+    assert!(page.contains(".scroll{position:relative;"));
     // What scrolls can be reached by keys, and has a name.
     assert_eq!(count("class=\"scroll\""), count("tabindex=\"0\" role=\"region\" aria-label=\""));
 }

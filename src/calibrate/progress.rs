@@ -44,6 +44,7 @@ impl Progress {
         Ok(progress)
     }
 
+    /// Puts it on disk in place of what was there; a crash leaves one or the other.
     pub fn write(&self, path: &Path) -> Result<(), Error> {
         // invariant: numbers, strings and lists only.
         replace(path, &serde_json::to_vec(self).unwrap_or_default())

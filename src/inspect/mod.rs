@@ -8,8 +8,8 @@ pub use metadata::{show, to_json};
 pub(crate) use verify::compare;
 pub use verify::{Finding, Severity, Verification};
 
-use crate::gguf::{GgufError, GgufFile, ReadError, TensorInfo, belongs};
-use crate::record::RecordError;
+use crate::ModelFileError;
+use crate::gguf::{GgufFile, TensorInfo, belongs};
 use crate::runtime::{RuntimeError, find_mmproj};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -23,22 +23,6 @@ pub struct InspectOptions {
     pub mmproj: Option<PathBuf>,
     /// Read all data and check it.
     pub verify: bool,
-}
-
-/// Why a file cannot be inspected.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InspectError {
-    #[error(transparent)]
-    Unreadable(#[from] ReadError),
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    #[error(transparent)]
-    Pair(#[from] GgufError),
-    #[error("{path}: {problem}")]
-    NotAModel { path: PathBuf, problem: &'static str },
 }
 
 /// A file, described. Its fields' names are the keys of `inspect --json`.
@@ -141,13 +125,13 @@ fn type_name(t: &TensorInfo) -> String {
 ///
 /// # Errors
 /// A file that cannot be read; with `verify`, a record beside it that cannot.
-pub fn inspect(path: &Path, options: &InspectOptions) -> Result<Inspection, InspectError> {
+pub fn inspect(path: &Path, options: &InspectOptions) -> Result<Inspection, ModelFileError> {
     let file = GgufFile::open(path)?;
     let is_model = file.architecture() != "clip";
     let mmproj = match &options.mmproj {
         Some(_) if !is_model => {
             let problem = "is an mmproj itself; --mmproj goes with the language model";
-            return Err(InspectError::NotAModel { path: path.into(), problem });
+            return Err(ModelFileError::unfit(path, problem));
         }
         Some(given) => Some(GgufFile::open(given)?),
         None if is_model => beside(path, &file)?,
@@ -157,7 +141,7 @@ pub fn inspect(path: &Path, options: &InspectOptions) -> Result<Inspection, Insp
         && mmproj.architecture() != "clip"
     {
         let problem = "is no mmproj (its architecture is not `clip`)";
-        return Err(InspectError::NotAModel { path: mmproj.path.clone(), problem });
+        return Err(ModelFileError::unfit(&mmproj.path, problem));
     }
     let runtime = RuntimeNeed::of(&file);
     let runtime = mmproj.iter().map(RuntimeNeed::of).fold(runtime, RuntimeNeed::and);
@@ -184,7 +168,7 @@ pub fn inspect(path: &Path, options: &InspectOptions) -> Result<Inspection, Insp
 
 /// The vision file beside a language model. One that does not go with it is another model's; of several that do, none is
 /// taken.
-fn beside(path: &Path, model: &GgufFile) -> Result<Option<GgufFile>, InspectError> {
+fn beside(path: &Path, model: &GgufFile) -> Result<Option<GgufFile>, ModelFileError> {
     match find_mmproj(path) {
         Ok(found) => Ok(Some(GgufFile::open(&found)?).filter(|m| belongs(&model.metadata, &m.metadata))),
         Err(RuntimeError::NoMmproj { .. } | RuntimeError::AmbiguousMmproj { .. }) => Ok(None),

@@ -1,5 +1,5 @@
 //! Whether a file is sound: where its data lies, whether every number is one, whether it is what was written.
-use super::InspectError;
+use crate::ModelFileError;
 use crate::digest::{FileDigest, file_name};
 use crate::ggml::{GgmlType, dequantize, validate};
 use crate::gguf::{GgufFile, PAIR_KEY, TensorInfo, belongs};
@@ -61,7 +61,7 @@ impl Verification {
     ///
     /// # Errors
     /// A record beside it that cannot be read.
-    pub fn run(file: &GgufFile, mmproj: Option<&GgufFile>) -> Result<Self, InspectError> {
+    pub fn run(file: &GgufFile, mmproj: Option<&GgufFile>) -> Result<Self, ModelFileError> {
         let files: Vec<&GgufFile> = std::iter::once(file).chain(mmproj).collect();
         let contents: Vec<(&Path, &[u8])> = files.iter().flat_map(|f| f.contents()).collect();
         let digests: Vec<FileDigest> = contents.par_iter().map(|(path, bytes)| FileDigest::of(path, bytes)).collect();

@@ -1,7 +1,8 @@
 //! README.md of a repository with models that this program wrote.
+use super::check;
 use super::quality::{Quality, Report};
 use super::yaml::FrontMatterText;
-use super::{PublishError, check};
+use crate::ModelFileError;
 use crate::digest::{FileDigest, file_name, hex};
 use crate::gguf::{GgufError, GgufFile, ROTATION_KEY, ShardName, belongs};
 use crate::inspect::{MemoryEstimate, RuntimeNeed};
@@ -43,10 +44,10 @@ struct Published {
 
 impl Published {
     /// Reads the model at `path`, its record and its mmproj, which must be those that belong to it.
-    fn read(path: &Path, report: Option<&Report>) -> Result<Self, PublishError> {
+    fn read(path: &Path, report: Option<&Report>) -> Result<Self, ModelFileError> {
         let file = GgufFile::open(path)?;
         if file.architecture() == "clip" {
-            return Err(PublishError::file(path, "is an mmproj; give the language model, it is found beside it"));
+            return Err(ModelFileError::unfit(path, "is an mmproj; give the language model, it is found beside it"));
         }
         let found = ConversionRecord::beside(path)?;
         let missing =
@@ -61,7 +62,7 @@ impl Published {
                 record_path.display(),
                 other.sha256
             );
-            return Err(PublishError::file(path.with_file_name(&other.name), problem));
+            return Err(ModelFileError::unfit(path.with_file_name(&other.name), problem));
         }
         let mmproj = match find_mmproj(path) {
             Ok(found) => Some(GgufFile::open(&found)?),
@@ -120,22 +121,22 @@ impl Published {
 /// # Errors
 /// A file that cannot be read, has no record or another model's, or no mmproj of its own; models of different checkpoints;
 /// an evaluation of other files.
-pub fn card(models: &[PathBuf], options: &CardOptions) -> Result<ModelCard, PublishError> {
+pub fn card(models: &[PathBuf], options: &CardOptions) -> Result<ModelCard, ModelFileError> {
     let report = options.eval.as_deref().map(Report::read).transpose()?;
     let models = models.iter().map(|path| Published::read(path, report.as_ref())).collect::<Result<Vec<_>, _>>()?;
-    let Some(first) = models.first() else { return Err(PublishError::file("", "no model is given")) };
+    let Some(first) = models.first() else { return Err(ModelFileError::unfit("", "no model is given")) };
     let same = |m: &&Published| (m.base_model(), m.key("name")) != (first.base_model(), first.key("name"));
     if let Some(other) = models.iter().find(same) {
         let problem = format!("is of another checkpoint than {}; make a card for each", first.name());
-        return Err(PublishError::file(&other.file.path, problem));
+        return Err(ModelFileError::unfit(&other.file.path, problem));
     }
     if let (Some(report), Some(path), true) = (&report, &options.eval, models.iter().all(|m| m.quality.is_none())) {
         let names = models.iter().map(Published::name).collect::<Vec<_>>().join(", ");
         let problem = format!("measured other files ({}) than {names}; run eval with these", report.candidates());
-        return Err(PublishError::file(path, problem));
+        return Err(ModelFileError::unfit(path, problem));
     }
     if let Some(id) = options.base_model.as_deref().filter(|id| !check::is_repository(id)) {
-        return Err(PublishError::file(id, "is no id of a repository, org/name (--base-model)"));
+        return Err(ModelFileError::unfit(id, "is no id of a repository, org/name (--base-model)"));
     }
     let writer =
         Writer { base_model: options.base_model.clone().or_else(|| first.base_model()), models: &models, first };

@@ -1,5 +1,6 @@
 //! A folder, looked at before it is uploaded.
-use super::{GgufName, PublishError};
+use super::GgufName;
+use crate::ModelFileError;
 use crate::digest::{FileDigest, file_name};
 use crate::front::FrontMatter;
 use crate::gguf::{GgufFile, ShardName, belongs};
@@ -71,8 +72,8 @@ impl Folder {
 ///
 /// # Errors
 /// The folder cannot be read; what is wrong in it is in the result.
-pub fn check(dir: &Path) -> Result<Checked, PublishError> {
-    let list = std::fs::read_dir(dir).map_err(|source| PublishError::Read { path: dir.into(), source })?;
+pub fn check(dir: &Path) -> Result<Checked, ModelFileError> {
+    let list = std::fs::read_dir(dir).map_err(|source| ModelFileError::Read { path: dir.into(), source })?;
     let paths = list.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file());
     let mut names: Vec<String> = paths.map(|path| file_name(&path)).collect();
     names.sort();
@@ -167,7 +168,7 @@ impl Folder {
     }
 
     /// The files are those of the records. Returns how many records there are.
-    fn records(&mut self, models: &[GgufFile], mmprojs: &[GgufFile]) -> Result<usize, PublishError> {
+    fn records(&mut self, models: &[GgufFile], mmprojs: &[GgufFile]) -> Result<usize, ModelFileError> {
         let contents = models.iter().chain(mmprojs).flat_map(|f| f.contents());
         let digests: Vec<FileDigest> = contents.map(|(path, bytes)| FileDigest::of(path, bytes)).collect();
         let mut records = 0;

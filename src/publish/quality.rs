@@ -1,5 +1,5 @@
 //! What `mbq-convert eval --json` measured of a model.
-use super::PublishError;
+use crate::ModelFileError;
 use serde_json::Value;
 use std::path::Path;
 
@@ -48,12 +48,12 @@ impl Report {
     ///
     /// # Errors
     /// A file that cannot be read or is not eval's.
-    pub fn read(path: &Path) -> Result<Self, PublishError> {
-        let text = std::fs::read(path).map_err(|source| PublishError::Read { path: path.into(), source })?;
+    pub fn read(path: &Path) -> Result<Self, ModelFileError> {
+        let text = std::fs::read(path).map_err(|source| ModelFileError::Read { path: path.into(), source })?;
         let json: Value = serde_json::from_slice(&text).unwrap_or_default();
         let whole = json["candidates"].is_array() && json["data"].is_object() && json["reference"]["name"].is_string();
         if !whole {
-            return Err(PublishError::file(path, "is not what `mbq-convert eval --json FILE` writes"));
+            return Err(ModelFileError::unfit(path, "is not what `mbq-convert eval --json FILE` writes"));
         }
         Ok(Report { json, name: crate::digest::file_name(path) })
     }
@@ -62,7 +62,7 @@ impl Report {
     ///
     /// # Errors
     /// It measured the model, and lacks the numbers.
-    pub fn of(&self, sha256: &str) -> Result<Option<Quality>, PublishError> {
+    pub fn of(&self, sha256: &str) -> Result<Option<Quality>, ModelFileError> {
         let list = self.json["candidates"].as_array().map(Vec::as_slice).unwrap_or_default();
         let Some(candidate) = list.iter().find(|c| c["model"]["sha256"] == sha256) else { return Ok(None) };
         let pictures = candidate["picture"].is_object();
@@ -71,7 +71,7 @@ impl Report {
         let fidelity = if split["greedy"].is_object() { &split["greedy"] } else { &split["given"] };
         let (kl, agreement) = (Measured::read(&fidelity["kl_mean"]), Measured::read(&fidelity["agreement"]));
         let (Some(kl), Some(agreement)) = (kl, agreement) else {
-            return Err(PublishError::file(&self.name, "lacks kl_mean or agreement of the model; run eval again"));
+            return Err(ModelFileError::unfit(&self.name, "lacks kl_mean or agreement of the model; run eval again"));
         };
         let accuracy = Measured::read(&candidate["accuracy"]["all"]);
         Ok(Some(Quality { kl, agreement, accuracy, pictures }))

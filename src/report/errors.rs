@@ -150,11 +150,11 @@ fn linears(all: &[Compensated], out: &mut String) -> Result {
 }
 
 fn sensitivities(noted: &Noted, out: &mut String) -> Result {
-    section(out, "sense", "What the model minds")?;
+    section(out, "sense", "Sensitivity by block")?;
     out.push_str(
-        "<p>How much the model’s answers suffer from a small error at each block: one at a picture’s token against one at an \
-         answer’s token. Where the lines lie far apart, the two kinds of token should not weigh alike in rounding. This \
-         is the observation that the MBQ paper begins with.</p>\n<figure>\n",
+        "<p>How much the answers suffer from a small error at each block: at the tokens of a picture, and at those of an answer. \
+         Where the lines lie far apart, the two kinds of token should not weigh alike in rounding: the observation that the \
+         MBQ paper begins with.</p>\n<figure>\n",
     );
     legend(out, ["at pictures’ tokens", "at answers’ tokens"], "; dashed: the MLP’s output, else the attention’s")?;
     let s = &noted.sensitivities;
@@ -171,8 +171,8 @@ fn sensitivities(noted: &Noted, out: &mut String) -> Result {
         "mean |gradient|",
     )?;
     out.push_str(
-        "<figcaption>Mean absolute gradient of the loss on the calibration’s answers, per token and channel \
-         (logarithmic).</figcaption>\n</figure>\n",
+        "<figcaption>Mean absolute gradient of the loss on the calibration’s answers, per token and channel (logarithmic). \
+         After the last block nothing reads a picture’s tokens: it has no point.</figcaption>\n</figure>\n",
     );
     let columns = ["Block", "#attention: pictures", "#answers", "#weight r", "#MLP: pictures", "#answers", "#weight r"];
     let row = |i: usize| {

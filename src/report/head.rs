@@ -84,7 +84,8 @@ fn lead(s: &Subject) -> String {
         ""
     };
     format!(
-        "This is <b>{}</b> with the matrices of its language model stored at about {} bits per weight. {how}{rotated}",
+        "This is <b>{}</b>, made smaller: the matrices of its language model take about {} bits per weight; 16 are usual. \
+         {how}{rotated}",
         text(&s.record.source),
         short(s.record.summary.decoder_bits_per_weight)
     )

@@ -72,12 +72,7 @@ fn cards(noted: &Noted, out: &mut String) -> Result {
         out.push_str("<article class=\"card\">\n");
         for (i, picture) in entry.pictures.into_iter().enumerate() {
             match picture.and_then(|p| thumbnail(p, SIDE).ok_or_else(|| "has no pixels".into())) {
-                Ok(url) => writeln!(
-                    out,
-                    "<img src=\"{url}\" alt=\"Picture {} of {}\" loading=\"lazy\">",
-                    i + 1,
-                    text(&entry.name)
-                )?,
+                Ok(url) => writeln!(out, "<img src=\"{url}\" alt=\"Picture {} of {}\">", i + 1, text(&entry.name))?,
                 Err(problem) => lost.push(format!("{}: {problem}", entry.name)),
             }
         }

@@ -6,38 +6,16 @@ use half::f16;
 impl Format {
     /// Appends the bytes of a block: its halfs, the multiples of its sub-blocks, its codes.
     pub fn pack(self, halfs: Halfs, multiples: &[Multiples], codes: &[u8], out: &mut Vec<u8>) {
-        // invariant: both are halfs already, so that this loses nothing.
-        let (d, m) = (f16::from_f32(halfs.d), f16::from_f32(halfs.m));
         let head = |out: &mut Vec<u8>| {
-            out.extend(d.to_le_bytes());
+            out.extend(half(halfs.d));
             // ggml subtracts minima.
-            out.extend(f16::from_f32(0.0 - halfs.m).to_le_bytes());
+            out.extend(half(0.0 - halfs.m));
         };
         match self {
-            Format::Simple(Simple::Mbq3) => {
-                let mut all = [0; GROUP];
-                all.copy_from_slice(codes);
-                out.extend(Mbq3Block { d, m, codes: all }.pack());
-            }
-            Format::Simple(Simple::Q4_0 | Simple::Q4_1) | Format::Iq4Nl => {
-                out.extend(d.to_le_bytes());
-                if self == Format::Simple(Simple::Q4_1) {
-                    out.extend(m.to_le_bytes());
-                }
+            Format::Simple(simple) => simple.pack(halfs, codes, out),
+            Format::Iq4Nl => {
+                out.extend(half(halfs.d));
                 nibbles(codes, 16, out);
-            }
-            Format::Simple(Simple::Q5_0 | Simple::Q5_1) => {
-                out.extend(d.to_le_bytes());
-                if self == Format::Simple(Simple::Q5_1) {
-                    out.extend(m.to_le_bytes());
-                }
-                let high = codes.iter().rev().fold(0u32, |all, code| all << 1 | u32::from(code >> 4));
-                out.extend(high.to_le_bytes());
-                nibbles(codes, 16, out);
-            }
-            Format::Simple(Simple::Q8_0) => {
-                out.extend(d.to_le_bytes());
-                out.extend(codes.iter().map(|c| c.wrapping_sub(128)));
             }
             Format::Q2K => {
                 out.extend(multiples.iter().map(|s| s.d as u8 | s.m << 4));
@@ -48,7 +26,7 @@ impl Format {
                 out.extend(planes::<32>(codes, |code, plane| (code >> 2) << plane));
                 pairs(codes, out);
                 out.extend(six_bits(multiples));
-                out.extend(d.to_le_bytes());
+                out.extend(half(halfs.d));
             }
             Format::Q4K | Format::Q5K => {
                 head(out);
@@ -60,14 +38,14 @@ impl Format {
             }
             Format::Q6K => {
                 nibbles(codes, 64, out);
-                for half in codes.chunks(128) {
-                    out.extend(planes::<32>(half, |code, plane| (code >> 4) << (2 * plane)));
+                for part in codes.chunks(128) {
+                    out.extend(planes::<32>(part, |code, plane| (code >> 4) << (2 * plane)));
                 }
                 out.extend(multiples.iter().map(|s| s.d as u8));
-                out.extend(d.to_le_bytes());
+                out.extend(half(halfs.d));
             }
             Format::Iq4Xs => {
-                out.extend(d.to_le_bytes());
+                out.extend(half(halfs.d));
                 let bits = |(i, s): (usize, &Multiples)| ((s.d + 32) as u16 >> 4) << (2 * i);
                 let high = multiples.iter().enumerate().map(bits).fold(0, |all, bits| all | bits);
                 out.extend(high.to_le_bytes());
@@ -75,13 +53,52 @@ impl Format {
                 nibbles(codes, 16, out);
             }
             Format::Iq3S | Format::Iq3Xxs => {
-                out.extend(d.to_le_bytes());
+                out.extend(half(halfs.d));
                 if let Some(grid) = Grid::of(self) {
                     points(grid, multiples, codes, out);
                 }
             }
         }
     }
+}
+
+impl Simple {
+    fn pack(self, halfs: Halfs, codes: &[u8], out: &mut Vec<u8>) {
+        let (d, m) = (half(halfs.d), half(halfs.m));
+        match self {
+            Simple::Mbq3 => {
+                let mut all = [0; GROUP];
+                all.copy_from_slice(codes);
+                let (d, m) = (f16::from_f32(halfs.d), f16::from_f32(halfs.m));
+                out.extend(Mbq3Block { d, m, codes: all }.pack());
+            }
+            Simple::Q4_0 | Simple::Q4_1 => {
+                out.extend(d);
+                if self == Simple::Q4_1 {
+                    out.extend(m);
+                }
+                nibbles(codes, 16, out);
+            }
+            Simple::Q5_0 | Simple::Q5_1 => {
+                out.extend(d);
+                if self == Simple::Q5_1 {
+                    out.extend(m);
+                }
+                let high = codes.iter().rev().fold(0u32, |all, code| all << 1 | u32::from(code >> 4));
+                out.extend(high.to_le_bytes());
+                nibbles(codes, 16, out);
+            }
+            Simple::Q8_0 => {
+                out.extend(d);
+                out.extend(codes.iter().map(|c| c.wrapping_sub(128)));
+            }
+        }
+    }
+}
+
+/// The bytes of a number that is a half already, so that nothing is lost.
+fn half(value: f32) -> [u8; 2] {
+    f16::from_f32(value).to_le_bytes()
 }
 
 /// What iq3_s and iq3_xxs have behind their d.

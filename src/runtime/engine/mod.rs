@@ -94,7 +94,11 @@ impl Runtime {
             .into_iter()
             .find(|p| p.is_file())
             .ok_or_else(|| EngineError::Runtime { path: dir.into(), what: format!("there is no {name}") })?;
-        let fail = |e: libloading::Error| EngineError::Runtime { path: path.clone(), what: e.to_string() };
+        let fail = |e: libloading::Error| {
+            // The error itself says only that it failed; which library is missing says its source.
+            let what = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
+            EngineError::Runtime { path: path.clone(), what }
+        };
         // SAFETY: the file is llama.cpp's own library, whose initialisers only register things; the bindings are
         // generated from the headers of the pinned version.
         let lib = unsafe { sys::Mtmd::new(&path) }.map_err(fail)?;
