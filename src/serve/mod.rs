@@ -22,8 +22,8 @@ mod scheduler;
 
 pub use card::ModelCard;
 
+use crate::error::ModelFileError;
 use crate::gguf::{GgufError, ReadError};
-use crate::inspect::InspectError;
 use crate::runtime::engine::{Compute, EngineError};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -77,7 +77,7 @@ pub enum ServeError {
     #[error(transparent)]
     Pair(#[from] GgufError),
     #[error(transparent)]
-    Inspect(#[from] InspectError),
+    ModelFile(#[from] ModelFileError),
     #[error("{0} is a vision file (mmproj); give the language model, it is found beside it")]
     IsProjector(PathBuf),
     #[error("{0} has no chat template: there is no telling how a conversation is put to it")]
