@@ -57,6 +57,7 @@ fn the_model_and_the_page_are_shown() {
     let model = &models["data"][0];
     assert_eq!((&models["object"], &model["object"], &model["id"]), (&json!("list"), &json!("model"), &json!("model")));
     let meta = &model["meta"];
+    assert_eq!(served.get("/v1/models/%ff").refusal().0, 400);
     assert_eq!((&meta["architecture"], &meta["n_ctx"], &meta["slots"]), (&json!("qwen2"), &json!(1024), &json!(4)));
     assert!(meta["size"].as_u64() > Some(100_000) && meta["bits_per_weight"].as_f64() > Some(3.0), "{meta}");
     assert!(meta["types"].as_array().unwrap().contains(&json!("mbq3")), "{meta}");
@@ -217,4 +218,18 @@ fn resident(served: &Served) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", served.child.id())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
+}
+
+/// Parsed, a list of zeros takes forty times its bytes: it is counted first. Commas in texts are no values.
+#[test]
+fn a_body_of_too_many_values_is_refused() {
+    let served = serve!();
+    let mut body = text("Hello");
+    body["metadata"] = json!(vec![0; 100_001]);
+    let reply = served.chat(&body);
+    assert_eq!(reply.status, 400);
+    assert!(reply.json()["error"]["message"].as_str().unwrap().contains("values"), "{}", reply.json());
+    let mut body = text("Hello");
+    body["metadata"] = json!({ "note": ",[\\\",{".repeat(50_000) });
+    assert_eq!(served.chat(&body).status, 200);
 }

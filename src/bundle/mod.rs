@@ -193,7 +193,6 @@ impl Bundle {
         let list = std::fs::read_dir(dir).map_err(BundleError::io(dir, "cannot list the folder"))?;
         let mut names: Vec<String> = list.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         names.sort();
-        let is_library = |name: &str| [".so", ".dylib", ".dll"].iter().any(|end| name.ends_with(end));
         // What tools share with nobody is called lib…-impl.
         let wanted =
             |name: &&String| is_library(name) && !name.contains("-impl.") || **name == tool_file("llama-mtmd-cli");
@@ -339,4 +338,26 @@ fn license(model: &GgufFile) -> Option<String> {
     let key = |name: &str| model.metadata.str(&format!("general.license{name}")).filter(|text| !text.is_empty());
     let name = key(".name").or(key(""))?;
     Some(key(".link").map_or_else(|| name.to_owned(), |link| format!("{name} ({link})")))
+}
+
+/// Whether a file is a shared library by its name: `libllama.so.0` is one, too.
+fn is_library(name: &str) -> bool {
+    name.contains(".so.") || [".so", ".dylib", ".dll"].iter().any(|end| name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn libraries_are_told_by_their_names() {
+        let names = [
+            "libllama.so",
+            "libllama.so.0",
+            "libgomp.so.1.0.0",
+            "libggml.dylib",
+            "llama.dll",
+            "llama-mtmd-cli",
+            "a.sol",
+        ];
+        assert_eq!(names.map(super::is_library), [true, true, true, true, true, false, false]);
+    }
 }

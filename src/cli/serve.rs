@@ -40,8 +40,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
     slots: u32,
     /// Requests that may wait for a slot [default: 4 for each slot]
-    #[arg(long, value_name = "N")]
-    queue: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1 << 16))]
+    queue: Option<u32>,
     /// Memory for pictures that were looked at before
     #[arg(long, value_name = "BYTES", default_value = "512M", value_parser = bytes)]
     picture_cache: usize,
@@ -161,7 +161,7 @@ fn setup(args: Args, common: &super::Common) -> Result<Setup> {
         host: args.host,
         port: args.port,
         slots: args.slots,
-        queue: args.queue.unwrap_or(4 * args.slots as usize),
+        queue: args.queue.unwrap_or(4 * args.slots) as usize,
         context: args.context.map(|n| n as usize),
         picture_cache: args.picture_cache,
         body_limit: args.max_body,

@@ -11,12 +11,15 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use tokio_stream::StreamExt;
+
+/// For a body to come: who sends half of one keeps others out meanwhile.
+const BODY: Duration = Duration::from_secs(30);
 
 /// Answers.
 pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -24,7 +27,11 @@ pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Resul
     let deadline = start + app.timeout;
     check_headers(&app, request.headers())?;
     let place = app.places.clone().try_acquire_owned().map_err(|_| ApiError::busy(app.queue))?;
-    let body = within(&app, deadline, body(request.into_body(), app.body_limit)).await??;
+    let body = timeout(BODY.min(app.timeout), body(request.into_body(), app.body_limit));
+    let body = body.await.map_err(|_| {
+        let message = format!("the body did not come within {} seconds", BODY.min(app.timeout).as_secs());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
+    })??;
     let its_app = app.clone();
     let chat = blocking(move || ChatRequest::parse(&body, &its_app.pictures)).await??;
     if let Some(model) = &chat.model {

@@ -5,6 +5,7 @@ use super::job::Message;
 use super::pictures::Pictures;
 use super::{ModelCard, chat, page};
 use crate::prompt::ChatTemplate;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -111,7 +112,11 @@ async fn models(State(app): State<Arc<App>>) -> Json<serde_json::Value> {
     Json(json!({"object": "list", "data": [app.card.object()]}))
 }
 
-async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<serde_json::Value>, ApiError> {
+async fn model(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::invalid("model", error.body_text()))?;
     app.check_model(&id).map(|()| Json(app.card.object()))
 }
 

@@ -76,12 +76,35 @@ const STOPS: usize = 4;
 /// Bytes of one.
 const STOP_BYTES: usize = 1024;
 
+/// Values in a body, at most: parsed, a value takes forty times the two bytes that it may have there.
+const MOST_VALUES: usize = 100_000;
+
+/// About how many values `json` has: its commas and brackets outside of strings.
+fn values(json: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 impl ChatRequest {
     /// Reads a body; pictures are taken out of their URLs, but not decoded.
     ///
     /// # Errors
     /// What is not as OpenAI has it, or would change the answer in a way that is not supported, by its name.
     pub fn parse(body: &[u8], pictures: &Pictures) -> Result<Self, ApiError> {
+        let values = values(body);
+        if values > MOST_VALUES {
+            let message = format!("the body has {values} values, more than {MOST_VALUES}");
+            return Err(ApiError { param: None, ..ApiError::invalid("", message) });
+        }
         let json: Value = serde_json::from_slice(body).map_err(|error| ApiError {
             param: None,
             ..ApiError::invalid("", format!("the body is not JSON: {error}"))
