@@ -114,7 +114,7 @@ impl Bundle {
         let mut bundle = Bundle { entries: Vec::new(), notes: Vec::new() };
         let program = tool_file("mbq-convert");
         bundle.file(&program, sources.program, true)?;
-        let runtime = bundle.runtime(sources.runtime)?;
+        let portable = bundle.runtime(sources.runtime)?;
         let carried = libraries::of_system(sources.runtime)?;
         for library in &carried.files {
             // The program's own are used only where the other machine has none; the runtime finds OpenMP beside itself.
@@ -132,7 +132,7 @@ impl Bundle {
             name: crate::gguf::ShardName::stem_of(sources.model),
             base: model.metadata.str("general.source.huggingface.repository").map(String::from),
             license: license(&model),
-            portable: runtime.portable,
+            portable,
             glibc: libraries::newest_glibc(bundle.binaries())?,
             carried: carried.files.iter().map(|path| file_name(path)).collect(),
             missing: carried.missing,
@@ -184,12 +184,12 @@ impl Bundle {
             return Err(BundleError::unfit(path, "is named as another of the bundle's files; rename it"));
         }
         self.file(&name, path, false)?;
-        self.entries.iter_mut().filter(|entry| entry.name == name).for_each(|entry| entry.deflate = false);
+        self.entries.last_mut().into_iter().for_each(|entry| entry.deflate = false);
         Ok(())
     }
 
-    /// The runtime's libraries, and the one tool that `chat` uses.
-    fn runtime(&mut self, dir: &Path) -> Result<RuntimeKind, BundleError> {
+    /// The runtime's libraries, and the one tool that `chat` uses. Whether they are for any processor.
+    fn runtime(&mut self, dir: &Path) -> Result<bool, BundleError> {
         let list = std::fs::read_dir(dir).map_err(BundleError::io(dir, "cannot list the folder"))?;
         let mut names: Vec<String> = list.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
         names.sort();
@@ -200,7 +200,7 @@ impl Bundle {
             self.file(&format!("runtime/{name}"), &dir.join(name), true)?;
         }
         // One library for each generation of processors, or one for all.
-        Ok(RuntimeKind { portable: names.iter().any(|name| name.contains("ggml-cpu-")) })
+        Ok(names.iter().any(|name| name.contains("ggml-cpu-")))
     }
 
     /// What always runs: `lib/` is for machines without libraries of their own.
@@ -277,10 +277,6 @@ impl Bundle {
         part.persist_noclobber(output).map_err(|e| BundleError::unwritten(output)(e.error))?;
         Ok(())
     }
-}
-
-struct RuntimeKind {
-    portable: bool,
 }
 
 impl Entry {

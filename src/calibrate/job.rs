@@ -130,23 +130,23 @@ impl Job {
         let gathers = matches!(self.imatrix, Some(Imatrix::Gathered(_)));
         let nothing = method == Method::Rtn && !gathers;
         let built_in = self.list.is_none();
-        let rounded = || format!("with --method {}", method.name());
-        let used = [
-            ("--calib", !built_in, nothing),
-            ("--samples", self.samples.is_some(), nothing),
-            ("--device", !self.device.is_cpu(), nothing),
-            ("--memory", self.memory.is_some(), nothing),
-            ("--work-dir", self.work_dir.is_some(), nothing),
-            ("--resume", self.resume, nothing),
-            ("--runtime", self.runtime.is_some(), nothing),
-            ("--set", self.switches != Switches::default(), nothing),
-            ("--imatrix FILE", self.imatrix_file().is_some(), whole),
-            ("--image-root", self.image_root.is_some(), built_in),
-            ("--set seed", self.switches.seed.is_some(), built_in),
+        let rounded = format!("with --method {}", method.name());
+        let no_list = if nothing { &rounded } else { "without --calib" };
+        let used: [(_, _, _, &str); 11] = [
+            ("--calib", !built_in, nothing, &rounded),
+            ("--samples", self.samples.is_some(), nothing, &rounded),
+            ("--device", !self.device.is_cpu(), nothing, &rounded),
+            ("--memory", self.memory.is_some(), nothing, &rounded),
+            ("--work-dir", self.work_dir.is_some(), nothing, &rounded),
+            ("--resume", self.resume, nothing, &rounded),
+            ("--runtime", self.runtime.is_some(), nothing, &rounded),
+            ("--set", self.switches != Switches::default(), nothing, &rounded),
+            ("--imatrix FILE", self.imatrix_file().is_some(), whole, &rounded),
+            ("--image-root", self.image_root.is_some(), built_in, no_list),
+            ("--set seed", self.switches.seed.is_some(), built_in, no_list),
         ];
-        if let Some((flag, ..)) = used.into_iter().find(|(_, given, useless)| *given && *useless) {
-            let with = if nothing || whole && flag == "--imatrix FILE" { rounded() } else { "without --calib".into() };
-            return Err(CalibrateError::NoEffect { flag, with }.into());
+        if let Some((flag, .., with)) = used.into_iter().find(|(_, given, useless, _)| *given && *useless) {
+            return Err(CalibrateError::NoEffect { flag, with: with.into() }.into());
         }
         if self.bpw.is_some() && (types.file != FileType::Plain(GgmlType::MBQ3) || !method.compensates()) {
             let problem = "mixes mbq3 and q4_0 where errors are compensated: leave out --type and --method";

@@ -10,6 +10,7 @@ use super::budget::trim;
 use super::compensate::add;
 use super::mbq::Group;
 use super::model::TextModel;
+use super::sensitivity;
 use super::stream::Stream;
 use crate::Error;
 use crate::events::{Event, Observer};
@@ -114,15 +115,7 @@ fn forward(
     let mut stored: Vec<Stream> = Vec::new();
     for layer in 0..model.text.num_layers {
         let block = model.block(layer)?;
-        let mut next = inputs.room().stream();
-        for from in (0..chunks.len()).step_by(at_once) {
-            let outputs = each(at_once.min(chunks.len() - from), at_once, |i| {
-                let x = stored.last().unwrap_or(inputs).get(from + i)?;
-                chunks[from + i].inject(layer, block.forward(&x, &chunks[from + i].spans)?)
-            })?;
-            outputs.into_iter().try_for_each(|y| next.push(y))?;
-        }
-        stored.push(next);
+        stored.push(sensitivity::forward(&block, layer, chunks, (stored.last().unwrap_or(inputs), 0), at_once)?);
         observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
     }
     Ok(stored)

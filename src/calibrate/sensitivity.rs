@@ -116,6 +116,28 @@ pub fn sensitivities(
     Ok((sums, loss, kept))
 }
 
+/// The outputs of `block` for `chunks`, whose inputs are in `x` from its entry `first` on, `at_once` of them side by side.
+///
+/// # Errors
+/// An input cannot be read back, or an output not be kept.
+pub(super) fn forward(
+    block: &Block,
+    layer: usize,
+    chunks: &[Chunk],
+    (x, first): (&Stream, usize),
+    at_once: usize,
+) -> Result<Stream> {
+    let mut next = x.room().stream();
+    for from in (0..chunks.len()).step_by(at_once) {
+        let outputs = each(at_once.min(chunks.len() - from), at_once, |i| {
+            let chunk = &chunks[from + i];
+            chunk.inject(layer, block.forward(&x.get(first + from + i)?, &chunk.spans)?)
+        })?;
+        outputs.into_iter().try_for_each(|y| next.push(y))?;
+    }
+    Ok(next)
+}
+
 /// Chunks whose inputs of all blocks there is room for at a time.
 fn parts(model: &super::TextModel, batch: &Batch, inputs: &Stream) -> Vec<Range<usize>> {
     // Between two blocks there are a gradient and a next input as well.
@@ -204,20 +226,8 @@ impl WayBack<'_> {
     }
 
     fn forward_plain(&self, block: &Block, layer: usize, part: &Range<usize>, last: Option<&Stream>) -> Result<Stream> {
-        let mut next = self.inputs.room().stream();
-        let chunks = &self.batch.chunks[part.clone()];
-        for from in (0..chunks.len()).step_by(self.at_once) {
-            let outputs = each(self.at_once.min(chunks.len() - from), self.at_once, |i| {
-                let x = match last {
-                    Some(last) => last.get(from + i)?,
-                    None => self.inputs.get(part.start + from + i)?,
-                };
-                let chunk = &chunks[from + i];
-                chunk.inject(layer, block.forward(&x, &chunk.spans)?)
-            })?;
-            outputs.into_iter().try_for_each(|y| next.push(y))?;
-        }
-        Ok(next)
+        let (x, first) = last.map_or((self.inputs, part.start), |last| (last, 0));
+        forward(block, layer, &self.batch.chunks[part.clone()], (x, first), self.at_once)
     }
 
     /// Carries the gradients at the last block's outputs back through all blocks, and adds up what they are on the way.

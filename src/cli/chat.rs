@@ -32,11 +32,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, common: &super::Common) -> Result<()> {
-    for path in std::iter::once(&args.model).chain(&args.mmproj) {
-        if !path.is_file() {
-            bail!("{}: no such file", path.display());
-        }
-    }
+    super::are_files(&args.model, args.mmproj.as_deref())?;
     let pictures = args.image.iter().map(|path| PictureArg::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
     // llama.cpp would say less of a file that is cut off or of a shard that is missing.

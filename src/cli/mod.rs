@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 use mbq_convert::front::families;
 use mbq_convert::hub::Hub;
 use progress::Bars;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Turns Hugging Face vision-language models into GGUF files for llama.cpp, quantised.
@@ -116,6 +116,14 @@ fn size(s: &str, kilo: usize) -> Result<usize, String> {
     };
     let n: usize = digits.parse().map_err(|_| "a number of bytes, or with K, M, G".to_string())?;
     n.checked_mul(kilo.pow(power)).filter(|&n| n > 0).ok_or_else(|| "too large, or zero".into())
+}
+
+/// Refuses a model or an mmproj that is not there.
+fn are_files(model: &Path, mmproj: Option<&Path>) -> anyhow::Result<()> {
+    match std::iter::once(model).chain(mmproj).find(|path| !path.is_file()) {
+        Some(path) => anyhow::bail!("{}: no such file", path.display()),
+        None => Ok(()),
+    }
 }
 
 /// Megabytes.

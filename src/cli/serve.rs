@@ -124,11 +124,7 @@ async fn signal() {
 }
 
 fn setup(args: Args, common: &super::Common) -> Result<Setup> {
-    for path in std::iter::once(&args.model).chain(&args.mmproj) {
-        if !path.is_file() {
-            bail!("{}: no such file", path.display());
-        }
-    }
+    super::are_files(&args.model, args.mmproj.as_deref())?;
     if let Some(dir) = args.allow_files.as_deref().filter(|dir| !dir.is_dir()) {
         bail!("--allow-files {}: no such folder", dir.display());
     }
