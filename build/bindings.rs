@@ -11,7 +11,7 @@ pub fn generate(tree: &Path, manifest_dir: &Path, out_dir: &Path) -> Result<()> 
     println!("cargo::rerun-if-env-changed=MBQ_UPDATE_BINDINGS");
     let update = std::env::var("MBQ_UPDATE_BINDINGS").is_ok_and(|value| value == "1");
     let ggml = finish("ggml", ggml(tree, manifest_dir))?;
-    let mtmd = finish("mtmd", mtmd(tree))?
+    let mtmd = finish("mtmd", mtmd(tree, manifest_dir))?
         // bindgen 0.72 writes the bound of libloading 0.8.
         .replace("P: AsRef<::std::ffi::OsStr>", "P: ::libloading::AsFilename");
     for (name, text) in [("src/ggml/sys.rs", ggml), ("src/runtime/sys.rs", mtmd)] {
@@ -32,7 +32,7 @@ fn finish(name: &str, builder: bindgen::Builder) -> Result<String> {
 
 /// Settings that all bindings share. bindgen's own version is left out of the text, so that
 /// the comparison is about the headers.
-fn common(tree: &Path) -> bindgen::Builder {
+fn common(tree: &Path, manifest_dir: &Path) -> bindgen::Builder {
     bindgen::builder()
         .clang_arg(format!("-I{}", tree.join("ggml/include").display()))
         .clang_arg(format!("-I{}", tree.join("include").display()))
@@ -44,11 +44,12 @@ fn common(tree: &Path) -> bindgen::Builder {
         .default_enum_style(bindgen::EnumVariation::Consts)
         .prepend_enum_name(false)
         .allowlist_recursively(true)
-        .formatter(bindgen::Formatter::Prettyplease)
+        .formatter(bindgen::Formatter::Rustfmt)
+        .rustfmt_configuration_file(Some(manifest_dir.join("rustfmt.toml")))
 }
 
 fn ggml(tree: &Path, manifest_dir: &Path) -> bindgen::Builder {
-    common(tree)
+    common(tree, manifest_dir)
         .header(manifest_dir.join("build/ggml_base.h").display().to_string())
         .allowlist_function("ggml_(type_name|blck_size|type_size|row_size|get_type_traits)")
         .allowlist_function("ggml_(quantize_chunk|quantize_init|quantize_requires_imatrix)")
@@ -62,15 +63,16 @@ fn ggml(tree: &Path, manifest_dir: &Path) -> bindgen::Builder {
 }
 
 /// The shared libraries of the runtime, reached by one handle to libmtmd: its dependencies' symbols come with it.
-fn mtmd(tree: &Path) -> bindgen::Builder {
+fn mtmd(tree: &Path, manifest_dir: &Path) -> bindgen::Builder {
     let header = |name: &str| tree.join("tools/mtmd").join(name).display().to_string();
-    common(tree)
+    common(tree, manifest_dir)
         .header(header("mtmd.h"))
         .header(header("mtmd-helper.h"))
         .dynamic_library_name("Mtmd")
         .dynamic_link_require_all(true)
         .wrap_unsafe_ops(true)
         .allowlist_function("ggml_backend_load_all_from_path")
+        .allowlist_function("ggml_backend_dev_(count|get|name|description|type|by_name)")
         .allowlist_function("llama_(backend_init|log_set|version|print_system_info)")
         .allowlist_function("llama_model_(default_params|load_from_file|free|get_vocab|chat_template)")
         .allowlist_function("llama_model_(n_embd_inp|n_ctx_train)")

@@ -88,7 +88,29 @@ pub fn build(manifest_dir: &Path, tree: &Path, out_dir: &Path) -> Result<()> {
         command.arg("llama-server");
     }
     run(&mut command, "building llama.cpp")?;
-    pack_runtime(&folder, server, &out_dir.join("runtime.zip"))
+    let mut files = runtime_files(&folder, server)?;
+    if std::env::var_os("CARGO_FEATURE_VULKAN").is_some() {
+        files.push(build_vulkan(&arguments, &out_dir.join("llama.cpp-vulkan"))?);
+    }
+    pack(files, &out_dir.join("runtime.zip"))
+}
+
+/// Builds Vulkan's backend, a library that ggml loads where the system has Vulkan; the others need no such system. ggml makes
+/// loadable backends only in builds that are not for one processor: this one has a folder of its own, and no other target.
+fn build_vulkan(arguments: &[String], folder: &Path) -> Result<(String, PathBuf, u32)> {
+    let mut configure = Command::new("cmake");
+    configure.args(arguments).arg("-B").arg(folder);
+    configure.args(["-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CUDA=OFF", "-DGGML_VULKAN=ON"]);
+    run(&mut configure, "configuring Vulkan's backend")?;
+    let mut command = Command::new("cmake");
+    command.arg("--build").arg(folder).args(["--config", "Release", "--parallel"]);
+    command.arg(std::env::var("NUM_JOBS").unwrap_or_else(|_| "2".into())).args(["--target", "ggml-vulkan"]);
+    run(&mut command, "building Vulkan's backend")?;
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let name = format!("{prefix}ggml-vulkan{suffix}");
+    let built = ["bin/Release", "bin"].map(|bin| folder.join(bin).join(&name));
+    let path = built.into_iter().find(|path| path.is_file());
+    Ok((name, path.ok_or_else(|| format!("{}: the build left no backend", folder.display()))?, 0o755))
 }
 
 /// Whether the tree holds llama-server: the pinned package does not, a full checkout does.
@@ -198,14 +220,17 @@ fn run(command: &mut Command, what: &str) -> Result<()> {
         "\nA C++ compiler is needed (Debian, Ubuntu: apt-get install build-essential)"
     } else if tail.contains("CMAKE_MAKE_PROGRAM") {
         "\nNinja or make is needed (Debian, Ubuntu: apt-get install ninja-build)"
+    } else if tail.contains("Vulkan") || tail.contains("SPIRV-Headers") {
+        "\nFeature vulkan needs glslc and the headers of Vulkan and SPIR-V (Debian, Ubuntu: apt-get install glslc libvulkan-dev \
+         spirv-headers)"
     } else {
         ""
     };
     Err(format!("{what} failed ({status}){hint}\n{tail}"))
 }
 
-/// Packs libraries and tools.
-fn pack_runtime(folder: &Path, server: bool, zip: &Path) -> Result<()> {
+/// Libraries and tools: name, file, permissions.
+fn runtime_files(folder: &Path, server: bool) -> Result<Vec<(String, PathBuf, u32)>> {
     let bin = [folder.join("bin/Release"), folder.join("bin")]
         .into_iter()
         .find(|path| path.is_dir())
@@ -221,7 +246,7 @@ fn pack_runtime(folder: &Path, server: bool, zip: &Path) -> Result<()> {
             names.push((name.clone(), bin.join(&name), 0o755));
         }
     }
-    pack(names, zip)
+    Ok(names)
 }
 
 /// Packs the patched tree and how to build it.

@@ -23,6 +23,9 @@ pub struct Args {
     /// The vision file [default: the mmproj*.gguf beside the model]
     #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
+    /// The GPU to run on, by ggml's name of it: Vulkan0, CUDA0 [default: llama.cpp's choice]
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
     /// Show what llama.cpp logs
     #[arg(short, long)]
     verbose: bool,
@@ -53,6 +56,9 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     let prompt = args.prompt.or_else(|| (!args.image.is_empty()).then(|| "Describe this picture.".into()));
     if let Some(prompt) = prompt {
         command.arg("-p").arg(prompt);
+    }
+    if let Some(device) = args.device {
+        command.arg("--device").arg(device); // of the vision file, too
     }
     if !args.verbose {
         command.args(["--verbosity", "1"]);

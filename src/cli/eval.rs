@@ -49,6 +49,9 @@ pub struct Args {
     /// Layers on the GPU [default: all, if the runtime has one].
     #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
     pub gpu_layers: i32,
+    /// The GPU to run on, by ggml's name of it: Vulkan0, CUDA0 [default: llama.cpp's choice].
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
     /// Bootstrap resamples.
     #[arg(long, value_name = "N", default_value_t = 2000)]
     pub resamples: usize,
@@ -77,6 +80,7 @@ pub fn run(args: Args, common: &super::Common) -> anyhow::Result<()> {
         runtime: mbq_convert::runtime::directory(common.runtime.as_deref())?,
         cache: args.cache.map_or_else(|| Ok(mbq_convert::runtime::cache_dir()?.join("eval")), anyhow::Ok)?,
         compute: Compute { threads, gpu_layers: args.gpu_layers, batch: 512, exact: false },
+        device: args.device,
         max_tokens: args.max_tokens.max(1),
         resamples: args.resamples,
         seed: args.seed,

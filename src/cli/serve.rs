@@ -57,6 +57,9 @@ pub struct Args {
     /// Layers on the GPU [default: all, if the runtime has one]
     #[arg(long, value_name = "N", default_value_t = -1, allow_hyphen_values = true)]
     gpu_layers: i32,
+    /// The GPU to run on, by ggml's name of it: Vulkan0, CUDA0 [default: llama.cpp's choice]
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
     /// Do not open the page in the browser
     #[arg(long)]
     no_browser: bool,
@@ -154,6 +157,7 @@ fn setup(args: Args, common: &super::Common) -> Result<Setup> {
         model: args.model,
         mmproj,
         compute,
+        device: args.device,
         host: args.host,
         port: args.port,
         slots: args.slots,

@@ -33,6 +33,8 @@ pub struct Setup {
     pub runtime: PathBuf,
     pub cache: PathBuf,
     pub compute: Compute,
+    /// The device to run on, by ggml's name; none: llama.cpp chooses.
+    pub device: Option<String>,
     /// Longest greedy answer.
     pub max_tokens: usize,
     pub resamples: usize,
@@ -102,7 +104,7 @@ const SPEED_TOKENS: usize = 32;
 pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> {
     let start = Instant::now();
     let (mut models, questions) = Models::read(setup)?;
-    let runtime = Runtime::open(&setup.runtime)?;
+    let runtime = Runtime::open_on(&setup.runtime, setup.device.as_deref())?;
     let model = preflight(setup, &runtime)?;
     models.hash(observer)?;
 
@@ -153,7 +155,7 @@ pub fn run(setup: &Setup, observer: &dyn Observer) -> Result<Report, EvalError> 
 /// What prompts and pictures of model `i` depend on.
 fn identity(setup: &Setup, models: &Models, runtime: &Runtime, i: usize) -> serde_json::Value {
     json!({"format": 3, "reference": models.digest(0), "mmproj": models.projector(i).map(|p| p.1),
-        "runtime": runtime.describe(), "exact": setup.compute.exact})
+        "runtime": runtime.describe(), "exact": setup.compute.exact, "gpu": setup.compute.gpu_layers != 0})
 }
 
 /// The inputs of all models: first the reference's, then those of each other projector.

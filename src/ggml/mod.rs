@@ -4,7 +4,6 @@
 //! wrapper that checks what ggml itself would only assert.
 
 #[allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals)]
-#[rustfmt::skip]
 pub mod sys;
 mod types;
 

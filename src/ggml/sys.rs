@@ -199,11 +199,7 @@ unsafe extern "C" {
     pub fn ggml_tensor_overhead() -> usize;
 }
 unsafe extern "C" {
-    pub fn ggml_validate_row_data(
-        type_: ggml_type,
-        data: *const ::std::os::raw::c_void,
-        nbytes: usize,
-    ) -> bool;
+    pub fn ggml_validate_row_data(type_: ggml_type, data: *const ::std::os::raw::c_void, nbytes: usize) -> bool;
 }
 unsafe extern "C" {
     pub fn ggml_init(params: ggml_init_params) -> *mut ggml_context;
@@ -220,10 +216,7 @@ unsafe extern "C" {
     ) -> *mut ggml_tensor;
 }
 unsafe extern "C" {
-    pub fn ggml_set_name(
-        tensor: *mut ggml_tensor,
-        name: *const ::std::os::raw::c_char,
-    ) -> *mut ggml_tensor;
+    pub fn ggml_set_name(tensor: *mut ggml_tensor, name: *const ::std::os::raw::c_char) -> *mut ggml_tensor;
 }
 pub type ggml_log_callback = ::std::option::Option<
     unsafe extern "C" fn(
@@ -233,10 +226,7 @@ pub type ggml_log_callback = ::std::option::Option<
     ),
 >;
 unsafe extern "C" {
-    pub fn ggml_log_set(
-        log_callback: ggml_log_callback,
-        user_data: *mut ::std::os::raw::c_void,
-    );
+    pub fn ggml_log_set(log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void);
 }
 unsafe extern "C" {
     pub fn ggml_quantize_init(type_: ggml_type);
@@ -255,12 +245,10 @@ unsafe extern "C" {
         imatrix: *const f32,
     ) -> usize;
 }
-pub type ggml_to_float_t = ::std::option::Option<
-    unsafe extern "C" fn(x: *const ::std::os::raw::c_void, y: *mut f32, k: i64),
->;
-pub type ggml_from_float_t = ::std::option::Option<
-    unsafe extern "C" fn(x: *const f32, y: *mut ::std::os::raw::c_void, k: i64),
->;
+pub type ggml_to_float_t =
+    ::std::option::Option<unsafe extern "C" fn(x: *const ::std::os::raw::c_void, y: *mut f32, k: i64)>;
+pub type ggml_from_float_t =
+    ::std::option::Option<unsafe extern "C" fn(x: *const f32, y: *mut ::std::os::raw::c_void, k: i64)>;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ggml_type_traits {
@@ -305,10 +293,7 @@ unsafe extern "C" {
     pub fn gguf_init_empty() -> *mut gguf_context;
 }
 unsafe extern "C" {
-    pub fn gguf_init_from_file(
-        fname: *const ::std::os::raw::c_char,
-        params: gguf_init_params,
-    ) -> *mut gguf_context;
+    pub fn gguf_init_from_file(fname: *const ::std::os::raw::c_char, params: gguf_init_params) -> *mut gguf_context;
 }
 unsafe extern "C" {
     pub fn gguf_free(ctx: *mut gguf_context);
@@ -329,16 +314,10 @@ unsafe extern "C" {
     pub fn gguf_get_n_kv(ctx: *const gguf_context) -> i64;
 }
 unsafe extern "C" {
-    pub fn gguf_find_key(
-        ctx: *const gguf_context,
-        key: *const ::std::os::raw::c_char,
-    ) -> i64;
+    pub fn gguf_find_key(ctx: *const gguf_context, key: *const ::std::os::raw::c_char) -> i64;
 }
 unsafe extern "C" {
-    pub fn gguf_get_key(
-        ctx: *const gguf_context,
-        key_id: i64,
-    ) -> *const ::std::os::raw::c_char;
+    pub fn gguf_get_key(ctx: *const gguf_context, key_id: i64) -> *const ::std::os::raw::c_char;
 }
 unsafe extern "C" {
     pub fn gguf_get_kv_type(ctx: *const gguf_context, key_id: i64) -> gguf_type;
@@ -380,50 +359,31 @@ unsafe extern "C" {
     pub fn gguf_get_val_bool(ctx: *const gguf_context, key_id: i64) -> bool;
 }
 unsafe extern "C" {
-    pub fn gguf_get_val_str(
-        ctx: *const gguf_context,
-        key_id: i64,
-    ) -> *const ::std::os::raw::c_char;
+    pub fn gguf_get_val_str(ctx: *const gguf_context, key_id: i64) -> *const ::std::os::raw::c_char;
 }
 unsafe extern "C" {
-    pub fn gguf_get_val_data(
-        ctx: *const gguf_context,
-        key_id: i64,
-    ) -> *const ::std::os::raw::c_void;
+    pub fn gguf_get_val_data(ctx: *const gguf_context, key_id: i64) -> *const ::std::os::raw::c_void;
 }
 unsafe extern "C" {
     pub fn gguf_get_arr_n(ctx: *const gguf_context, key_id: i64) -> usize;
 }
 unsafe extern "C" {
-    pub fn gguf_get_arr_data(
-        ctx: *const gguf_context,
-        key_id: i64,
-    ) -> *const ::std::os::raw::c_void;
+    pub fn gguf_get_arr_data(ctx: *const gguf_context, key_id: i64) -> *const ::std::os::raw::c_void;
 }
 unsafe extern "C" {
-    pub fn gguf_get_arr_str(
-        ctx: *const gguf_context,
-        key_id: i64,
-        i: usize,
-    ) -> *const ::std::os::raw::c_char;
+    pub fn gguf_get_arr_str(ctx: *const gguf_context, key_id: i64, i: usize) -> *const ::std::os::raw::c_char;
 }
 unsafe extern "C" {
     pub fn gguf_get_n_tensors(ctx: *const gguf_context) -> i64;
 }
 unsafe extern "C" {
-    pub fn gguf_find_tensor(
-        ctx: *const gguf_context,
-        name: *const ::std::os::raw::c_char,
-    ) -> i64;
+    pub fn gguf_find_tensor(ctx: *const gguf_context, name: *const ::std::os::raw::c_char) -> i64;
 }
 unsafe extern "C" {
     pub fn gguf_get_tensor_offset(ctx: *const gguf_context, tensor_id: i64) -> usize;
 }
 unsafe extern "C" {
-    pub fn gguf_get_tensor_name(
-        ctx: *const gguf_context,
-        tensor_id: i64,
-    ) -> *const ::std::os::raw::c_char;
+    pub fn gguf_get_tensor_name(ctx: *const gguf_context, tensor_id: i64) -> *const ::std::os::raw::c_char;
 }
 unsafe extern "C" {
     pub fn gguf_get_tensor_ne(ctx: *const gguf_context, tensor_id: i64) -> *const i64;
@@ -435,87 +395,40 @@ unsafe extern "C" {
     pub fn gguf_get_tensor_size(ctx: *const gguf_context, tensor_id: i64) -> usize;
 }
 unsafe extern "C" {
-    pub fn gguf_remove_key(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-    ) -> i64;
+    pub fn gguf_remove_key(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char) -> i64;
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_u8(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: u8,
-    );
+    pub fn gguf_set_val_u8(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: u8);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_i8(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: i8,
-    );
+    pub fn gguf_set_val_i8(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: i8);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_u16(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: u16,
-    );
+    pub fn gguf_set_val_u16(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: u16);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_i16(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: i16,
-    );
+    pub fn gguf_set_val_i16(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: i16);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_u32(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: u32,
-    );
+    pub fn gguf_set_val_u32(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: u32);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_i32(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: i32,
-    );
+    pub fn gguf_set_val_i32(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: i32);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_f32(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: f32,
-    );
+    pub fn gguf_set_val_f32(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: f32);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_u64(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: u64,
-    );
+    pub fn gguf_set_val_u64(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: u64);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_i64(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: i64,
-    );
+    pub fn gguf_set_val_i64(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: i64);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_f64(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: f64,
-    );
+    pub fn gguf_set_val_f64(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: f64);
 }
 unsafe extern "C" {
-    pub fn gguf_set_val_bool(
-        ctx: *mut gguf_context,
-        key: *const ::std::os::raw::c_char,
-        val: bool,
-    );
+    pub fn gguf_set_val_bool(ctx: *mut gguf_context, key: *const ::std::os::raw::c_char, val: bool);
 }
 unsafe extern "C" {
     pub fn gguf_set_val_str(
@@ -545,11 +458,7 @@ unsafe extern "C" {
     pub fn gguf_add_tensor(ctx: *mut gguf_context, tensor: *const ggml_tensor);
 }
 unsafe extern "C" {
-    pub fn gguf_set_tensor_type(
-        ctx: *mut gguf_context,
-        name: *const ::std::os::raw::c_char,
-        type_: ggml_type,
-    );
+    pub fn gguf_set_tensor_type(ctx: *mut gguf_context, name: *const ::std::os::raw::c_char, type_: ggml_type);
 }
 unsafe extern "C" {
     pub fn gguf_set_tensor_data(
@@ -562,10 +471,7 @@ unsafe extern "C" {
     pub fn gguf_get_meta_size(ctx: *const gguf_context) -> usize;
 }
 unsafe extern "C" {
-    pub fn gguf_get_meta_data(
-        ctx: *const gguf_context,
-        data: *mut ::std::os::raw::c_void,
-    );
+    pub fn gguf_get_meta_data(ctx: *const gguf_context, data: *mut ::std::os::raw::c_void);
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

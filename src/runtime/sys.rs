@@ -199,6 +199,12 @@ pub struct ggml_backend_device {
     _unused: [u8; 0],
 }
 pub type ggml_backend_dev_t = *mut ggml_backend_device;
+pub const GGML_BACKEND_DEVICE_TYPE_CPU: ggml_backend_dev_type = 0;
+pub const GGML_BACKEND_DEVICE_TYPE_GPU: ggml_backend_dev_type = 1;
+pub const GGML_BACKEND_DEVICE_TYPE_IGPU: ggml_backend_dev_type = 2;
+pub const GGML_BACKEND_DEVICE_TYPE_ACCEL: ggml_backend_dev_type = 3;
+pub const GGML_BACKEND_DEVICE_TYPE_META: ggml_backend_dev_type = 4;
+pub type ggml_backend_dev_type = ::std::os::raw::c_uint;
 pub type ggml_backend_sched_eval_callback = ::std::option::Option<
     unsafe extern "C" fn(t: *mut ggml_tensor, ask: bool, user_data: *mut ::std::os::raw::c_void) -> bool,
 >;
@@ -529,6 +535,12 @@ pub struct ggml_backend_buffer {
 }
 pub struct Mtmd {
     __library: ::libloading::Library,
+    pub ggml_backend_dev_name: unsafe extern "C" fn(device: ggml_backend_dev_t) -> *const ::std::os::raw::c_char,
+    pub ggml_backend_dev_description: unsafe extern "C" fn(device: ggml_backend_dev_t) -> *const ::std::os::raw::c_char,
+    pub ggml_backend_dev_type: unsafe extern "C" fn(device: ggml_backend_dev_t) -> ggml_backend_dev_type,
+    pub ggml_backend_dev_count: unsafe extern "C" fn() -> usize,
+    pub ggml_backend_dev_get: unsafe extern "C" fn(index: usize) -> ggml_backend_dev_t,
+    pub ggml_backend_dev_by_name: unsafe extern "C" fn(name: *const ::std::os::raw::c_char) -> ggml_backend_dev_t,
     pub ggml_backend_load_all_from_path: unsafe extern "C" fn(dir_path: *const ::std::os::raw::c_char),
     pub llama_version: unsafe extern "C" fn() -> *const ::std::os::raw::c_char,
     pub llama_model_default_params: unsafe extern "C" fn() -> llama_model_params,
@@ -662,6 +674,13 @@ impl Mtmd {
         L: Into<::libloading::Library>,
     {
         let __library = library.into();
+        let ggml_backend_dev_name = unsafe { __library.get(b"ggml_backend_dev_name\0") }.map(|sym| *sym)?;
+        let ggml_backend_dev_description =
+            unsafe { __library.get(b"ggml_backend_dev_description\0") }.map(|sym| *sym)?;
+        let ggml_backend_dev_type = unsafe { __library.get(b"ggml_backend_dev_type\0") }.map(|sym| *sym)?;
+        let ggml_backend_dev_count = unsafe { __library.get(b"ggml_backend_dev_count\0") }.map(|sym| *sym)?;
+        let ggml_backend_dev_get = unsafe { __library.get(b"ggml_backend_dev_get\0") }.map(|sym| *sym)?;
+        let ggml_backend_dev_by_name = unsafe { __library.get(b"ggml_backend_dev_by_name\0") }.map(|sym| *sym)?;
         let ggml_backend_load_all_from_path =
             unsafe { __library.get(b"ggml_backend_load_all_from_path\0") }.map(|sym| *sym)?;
         let llama_version = unsafe { __library.get(b"llama_version\0") }.map(|sym| *sym)?;
@@ -729,6 +748,12 @@ impl Mtmd {
             unsafe { __library.get(b"mtmd_helper_decode_image_chunk\0") }.map(|sym| *sym)?;
         Ok(Mtmd {
             __library,
+            ggml_backend_dev_name,
+            ggml_backend_dev_description,
+            ggml_backend_dev_type,
+            ggml_backend_dev_count,
+            ggml_backend_dev_get,
+            ggml_backend_dev_by_name,
             ggml_backend_load_all_from_path,
             llama_version,
             llama_model_default_params,
@@ -788,6 +813,24 @@ impl Mtmd {
             mtmd_helper_image_get_decoder_pos,
             mtmd_helper_decode_image_chunk,
         })
+    }
+    pub unsafe fn ggml_backend_dev_name(&self, device: ggml_backend_dev_t) -> *const ::std::os::raw::c_char {
+        unsafe { (self.ggml_backend_dev_name)(device) }
+    }
+    pub unsafe fn ggml_backend_dev_description(&self, device: ggml_backend_dev_t) -> *const ::std::os::raw::c_char {
+        unsafe { (self.ggml_backend_dev_description)(device) }
+    }
+    pub unsafe fn ggml_backend_dev_type(&self, device: ggml_backend_dev_t) -> ggml_backend_dev_type {
+        unsafe { (self.ggml_backend_dev_type)(device) }
+    }
+    pub unsafe fn ggml_backend_dev_count(&self) -> usize {
+        unsafe { (self.ggml_backend_dev_count)() }
+    }
+    pub unsafe fn ggml_backend_dev_get(&self, index: usize) -> ggml_backend_dev_t {
+        unsafe { (self.ggml_backend_dev_get)(index) }
+    }
+    pub unsafe fn ggml_backend_dev_by_name(&self, name: *const ::std::os::raw::c_char) -> ggml_backend_dev_t {
+        unsafe { (self.ggml_backend_dev_by_name)(name) }
     }
     pub unsafe fn ggml_backend_load_all_from_path(&self, dir_path: *const ::std::os::raw::c_char) {
         unsafe { (self.ggml_backend_load_all_from_path)(dir_path) }

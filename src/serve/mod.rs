@@ -42,6 +42,8 @@ pub struct Setup {
     /// Directory of the installed runtime.
     pub runtime: PathBuf,
     pub compute: Compute,
+    /// The device to run on, by ggml's name; none: llama.cpp chooses.
+    pub device: Option<String>,
     pub host: IpAddr,
     /// None: the first free one from 8080 on.
     pub port: Option<u16>,

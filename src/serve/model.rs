@@ -74,7 +74,7 @@ fn work(
 type Loaded = (Option<Vision>, Sequences, ChatTemplate, String);
 
 fn load(setup: &Setup, context: usize) -> Result<Loaded, ServeError> {
-    let runtime = Runtime::open(&setup.runtime)?;
+    let runtime = Runtime::open_on(&setup.runtime, setup.device.as_deref())?;
     let vision = match &setup.mmproj {
         // Its own copy of the vocabulary, without weights.
         Some(mmproj) => {

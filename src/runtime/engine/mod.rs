@@ -38,6 +38,8 @@ pub enum EngineError {
     Picture { path: PathBuf, log: String },
     #[error("{what}: {log}")]
     Call { what: &'static str, log: String },
+    #[error("the runtime in {runtime} finds no device {wanted}, but: {found}")]
+    Device { wanted: String, runtime: PathBuf, found: String },
     #[error("{0} is not a path the runtime can take: it holds a zero byte or is not UTF-8")]
     Path(PathBuf),
 }
@@ -68,6 +70,8 @@ fn take_log() -> String {
 pub struct Runtime {
     lib: sys::Mtmd,
     dir: PathBuf,
+    /// The device that models run on, by ggml's name; without one llama.cpp chooses.
+    device: Option<CString>,
 }
 
 /// How models are run.
@@ -89,6 +93,14 @@ impl Runtime {
     /// # Errors
     /// No library there, or one that lacks a function this version calls.
     pub fn open(dir: &Path) -> Result<Arc<Self>, EngineError> {
+        Self::open_on(dir, None)
+    }
+
+    /// As [`open`](Self::open), for models on one device: `Vulkan0`, `CUDA0`, as ggml names them.
+    ///
+    /// # Errors
+    /// Also where there is no such device; the error names those that there are.
+    pub fn open_on(dir: &Path, device: Option<&str>) -> Result<Arc<Self>, EngineError> {
         let name = crate::runtime::library_file("mtmd");
         let path = [dir.join(&name), dir.join("bin").join(&name), dir.join("lib").join(&name)]
             .into_iter()
@@ -112,7 +124,37 @@ impl Runtime {
             lib.llama_backend_init();
         }
         take_log();
-        Ok(Arc::new(Self { lib, dir }))
+        let mut runtime = Self { lib, dir, device: None };
+        if let Some(wanted) = device {
+            let found = runtime.accelerators().into_iter().find(|name| name.as_bytes() == wanted.as_bytes());
+            runtime.device = Some(found.ok_or_else(|| runtime.no_device(wanted))?);
+        }
+        Ok(Arc::new(runtime))
+    }
+
+    /// The devices that are not the processor itself, by ggml's names.
+    fn accelerators(&self) -> Vec<CString> {
+        let lib = &self.lib;
+        // SAFETY: indices are below the count; devices and their names live as long as the library.
+        unsafe {
+            (0..lib.ggml_backend_dev_count())
+                .map(|i| lib.ggml_backend_dev_get(i))
+                .filter(|device| lib.ggml_backend_dev_type(*device) != sys::GGML_BACKEND_DEVICE_TYPE_CPU)
+                .map(|device| CStr::from_ptr(lib.ggml_backend_dev_name(device)).to_owned())
+                .collect()
+        }
+    }
+
+    fn no_device(&self, wanted: &str) -> EngineError {
+        let names: Vec<_> = self.accelerators().iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        let found = if names.is_empty() { "the processor alone".into() } else { names.join(", ") };
+        EngineError::Device { wanted: wanted.into(), runtime: self.dir.clone(), found }
+    }
+
+    /// The chosen device, or null.
+    fn chosen_device(&self) -> sys::ggml_backend_dev_t {
+        // SAFETY: the name is a C string; an unknown one gives null.
+        self.device.as_ref().map_or(ptr::null_mut(), |name| unsafe { self.lib.ggml_backend_dev_by_name(name.as_ptr()) })
     }
 
     /// Where it lies.
@@ -120,12 +162,13 @@ impl Runtime {
         &self.dir
     }
 
-    /// Version of llama.cpp, and the features of the processor it uses.
+    /// Version of llama.cpp, the features of the processor that it uses, and the device if one was chosen.
     pub fn describe(&self) -> String {
         // SAFETY: both return static strings.
         unsafe {
             let text = |p: *const c_char| CStr::from_ptr(p).to_string_lossy().trim().to_owned();
-            format!("llama.cpp {}; {}", text(self.lib.llama_version()), text(self.lib.llama_print_system_info()))
+            let on = self.device.as_ref().map_or_else(String::new, |name| format!("; on {}", name.to_string_lossy()));
+            format!("llama.cpp {}; {}{on}", text(self.lib.llama_version()), text(self.lib.llama_print_system_info()))
         }
     }
 }

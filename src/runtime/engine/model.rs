@@ -34,10 +34,14 @@ impl Model {
         take_log();
         let lib = &runtime.lib;
         let c = c_path(path)?;
-        // SAFETY: parameters are the library's defaults; the path outlives the call.
+        let mut devices = [runtime.chosen_device(), ptr::null_mut()];
+        // SAFETY: parameters are the library's defaults; the path and the list of devices outlive the call.
         let ptr = unsafe {
             let mut params = lib.llama_model_default_params();
             params.n_gpu_layers = compute.gpu_layers;
+            if runtime.device.is_some() {
+                params.devices = devices.as_mut_ptr();
+            }
             params.no_alloc = !weights;
             if !weights {
                 params.load_mode = sys::LLAMA_LOAD_MODE_NONE;

@@ -52,6 +52,7 @@ impl Vision {
         let ptr = unsafe {
             let mut params = lib.mtmd_context_params_default();
             params.use_gpu = compute.gpu_layers != 0;
+            params.device = model.runtime.chosen_device();
             params.n_threads = compute.threads;
             if compute.exact {
                 params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
