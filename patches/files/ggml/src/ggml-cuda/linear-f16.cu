@@ -1,0 +1,368 @@
+#include "linear-f16.cuh"
+#include "convert.cuh"
+#include "unary.cuh"
+
+#if defined(GGML_USE_HIP) || defined(GGML_USE_MUSA)
+
+int ggml_cuda_linear_f16(ggml_backend_cuda_context &, const ggml_cgraph *, int) {
+    return 0;
+}
+
+#else
+
+#include "ggml-impl.h"
+
+#include <cublasLt.h>
+
+#include <map>
+#include <mutex>
+#include <tuple>
+#include <vector>
+
+static constexpr int64_t LINEAR_F16_MIN_COLUMNS = 64;
+
+// One row to a block: (x - mean) / sqrt(variance + eps) * weight + bias.
+template <typename T>
+static __global__ void layer_norm(const float * x, const float * weight, const float * bias, T * dst, const int ncols, const float eps) {
+    constexpr int block_size = 256;
+    __shared__ float s_sum[32];
+
+    x   += (int64_t) blockIdx.x * ncols;
+    dst += (int64_t) blockIdx.x * ncols;
+
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < ncols; i += block_size) {
+        sum += x[i];
+    }
+    const float mean = block_reduce<block_reduce_method::SUM, block_size>(sum, s_sum) / ncols;
+    __syncthreads();
+
+    sum = 0.0f;
+    for (int i = threadIdx.x; i < ncols; i += block_size) {
+        sum += (x[i] - mean) * (x[i] - mean);
+    }
+    const float scale = rsqrtf(block_reduce<block_reduce_method::SUM, block_size>(sum, s_sum) / ncols + eps);
+
+    for (int i = threadIdx.x; i < ncols; i += block_size) {
+        dst[i] = ggml_cuda_cast<T>((x[i] - mean) * scale * weight[i] + bias[i]);
+    }
+}
+
+static __device__ __forceinline__ float activation(const float x, const ggml_unary_op op) {
+    switch (op) {
+        case GGML_UNARY_OP_GELU_ERF:   return 0.5f * x * (1.0f + erff(x * 0.70710678118654752440f));
+        case GGML_UNARY_OP_GELU_QUICK: return x / (1.0f + expf(-1.702f * x));
+        case GGML_UNARY_OP_SILU:       return x / (1.0f + expf(-x));
+        default:                       return x / (1.0f + expf(-1.5957691216057308f * x * (1.0f + 0.044715f * x * x))); // GELU
+    }
+}
+
+template <typename T>
+static __global__ void activate(const float * x, T * dst, const int64_t n, const ggml_unary_op op) {
+    const int64_t i = (int64_t) blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) {
+        dst[i] = ggml_cuda_cast<T>(activation(x[i], op));
+    }
+}
+
+// Products: out[rows, columns] = act(weight[depth, rows]^T in[depth, columns] + bias) + residual
+
+struct product_shape {
+    int64_t        rows, columns, depth;
+    cudaDataType_t out; // and the bias
+    bool           gelu;
+    bool           residual;
+
+    auto key() const { return std::make_tuple(rows, columns, depth, out, gelu, residual); }
+};
+
+struct product_plan {
+    cublasLtMatmulDesc_t   desc   = nullptr;
+    cublasLtMatrixLayout_t weight = nullptr;
+    cublasLtMatrixLayout_t in     = nullptr;
+    cublasLtMatrixLayout_t out    = nullptr;
+    cublasLtMatmulAlgo_t   algo;
+    bool                   found  = false;
+};
+
+static constexpr size_t LINEAR_F16_WORKSPACE = 32 * 1024 * 1024;
+
+static std::mutex plans_mutex; // for plans, and for the bias's address in them
+
+static void make_plan(cublasLtHandle_t handle, const product_shape & s, product_plan & plan) {
+    const cublasOperation_t    trans    = CUBLAS_OP_T;
+    const cublasLtEpilogue_t   epilogue = s.gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+    CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof(trans)));
+    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)));
+    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &s.out, sizeof(s.out)));
+    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.weight, CUDA_R_16F, s.depth, s.rows, s.depth));
+    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.in, CUDA_R_16F, s.depth, s.columns, s.depth));
+    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.out, s.out, s.rows, s.columns, s.rows));
+
+    cublasLtMatmulPreference_t preference;
+    CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
+    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LINEAR_F16_WORKSPACE, sizeof(size_t)));
+    const uint32_t aligned = 16;
+    for (cublasLtMatmulPreferenceAttributes_t attribute : { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES }) {
+        CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &aligned, sizeof(aligned)));
+    }
+    cublasLtMatmulHeuristicResult_t result;
+    int n = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan.desc, plan.weight, plan.in, plan.out, plan.out, preference, 1, &result, &n);
+    CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
+    plan.found = status == CUBLAS_STATUS_SUCCESS && n == 1;
+    plan.algo  = result.algo;
+}
+
+static product_plan & get_plan(ggml_backend_cuda_context & ctx, const product_shape & s) {
+    static std::map<std::pair<int, decltype(s.key())>, product_plan> plans;
+    const auto [entry, is_new] = plans.try_emplace({ ctx.device, s.key() });
+    if (is_new) {
+        make_plan((cublasLtHandle_t) ctx.cublas_handle(), s, entry->second);
+    }
+    return entry->second;
+}
+
+// MUL_MAT, ADD of a bias, and what follows them at once
+struct linear {
+    const ggml_tensor * weight   = nullptr;
+    const ggml_tensor * in       = nullptr;
+    const ggml_tensor * bias     = nullptr;
+    const ggml_tensor * act      = nullptr; // node, or none
+    const ggml_tensor * residual = nullptr;
+    const ggml_tensor * out      = nullptr; // last node; its type may be f16
+    int                 end      = 0;       // and its index
+    bool                chained  = false;   // only the next product reads out, which is then f16 and not in its place
+
+    cudaDataType_t out_type() const { return chained || out->type == GGML_TYPE_F16 ? CUDA_R_16F : CUDA_R_32F; }
+    bool act_apart() const { return act && ggml_get_unary_op(act) != GGML_UNARY_OP_GELU; }
+
+    product_shape shape() const {
+        return { weight->ne[1], ggml_nrows(in), weight->ne[0], act_apart() ? CUDA_R_32F : out_type(), act && !act_apart(), residual != nullptr };
+    }
+};
+
+static bool is_plain(const ggml_tensor * t, const ggml_type type) {
+    return t->type == type && ggml_is_contiguous(t);
+}
+
+static bool is_row(const ggml_tensor * t, const int64_t n) {
+    return is_plain(t, GGML_TYPE_F32) && t->ne[0] == n && ggml_nrows(t) == 1;
+}
+
+static bool overlap(const ggml_tensor * a, const ggml_tensor * b) {
+    const char * pa = (const char *) a->data;
+    const char * pb = (const char *) b->data;
+    return pa < pb + ggml_nbytes(b) && pb < pa + ggml_nbytes(a);
+}
+
+// the node at i, if it is to be computed and has this operation
+static const ggml_tensor * node_at(const ggml_cgraph * cgraph, const int i, const ggml_op op) {
+    const ggml_tensor * node = i < cgraph->n_nodes ? cgraph->nodes[i] : nullptr;
+    return node && node->op == op && (node->flags & GGML_TENSOR_FLAG_COMPUTE) ? node : nullptr;
+}
+
+static bool is_inner(const ggml_cgraph * cgraph, const int i) { // one reader
+    return ggml_node_has_n_uses(cgraph, i, 1);
+}
+
+// what follows the bias: an activation, a residual, or a copy to f16
+static void match_end(const ggml_cgraph * cgraph, linear & l) {
+    const ggml_tensor * sum = l.out;
+    const int           i   = l.end + 1;
+    if (!is_inner(cgraph, l.end)) {
+        return;
+    }
+    if (const ggml_tensor * act = node_at(cgraph, i, GGML_OP_UNARY)) {
+        const ggml_unary_op op = ggml_get_unary_op(act);
+        if (act->src[0] == sum && is_plain(act, GGML_TYPE_F32) && (op == GGML_UNARY_OP_GELU || op == GGML_UNARY_OP_GELU_ERF ||
+                op == GGML_UNARY_OP_GELU_QUICK || op == GGML_UNARY_OP_SILU)) {
+            l.act = l.out = act;
+            l.end = i;
+        }
+        return;
+    }
+    if (const ggml_tensor * add = node_at(cgraph, i, GGML_OP_ADD)) {
+        const ggml_tensor * other = add->src[0] == sum ? add->src[1] : add->src[0];
+        if ((add->src[0] == sum) != (add->src[1] == sum) && is_plain(add, GGML_TYPE_F32) && is_plain(other, GGML_TYPE_F32) &&
+                ggml_are_same_shape(other, sum) && (other->data == add->data || !overlap(other, add))) {
+            l.residual = other;
+            l.out      = add;
+            l.end      = i;
+        }
+        return;
+    }
+    int                 j   = i;
+    const ggml_tensor * src = sum;
+    while (j < cgraph->n_nodes && cgraph->nodes[j]->op == GGML_OP_RESHAPE && cgraph->nodes[j]->src[0] == src &&
+           ggml_node_get_use_count(cgraph, j) == 1) {
+        src = cgraph->nodes[j++];
+    }
+    const ggml_tensor * copy = node_at(cgraph, j, GGML_OP_CPY);
+    if (copy && copy->src[0] == src && is_plain(copy, GGML_TYPE_F16)) {
+        l.out = copy;
+        l.end = j;
+    }
+}
+
+static bool match(const ggml_cgraph * cgraph, const int i, linear & l) {
+    const ggml_tensor * product = node_at(cgraph, i, GGML_OP_MUL_MAT);
+    const ggml_tensor * sum     = node_at(cgraph, i + 1, GGML_OP_ADD);
+    if (!product || !sum || sum->src[0] != product || !is_inner(cgraph, i) || !is_plain(sum, GGML_TYPE_F32) || !is_plain(product, GGML_TYPE_F32)) {
+        return false;
+    }
+    l.weight = product->src[0];
+    l.in     = product->src[1];
+    l.bias   = sum->src[1];
+    l.out    = sum;
+    l.end    = i + 1;
+    if (!is_plain(l.weight, GGML_TYPE_F16) || ggml_nrows(l.weight) != l.weight->ne[1] || !is_plain(l.in, GGML_TYPE_F32) ||
+            ggml_nrows(l.in) < LINEAR_F16_MIN_COLUMNS || l.weight->ne[0] % 8 != 0 || l.weight->ne[1] % 8 != 0 ||
+            !is_row(l.bias, l.weight->ne[1]) || ggml_get_op_params_i32(product, 0) != GGML_PREC_DEFAULT ||
+            ggml_get_op_params_i32(product, 1) != GGML_HINT_NONE) {
+        return false;
+    }
+    match_end(cgraph, l);
+    return true;
+}
+
+// The linear at i and those that read nothing but the result of the one before.
+static std::vector<linear> match_chain(const ggml_cgraph * cgraph, const int i) {
+    std::vector<linear> chain;
+    for (int j = i;; j = chain.back().end + 1) {
+        linear l;
+        if (!match(cgraph, j, l)) {
+            return chain;
+        }
+        if (!chain.empty()) {
+            if (l.in != chain.back().out || !chain.back().act || !is_inner(cgraph, chain.back().end)) {
+                return chain;
+            }
+            chain.back().chained = true;
+        }
+        chain.push_back(l);
+    }
+}
+
+static bool has_plans(ggml_backend_cuda_context & ctx, const std::vector<linear> & chain) {
+    std::lock_guard<std::mutex> lock(plans_mutex);
+    for (const linear & l : chain) {
+        if (!get_plan(ctx, l.shape()).found) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void multiply(ggml_backend_cuda_context & ctx, const linear & l, const half * in, void * out) {
+    const product_shape s = l.shape();
+    ggml_cuda_pool_alloc<half> bias_f16(ctx.pool());
+    const void * bias = l.bias->data;
+    if (s.out == CUDA_R_16F) {
+        ggml_get_to_fp16_cuda(GGML_TYPE_F32)(bias, bias_f16.alloc(s.rows), s.rows, ctx.stream());
+        bias = bias_f16.get();
+    }
+    ggml_cuda_pool_alloc<char> workspace(ctx.pool(), LINEAR_F16_WORKSPACE);
+    const float one  = 1.0f;
+    const float beta = s.residual ? 1.0f : 0.0f;
+
+    std::lock_guard<std::mutex> lock(plans_mutex);
+    product_plan & plan = get_plan(ctx, s);
+    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)));
+    CUBLAS_CHECK(cublasLtMatmul((cublasLtHandle_t) ctx.cublas_handle(), plan.desc, &one, l.weight->data, plan.weight, in, plan.in, &beta,
+        s.residual ? l.residual->data : out, plan.out, out, plan.out, &plan.algo, workspace.get(), LINEAR_F16_WORKSPACE, ctx.stream()));
+}
+
+static void compute(ggml_backend_cuda_context & ctx, const linear * l, const half * in) {
+    const int64_t n = ggml_nelements(l->out);
+    ggml_cuda_pool_alloc<half> out_f16(ctx.pool());
+    void * out = l->chained ? out_f16.alloc(n) : l->out->data;
+    if (l->act_apart()) {
+        ggml_cuda_pool_alloc<float> sums(ctx.pool(), n);
+        multiply(ctx, *l, in, sums.get());
+        const int blocks = (n + 255) / 256;
+        if (l->out_type() == CUDA_R_16F) {
+            activate<<<blocks, 256, 0, ctx.stream()>>>(sums.get(), (half *) out, n, ggml_get_unary_op(l->act));
+        } else {
+            activate<<<blocks, 256, 0, ctx.stream()>>>(sums.get(), (float *) out, n, ggml_get_unary_op(l->act));
+        }
+        CUDA_CHECK(cudaGetLastError());
+    } else {
+        multiply(ctx, *l, in, out);
+    }
+    if (l->chained) {
+        compute(ctx, l + 1, out_f16.get());
+    }
+}
+
+static int compute_linear(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, const int i) {
+    const std::vector<linear> chain = match_chain(cgraph, i);
+    if (chain.empty() || !has_plans(ctx, chain)) {
+        return 0;
+    }
+    const ggml_tensor * in = chain[0].in;
+    ggml_cuda_pool_alloc<half> in_f16(ctx.pool(), ggml_nelements(in));
+    ggml_get_to_fp16_cuda(GGML_TYPE_F32)(in->data, in_f16.get(), ggml_nelements(in), ctx.stream());
+    compute(ctx, chain.data(), in_f16.get());
+    return chain.back().end - i;
+}
+
+// NORM, MUL, ADD, and all products that read the result
+static int compute_norm(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, const int i) {
+    const ggml_tensor * norm  = node_at(cgraph, i, GGML_OP_NORM);
+    const ggml_tensor * scale = node_at(cgraph, i + 1, GGML_OP_MUL);
+    const ggml_tensor * shift = node_at(cgraph, i + 2, GGML_OP_ADD);
+    if (!norm || !scale || !shift || !is_inner(cgraph, i) || !is_inner(cgraph, i + 1) || scale->src[0] != norm || shift->src[0] != scale ||
+            !is_plain(norm->src[0], GGML_TYPE_F32) || !is_plain(shift, GGML_TYPE_F32) || !is_row(scale->src[1], norm->ne[0]) ||
+            !is_row(shift->src[1], norm->ne[0])) {
+        return 0;
+    }
+    std::vector<std::vector<linear>> readers;
+    for (int j = i + 3; j < cgraph->n_nodes;) {
+        if (cgraph->nodes[j]->op == GGML_OP_RESHAPE && !readers.empty()) {
+            j++;
+            continue;
+        }
+        std::vector<linear> chain = match_chain(cgraph, j);
+        if (chain.empty() || chain[0].in != shift || !has_plans(ctx, chain)) {
+            break;
+        }
+        j = chain.back().end + 1;
+        readers.push_back(std::move(chain));
+    }
+    const bool all = !readers.empty() && ggml_node_has_n_uses(cgraph, i + 2, readers.size());
+
+    const float * x      = (const float *) norm->src[0]->data;
+    const float * weight = (const float *) scale->src[1]->data;
+    const float * bias   = (const float *) shift->src[1]->data;
+    const float   eps    = ggml_get_op_params_f32(norm, 0);
+    const int64_t rows   = ggml_nrows(norm);
+    if (!all) {
+        if (norm->src[0]->data != shift->data && overlap(norm->src[0], shift)) {
+            return 0;
+        }
+        layer_norm<<<rows, 256, 0, ctx.stream()>>>(x, weight, bias, (float *) shift->data, norm->ne[0], eps);
+        CUDA_CHECK(cudaGetLastError());
+        return 2;
+    }
+    ggml_cuda_pool_alloc<half> out(ctx.pool(), ggml_nelements(norm));
+    layer_norm<<<rows, 256, 0, ctx.stream()>>>(x, weight, bias, out.get(), norm->ne[0], eps);
+    CUDA_CHECK(cudaGetLastError());
+    for (const std::vector<linear> & chain : readers) {
+        compute(ctx, chain.data(), out.get());
+    }
+    return readers.back().back().end - i;
+}
+
+int ggml_cuda_linear_f16(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, const int i) {
+    static const bool off = getenv("GGML_CUDA_LINEAR_F16") != nullptr && atoi(getenv("GGML_CUDA_LINEAR_F16")) == 0;
+    const ggml_op op = cgraph->nodes[i]->op;
+    if (off || (op != GGML_OP_MUL_MAT && op != GGML_OP_NORM) || ggml_cuda_info().devices[ctx.device].cc < GGML_CUDA_CC_AMPERE) {
+        return 0;
+    }
+    return op == GGML_OP_NORM ? compute_norm(ctx, cgraph, i) : compute_linear(ctx, cgraph, i);
+}
+
+#endif // !GGML_USE_HIP && !GGML_USE_MUSA
