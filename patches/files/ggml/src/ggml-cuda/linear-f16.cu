@@ -14,6 +14,7 @@ int ggml_cuda_linear_f16(ggml_backend_cuda_context &, const ggml_cgraph *, int) 
 
 #include <cublasLt.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -50,18 +51,21 @@ static __global__ void layer_norm(const float * x, const float * weight, const f
 
 static __device__ __forceinline__ float activation(const float x, const ggml_unary_op op) {
     switch (op) {
+        case GGML_UNARY_OP_GELU:       return x / (1.0f + expf(-1.5957691216057308f * x * (1.0f + 0.044715f * x * x)));
         case GGML_UNARY_OP_GELU_ERF:   return 0.5f * x * (1.0f + erff(x * 0.70710678118654752440f));
         case GGML_UNARY_OP_GELU_QUICK: return x / (1.0f + expf(-1.702f * x));
         case GGML_UNARY_OP_SILU:       return x / (1.0f + expf(-x));
-        default:                       return x / (1.0f + expf(-1.5957691216057308f * x * (1.0f + 0.044715f * x * x))); // GELU
+        default:                       return x;
     }
 }
 
+// dst = act(x + bias) + residual, of rows to a column; bias and residual may be null
 template <typename T>
-static __global__ void activate(const float * x, T * dst, const int64_t n, const ggml_unary_op op) {
+static __global__ void finish(const float * x, const float * bias, const float * residual, T * dst, const int rows, const int64_t n, const ggml_unary_op op) {
     const int64_t i = (int64_t) blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) {
-        dst[i] = ggml_cuda_cast<T>(activation(x[i], op));
+        const float y = activation(x[i] + (bias ? bias[i % rows] : 0.0f), op);
+        dst[i] = ggml_cuda_cast<T>(y + (residual ? residual[i] : 0.0f));
     }
 }
 
@@ -82,47 +86,137 @@ struct product_plan {
     cublasLtMatrixLayout_t in     = nullptr;
     cublasLtMatrixLayout_t out    = nullptr;
     cublasLtMatmulAlgo_t   algo;
-    bool                   found  = false;
+    bool                   works  = false; // it was run
 };
 
 static constexpr size_t LINEAR_F16_WORKSPACE = 32 * 1024 * 1024;
+static constexpr size_t LINEAR_F16_ALIGNMENT = 16;  // of matrices
+static constexpr size_t WORKSPACE_ALIGNMENT  = 256; // cublasLt refuses less; the pool gives 128
 
 static std::mutex plans_mutex; // for plans, and for the bias's address in them
 
-static void make_plan(cublasLtHandle_t handle, const product_shape & s, product_plan & plan) {
-    const cublasOperation_t    trans    = CUBLAS_OP_T;
-    const cublasLtEpilogue_t   epilogue = s.gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
-    CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof(trans)));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)));
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &s.out, sizeof(s.out)));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.weight, CUDA_R_16F, s.depth, s.rows, s.depth));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.in, CUDA_R_16F, s.depth, s.columns, s.depth));
-    CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan.out, s.out, s.rows, s.columns, s.rows));
+struct workspace {
+    ggml_cuda_pool_alloc<char> memory;
 
-    cublasLtMatmulPreference_t preference;
-    CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-    CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LINEAR_F16_WORKSPACE, sizeof(size_t)));
-    const uint32_t aligned = 16;
-    for (cublasLtMatmulPreferenceAttributes_t attribute : { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES }) {
-        CUBLAS_CHECK(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &aligned, sizeof(aligned)));
-    }
-    cublasLtMatmulHeuristicResult_t result;
-    int n = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, plan.desc, plan.weight, plan.in, plan.out, plan.out, preference, 1, &result, &n);
-    CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
-    plan.found = status == CUBLAS_STATUS_SUCCESS && n == 1;
-    plan.algo  = result.algo;
+    explicit workspace(ggml_backend_cuda_context & ctx) : memory(ctx.pool(), LINEAR_F16_WORKSPACE + WORKSPACE_ALIGNMENT) {}
+
+    void * get() const { return (void *) GGML_PAD((uintptr_t) memory.ptr, WORKSPACE_ALIGNMENT); }
+};
+
+static bool is_aligned(const void * p) {
+    return (uintptr_t) p % LINEAR_F16_ALIGNMENT == 0;
 }
 
-static product_plan & get_plan(ggml_backend_cuda_context & ctx, const product_shape & s) {
-    static std::map<std::pair<int, decltype(s.key())>, product_plan> plans;
-    const auto [entry, is_new] = plans.try_emplace({ ctx.device, s.key() });
-    if (is_new) {
-        make_plan((cublasLtHandle_t) ctx.cublas_handle(), s, entry->second);
+// what describes the product to cublasLt; whether it takes it
+static bool describe(const product_shape & s, product_plan & plan) {
+    const cublasOperation_t  trans    = CUBLAS_OP_T;
+    const cublasLtEpilogue_t epilogue = s.gelu ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_BIAS;
+    for (const cublasStatus_t status : {
+            cublasLtMatmulDescCreate(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+            cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof(trans)),
+            cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof(epilogue)),
+            cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &s.out, sizeof(s.out)),
+            cublasLtMatrixLayoutCreate(&plan.weight, CUDA_R_16F, s.depth, s.rows, s.depth),
+            cublasLtMatrixLayoutCreate(&plan.in, CUDA_R_16F, s.depth, s.columns, s.depth),
+            cublasLtMatrixLayoutCreate(&plan.out, s.out, s.rows, s.columns, s.rows) }) {
+        if (status != CUBLAS_STATUS_SUCCESS) {
+            return false;
+        }
     }
-    return entry->second;
+    return true;
+}
+
+static std::vector<cublasLtMatmulAlgo_t> find_algorithms(cublasLtHandle_t handle, const product_plan & plan, const int n_max) {
+    std::vector<cublasLtMatmulAlgo_t> algorithms;
+    cublasLtMatmulPreference_t preference;
+    if (cublasLtMatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) {
+        return algorithms;
+    }
+    const uint32_t aligned = LINEAR_F16_ALIGNMENT;
+    bool ok = cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &LINEAR_F16_WORKSPACE, sizeof(size_t)) ==
+        CUBLAS_STATUS_SUCCESS;
+    for (cublasLtMatmulPreferenceAttributes_t attribute : { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES }) {
+        ok = ok && cublasLtMatmulPreferenceSetAttribute(preference, attribute, &aligned, sizeof(aligned)) == CUBLAS_STATUS_SUCCESS;
+    }
+    std::vector<cublasLtMatmulHeuristicResult_t> results(n_max);
+    int n = 0;
+    ok = ok && cublasLtMatmulAlgoGetHeuristic(handle, plan.desc, plan.weight, plan.in, plan.out, plan.out, preference, n_max, results.data(), &n) ==
+        CUBLAS_STATUS_SUCCESS;
+    cublasLtMatmulPreferenceDestroy(preference);
+    for (int i = 0; ok && i < n; ++i) {
+        if (results[i].state == CUBLAS_STATUS_SUCCESS && results[i].workspaceSize <= LINEAR_F16_WORKSPACE) {
+            algorithms.push_back(results[i].algo);
+        }
+    }
+    return algorithms;
+}
+
+static cublasStatus_t run_plan(ggml_backend_cuda_context & ctx, const product_plan & plan, const cublasLtMatmulAlgo_t & algo, const bool residual,
+        const void * weight, const void * in, const void * bias, const void * c, void * out, const workspace & work) {
+    const float one  = 1.0f;
+    const float beta = residual ? 1.0f : 0.0f;
+    const cublasStatus_t status = cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias));
+    return status != CUBLAS_STATUS_SUCCESS ? status : cublasLtMatmul((cublasLtHandle_t) ctx.cublas_handle(), plan.desc, &one, weight, plan.weight, in, plan.in,
+        &beta, residual ? c : out, plan.out, out, plan.out, &algo, work.get(), LINEAR_F16_WORKSPACE, ctx.stream());
+}
+
+// Runs the algorithms on scratch memory and keeps the fastest of those that cublasLt does run.
+static void try_plan(ggml_backend_cuda_context & ctx, const product_shape & s, const void * weight, product_plan & plan) {
+    static const int n_max = getenv("GGML_CUDA_LINEAR_F16_TRIES") ? std::max(1, atoi(getenv("GGML_CUDA_LINEAR_F16_TRIES"))) : 1;
+    const size_t size = s.out == CUDA_R_16F ? sizeof(half) : sizeof(float);
+    ggml_cuda_pool_alloc<half> in(ctx.pool(), s.depth * s.columns);
+    ggml_cuda_pool_alloc<char> bias(ctx.pool(), s.rows * size);
+    ggml_cuda_pool_alloc<char> out(ctx.pool(), s.rows * s.columns * size);
+    const workspace work(ctx);
+    CUDA_CHECK(cudaMemsetAsync(in.get(), 0, s.depth * s.columns * sizeof(half), ctx.stream()));
+    CUDA_CHECK(cudaMemsetAsync(bias.get(), 0, s.rows * size, ctx.stream()));
+
+    cudaEvent_t start, stop;
+    CUDA_CHECK(cudaEventCreate(&start));
+    CUDA_CHECK(cudaEventCreate(&stop));
+    float best = INFINITY;
+    for (const cublasLtMatmulAlgo_t & algo : find_algorithms((cublasLtHandle_t) ctx.cublas_handle(), plan, n_max)) {
+        const auto run = [&] { return run_plan(ctx, plan, algo, s.residual, weight, in.get(), bias.get(), out.get(), out.get(), work); };
+        if (run() != CUBLAS_STATUS_SUCCESS) { // also warms up
+            continue;
+        }
+        CUDA_CHECK(cudaEventRecord(start, ctx.stream()));
+        const cublasStatus_t status = run();
+        CUDA_CHECK(cudaEventRecord(stop, ctx.stream()));
+        CUDA_CHECK(cudaEventSynchronize(stop));
+        float ms = 0.0f;
+        CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
+        if (status == CUBLAS_STATUS_SUCCESS && ms < best) {
+            best       = ms;
+            plan.algo  = algo;
+            plan.works = true;
+        }
+    }
+    CUDA_CHECK(cudaEventDestroy(start));
+    CUDA_CHECK(cudaEventDestroy(stop));
+    if (!plan.works) {
+        GGML_LOG_DEBUG("%s: cublasLt has nothing for %d x %d x %d\n", __func__, (int) s.rows, (int) s.columns, (int) s.depth);
+    }
+}
+
+// A plan that works, or null: cublasLt has none, or there is none yet and a graph is being captured, when nothing can be tried.
+static const product_plan * get_plan(ggml_backend_cuda_context & ctx, const product_shape & s, const void * weight) {
+    static std::map<std::pair<int, decltype(s.key())>, product_plan> plans;
+    const auto key = std::make_pair(ctx.device, s.key());
+    auto entry = plans.find(key);
+    if (entry == plans.end()) {
+        cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+        CUDA_CHECK(cudaStreamIsCapturing(ctx.stream(), &capture));
+        if (capture != cudaStreamCaptureStatusNone) {
+            return nullptr;
+        }
+        entry = plans.emplace(key, product_plan()).first;
+        if (describe(s, entry->second)) {
+            try_plan(ctx, s, weight, entry->second);
+        }
+    }
+    return entry->second.works ? &entry->second : nullptr;
 }
 
 // MUL_MAT, ADD of a bias, and what follows them at once
@@ -220,7 +314,7 @@ static bool match(const ggml_cgraph * cgraph, const int i, linear & l) {
     l.end    = i + 1;
     if (!is_plain(l.weight, GGML_TYPE_F16) || ggml_nrows(l.weight) != l.weight->ne[1] || !is_plain(l.in, GGML_TYPE_F32) ||
             ggml_nrows(l.in) < LINEAR_F16_MIN_COLUMNS || l.weight->ne[0] % 8 != 0 || l.weight->ne[1] % 8 != 0 ||
-            !is_row(l.bias, l.weight->ne[1]) || ggml_get_op_params_i32(product, 0) != GGML_PREC_DEFAULT ||
+            !is_row(l.bias, l.weight->ne[1]) || !is_aligned(l.weight->data) || !is_aligned(l.bias->data) || ggml_get_op_params_i32(product, 0) != GGML_PREC_DEFAULT ||
             ggml_get_op_params_i32(product, 1) != GGML_HINT_NONE) {
         return false;
     }
@@ -249,14 +343,14 @@ static std::vector<linear> match_chain(const ggml_cgraph * cgraph, const int i) 
 static bool has_plans(ggml_backend_cuda_context & ctx, const std::vector<linear> & chain) {
     std::lock_guard<std::mutex> lock(plans_mutex);
     for (const linear & l : chain) {
-        if (!get_plan(ctx, l.shape()).found) {
+        if (!is_aligned(l.out->data) || (l.residual && !is_aligned(l.residual->data)) || !get_plan(ctx, l.shape(), l.weight->data)) {
             return false;
         }
     }
     return true;
 }
 
-static void multiply(ggml_backend_cuda_context & ctx, const linear & l, const half * in, void * out) {
+static bool multiply(ggml_backend_cuda_context & ctx, const linear & l, const half * in, void * out) {
     const product_shape s = l.shape();
     ggml_cuda_pool_alloc<half> bias_f16(ctx.pool());
     const void * bias = l.bias->data;
@@ -264,15 +358,37 @@ static void multiply(ggml_backend_cuda_context & ctx, const linear & l, const ha
         ggml_get_to_fp16_cuda(GGML_TYPE_F32)(bias, bias_f16.alloc(s.rows), s.rows, ctx.stream());
         bias = bias_f16.get();
     }
-    ggml_cuda_pool_alloc<char> workspace(ctx.pool(), LINEAR_F16_WORKSPACE);
-    const float one  = 1.0f;
-    const float beta = s.residual ? 1.0f : 0.0f;
-
+    const workspace work(ctx);
     std::lock_guard<std::mutex> lock(plans_mutex);
-    product_plan & plan = get_plan(ctx, s);
-    CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof(bias)));
-    CUBLAS_CHECK(cublasLtMatmul((cublasLtHandle_t) ctx.cublas_handle(), plan.desc, &one, l.weight->data, plan.weight, in, plan.in, &beta,
-        s.residual ? l.residual->data : out, plan.out, out, plan.out, &plan.algo, workspace.get(), LINEAR_F16_WORKSPACE, ctx.stream()));
+    const product_plan * plan = get_plan(ctx, s, l.weight->data);
+    return plan && run_plan(ctx, *plan, plan->algo, s.residual, l.weight->data, in, bias, s.residual ? l.residual->data : nullptr, out, work) ==
+        CUBLAS_STATUS_SUCCESS;
+}
+
+static void finish_product(ggml_backend_cuda_context & ctx, const linear & l, const float * sums, const ggml_tensor * bias, void * out) {
+    const float *       b      = bias ? (const float *) bias->data : nullptr;
+    const float *       r      = l.residual ? (const float *) l.residual->data : nullptr;
+    const ggml_unary_op op     = l.act ? ggml_get_unary_op(l.act) : GGML_UNARY_OP_COUNT; // none
+    const int64_t       n      = ggml_nelements(l.out);
+    const int           blocks = (n + 255) / 256;
+    if (l.out_type() == CUDA_R_16F) {
+        finish<<<blocks, 256, 0, ctx.stream()>>>(sums, b, r, (half *) out, l.weight->ne[1], n, op);
+    } else {
+        finish<<<blocks, 256, 0, ctx.stream()>>>(sums, b, r, (float *) out, l.weight->ne[1], n, op);
+    }
+    CUDA_CHECK(cudaGetLastError());
+}
+
+// What cublasLt refuses although it ran its like: cuBLAS's product, and the rest apart.
+static void multiply_apart(ggml_backend_cuda_context & ctx, const linear & l, const half * in, void * out) {
+    const product_shape s = l.shape();
+    ggml_cuda_pool_alloc<float> sums(ctx.pool(), s.rows * s.columns);
+    const float one  = 1.0f;
+    const float zero = 0.0f;
+    CUBLAS_CHECK(cublasSetStream(ctx.cublas_handle(), ctx.stream()));
+    CUBLAS_CHECK(cublasGemmEx(ctx.cublas_handle(), CUBLAS_OP_T, CUBLAS_OP_N, s.rows, s.columns, s.depth, &one, l.weight->data, CUDA_R_16F, s.depth,
+        in, CUDA_R_16F, s.depth, &zero, sums.get(), CUDA_R_32F, s.rows, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT_TENSOR_OP));
+    finish_product(ctx, l, sums.get(), l.bias, out);
 }
 
 static void compute(ggml_backend_cuda_context & ctx, const linear * l, const half * in) {
@@ -281,16 +397,13 @@ static void compute(ggml_backend_cuda_context & ctx, const linear * l, const hal
     void * out = l->chained ? out_f16.alloc(n) : l->out->data;
     if (l->act_apart()) {
         ggml_cuda_pool_alloc<float> sums(ctx.pool(), n);
-        multiply(ctx, *l, in, sums.get());
-        const int blocks = (n + 255) / 256;
-        if (l->out_type() == CUDA_R_16F) {
-            activate<<<blocks, 256, 0, ctx.stream()>>>(sums.get(), (half *) out, n, ggml_get_unary_op(l->act));
+        if (multiply(ctx, *l, in, sums.get())) {
+            finish_product(ctx, *l, sums.get(), nullptr, out);
         } else {
-            activate<<<blocks, 256, 0, ctx.stream()>>>(sums.get(), (float *) out, n, ggml_get_unary_op(l->act));
+            multiply_apart(ctx, *l, in, out);
         }
-        CUDA_CHECK(cudaGetLastError());
-    } else {
-        multiply(ctx, *l, in, out);
+    } else if (!multiply(ctx, *l, in, out)) {
+        multiply_apart(ctx, *l, in, out);
     }
     if (l->chained) {
         compute(ctx, l + 1, out_f16.get());
