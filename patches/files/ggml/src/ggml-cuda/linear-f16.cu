@@ -262,6 +262,15 @@ static bool is_inner(const ggml_cgraph * cgraph, const int i) { // one reader
     return ggml_node_has_n_uses(cgraph, i, 1);
 }
 
+// t, or what it is reshaped to from the node at i on and nothing else reads; i goes behind
+static const ggml_tensor * reshaped(const ggml_cgraph * cgraph, const ggml_tensor * t, int & i) {
+    while (i < cgraph->n_nodes && cgraph->nodes[i]->op == GGML_OP_RESHAPE && cgraph->nodes[i]->src[0] == t &&
+           ggml_node_get_use_count(cgraph, i) == 1) {
+        t = cgraph->nodes[i++];
+    }
+    return t;
+}
+
 // what follows the bias: an activation, a residual, or a copy to f16
 static void match_end(const ggml_cgraph * cgraph, linear & l) {
     const ggml_tensor * sum = l.out;
@@ -289,11 +298,7 @@ static void match_end(const ggml_cgraph * cgraph, linear & l) {
         return;
     }
     int                 j   = i;
-    const ggml_tensor * src = sum;
-    while (j < cgraph->n_nodes && cgraph->nodes[j]->op == GGML_OP_RESHAPE && cgraph->nodes[j]->src[0] == src &&
-           ggml_node_get_use_count(cgraph, j) == 1) {
-        src = cgraph->nodes[j++];
-    }
+    const ggml_tensor * src = reshaped(cgraph, sum, j);
     const ggml_tensor * copy = node_at(cgraph, j, GGML_OP_CPY);
     if (copy && copy->src[0] == src && is_plain(copy, GGML_TYPE_F16)) {
         l.out = copy;
@@ -303,17 +308,22 @@ static void match_end(const ggml_cgraph * cgraph, linear & l) {
 
 static bool match(const ggml_cgraph * cgraph, const int i, linear & l) {
     const ggml_tensor * product = node_at(cgraph, i, GGML_OP_MUL_MAT);
-    const ggml_tensor * sum     = node_at(cgraph, i + 1, GGML_OP_ADD);
-    if (!product || !sum || sum->src[0] != product || !is_inner(cgraph, i) || !is_plain(sum, GGML_TYPE_F32) || !is_plain(product, GGML_TYPE_F32)) {
+    if (!product || !is_inner(cgraph, i)) {
+        return false;
+    }
+    int                 end = i + 1;
+    const ggml_tensor * src = reshaped(cgraph, product, end);
+    const ggml_tensor * sum = node_at(cgraph, end, GGML_OP_ADD);
+    if (!sum || sum->src[0] != src || !is_plain(sum, GGML_TYPE_F32) || !is_plain(product, GGML_TYPE_F32)) {
         return false;
     }
     l.weight = product->src[0];
     l.in     = product->src[1];
     l.bias   = sum->src[1];
     l.out    = sum;
-    l.end    = i + 1;
+    l.end    = end;
     if (!is_plain(l.weight, GGML_TYPE_F16) || ggml_nrows(l.weight) != l.weight->ne[1] || !is_plain(l.in, GGML_TYPE_F32) ||
-            ggml_nrows(l.in) < LINEAR_F16_MIN_COLUMNS || l.weight->ne[0] % 8 != 0 || l.weight->ne[1] % 8 != 0 ||
+            ggml_nrows(l.in) < LINEAR_F16_MIN_COLUMNS || l.weight->ne[0] % 4 != 0 || l.weight->ne[1] % 8 != 0 ||
             !is_row(l.bias, l.weight->ne[1]) || !is_aligned(l.weight->data) || !is_aligned(l.bias->data) || ggml_get_op_params_i32(product, 0) != GGML_PREC_DEFAULT ||
             ggml_get_op_params_i32(product, 1) != GGML_HINT_NONE) {
         return false;
