@@ -1,5 +1,5 @@
 #!/bin/bash
-# Compiles the CUDA files that MBQ3 adds or touches for every architecture named; needs nvcc, no GPU.
+# Compiles the CUDA files that patches/ adds or touches for every architecture named; needs nvcc, no GPU.
 #
 #   tests/gpu/compile.sh DIR [arch...]        DIR: source tree with patches/ applied; default 75 80 86 89 90 100 120
 # JOBS at a time (nproc).
@@ -16,6 +16,6 @@ compile() { # FILE ARCH
     fi
 }
 export -f compile
-for file in mmq.cu mmvq.cu template-instances/mmq-instance-mbq3.cu ggml-cuda.cu convert.cu mbq3-mmvq.cu mbq3-mma.cu quantize.cu getrows.cu; do
+for file in mmq.cu mmvq.cu template-instances/mmq-instance-mbq3.cu ggml-cuda.cu convert.cu mbq3-mmvq.cu mbq3-mma.cu linear-f16.cu fattn.cu quantize.cu getrows.cu; do
     for arch in ${*:-75 80 86 89 90 100 120}; do echo "$file $arch"; done
 done | xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'compile "$0" "$1"'

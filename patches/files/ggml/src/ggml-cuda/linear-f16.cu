@@ -14,7 +14,6 @@ int ggml_cuda_linear_f16(ggml_backend_cuda_context &, const ggml_cgraph *, int) 
 
 #include <cublasLt.h>
 
-#include <algorithm>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -126,7 +125,8 @@ static bool describe(const product_shape & s, product_plan & plan) {
     return true;
 }
 
-static std::vector<cublasLtMatmulAlgo_t> find_algorithms(cublasLtHandle_t handle, const product_plan & plan, const int n_max) {
+static std::vector<cublasLtMatmulAlgo_t> find_algorithms(cublasLtHandle_t handle, const product_plan & plan) {
+    constexpr int n_max = 8;
     std::vector<cublasLtMatmulAlgo_t> algorithms;
     cublasLtMatmulPreference_t preference;
     if (cublasLtMatmulPreferenceCreate(&preference) != CUBLAS_STATUS_SUCCESS) {
@@ -161,43 +161,22 @@ static cublasStatus_t run_plan(ggml_backend_cuda_context & ctx, const product_pl
         &beta, residual ? c : out, plan.out, out, plan.out, &algo, work.get(), LINEAR_F16_WORKSPACE, ctx.stream());
 }
 
-// Runs the algorithms on scratch memory and keeps the fastest of those that cublasLt does run.
+// Keeps the first algorithm, in cublasLt's order, that it does run on scratch memory. They are not timed: the choice, and with it
+// the result's last bits, would vary between runs.
 static void try_plan(ggml_backend_cuda_context & ctx, const product_shape & s, const void * weight, product_plan & plan) {
-    static const int n_max = getenv("GGML_CUDA_LINEAR_F16_TRIES") ? std::max(1, atoi(getenv("GGML_CUDA_LINEAR_F16_TRIES"))) : 1;
     const size_t size = s.out == CUDA_R_16F ? sizeof(half) : sizeof(float);
     ggml_cuda_pool_alloc<half> in(ctx.pool(), s.depth * s.columns);
     ggml_cuda_pool_alloc<char> bias(ctx.pool(), s.rows * size);
     ggml_cuda_pool_alloc<char> out(ctx.pool(), s.rows * s.columns * size);
     const workspace work(ctx);
-    CUDA_CHECK(cudaMemsetAsync(in.get(), 0, s.depth * s.columns * sizeof(half), ctx.stream()));
-    CUDA_CHECK(cudaMemsetAsync(bias.get(), 0, s.rows * size, ctx.stream()));
-
-    cudaEvent_t start, stop;
-    CUDA_CHECK(cudaEventCreate(&start));
-    CUDA_CHECK(cudaEventCreate(&stop));
-    float best = INFINITY;
-    for (const cublasLtMatmulAlgo_t & algo : find_algorithms((cublasLtHandle_t) ctx.cublas_handle(), plan, n_max)) {
-        const auto run = [&] { return run_plan(ctx, plan, algo, s.residual, weight, in.get(), bias.get(), out.get(), out.get(), work); };
-        if (run() != CUBLAS_STATUS_SUCCESS) { // also warms up
-            continue;
-        }
-        CUDA_CHECK(cudaEventRecord(start, ctx.stream()));
-        const cublasStatus_t status = run();
-        CUDA_CHECK(cudaEventRecord(stop, ctx.stream()));
-        CUDA_CHECK(cudaEventSynchronize(stop));
-        float ms = 0.0f;
-        CUDA_CHECK(cudaEventElapsedTime(&ms, start, stop));
-        if (status == CUBLAS_STATUS_SUCCESS && ms < best) {
-            best       = ms;
+    for (const cublasLtMatmulAlgo_t & algo : find_algorithms((cublasLtHandle_t) ctx.cublas_handle(), plan)) {
+        if (run_plan(ctx, plan, algo, s.residual, weight, in.get(), bias.get(), out.get(), out.get(), work) == CUBLAS_STATUS_SUCCESS) {
             plan.algo  = algo;
             plan.works = true;
+            return;
         }
     }
-    CUDA_CHECK(cudaEventDestroy(start));
-    CUDA_CHECK(cudaEventDestroy(stop));
-    if (!plan.works) {
-        GGML_LOG_DEBUG("%s: cublasLt has nothing for %d x %d x %d\n", __func__, (int) s.rows, (int) s.columns, (int) s.depth);
-    }
+    GGML_LOG_DEBUG("%s: cublasLt has nothing for %d x %d x %d\n", __func__, (int) s.rows, (int) s.columns, (int) s.depth);
 }
 
 // A plan that works, or null: cublasLt has none, or there is none yet and a graph is being captured, when nothing can be tried.
@@ -480,9 +459,8 @@ static int compute_norm(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgr
 }
 
 int ggml_cuda_linear_f16(ggml_backend_cuda_context & ctx, const ggml_cgraph * cgraph, const int i) {
-    static const bool off = getenv("GGML_CUDA_LINEAR_F16") != nullptr && atoi(getenv("GGML_CUDA_LINEAR_F16")) == 0;
     const ggml_op op = cgraph->nodes[i]->op;
-    if (off || (op != GGML_OP_MUL_MAT && op != GGML_OP_NORM) || ggml_cuda_info().devices[ctx.device].cc < GGML_CUDA_CC_AMPERE) {
+    if (!ggml_cuda_tower_f16() || (op != GGML_OP_MUL_MAT && op != GGML_OP_NORM) || ggml_cuda_info().devices[ctx.device].cc < GGML_CUDA_CC_AMPERE) {
         return 0;
     }
     return op == GGML_OP_NORM ? compute_norm(ctx, cgraph, i) : compute_linear(ctx, cgraph, i);
