@@ -14,7 +14,7 @@ macro_rules! embedded {
 }
 
 /// Name and text of every patch, in their order.
-const PATCHES: [(&str, &str); 7] = embedded!["":
+const PATCHES: [(&str, &str); 8] = embedded!["":
     "0001-mtmd-llava-onevision.patch",
     "0002-mbq3.patch",
     "0003-mbq3-cuda.patch",
@@ -22,14 +22,17 @@ const PATCHES: [(&str, &str); 7] = embedded!["":
     "0005-mtmd-llava-clip.patch",
     "0006-mtmd-internvl.patch",
     "0007-mtmd-gemma3-idefics3.patch",
+    "0008-tower-f16.patch",
 ];
 
 /// Path and text of every file of ours.
-const FILES: [(&str, &str); 18] = embedded!["files/":
+const FILES: [(&str, &str); 20] = embedded!["files/":
     "ggml/src/ggml-cpu/mbq3/mbq3-kernel.c",
     "ggml/src/ggml-cpu/mbq3/mbq3-kernel.h",
     "ggml/src/ggml-cpu/mbq3/mbq3.c",
     "ggml/src/ggml-cpu/mbq3/mbq3.h",
+    "ggml/src/ggml-cuda/linear-f16.cu",
+    "ggml/src/ggml-cuda/linear-f16.cuh",
     "ggml/src/ggml-cuda/mbq3-mma.cu",
     "ggml/src/ggml-cuda/mbq3-mma.cuh",
     "ggml/src/ggml-cuda/mbq3-mmq.cuh",

@@ -10,7 +10,11 @@
 //   tanh GELU: x * sigmoid(2 * sqrt(2/pi) * (x + 0.044715 x^3)) = silu(x * v) / v
 //              with v = 2 * sqrt(2/pi) * (1 + 0.044715 x^2) > 0
 //   quick:     x * sigmoid(1.702 x) = silu(1.702 x) / 1.702
+// GPUs have no table, and with an f16 mmproj their own operation is exact enough: one pass over memory, or none.
 ggml_tensor * clip_graph_llava_onevision::build_act(ggml_tensor * x) {
+    if (!on_cpu && model.layers[0].ff_up_w->type == GGML_TYPE_F16) {
+        return hparams.ffn_op == FFN_GELU_QUICK ? ggml_gelu_quick(ctx0, x) : ggml_gelu(ctx0, x);
+    }
     if (hparams.ffn_op == FFN_GELU_QUICK) {
         const float k = 1.702f;
         return ggml_scale(ctx0, ggml_silu(ctx0, ggml_scale(ctx0, x, k)), 1.0f / k);
