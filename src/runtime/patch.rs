@@ -1,10 +1,10 @@
 //! Applies this program's changes to somebody's llama.cpp checkout: all of them, or none.
 use super::RuntimeError;
+use crate::gguf::{GgufError, Output};
 use diffy::patch_set::{FileOperation, ParseOptions, PatchSet};
 use diffy::{Hunk, Line, Patch};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 macro_rules! embedded {
@@ -190,29 +190,27 @@ fn read(path: &Path) -> Result<Option<String>, RuntimeError> {
     }
 }
 
-/// Writes all files beside their places, then puts them there, so that a full disk leaves the checkout as it is.
+/// Writes all files without names, then puts them in their places, so that a full disk or Ctrl-C leaves the checkout as it is.
 fn write(dir: &Path, files: &[(String, String)]) -> Result<(), RuntimeError> {
-    let mut parts = Vec::new();
+    let mut outputs = Vec::new();
     for (name, text) in files {
         let path = dir.join(name);
-        let failed = |source| RuntimeError::Io { path: path.clone(), action: "cannot write", source };
         let parent = path.parent().unwrap_or(dir);
+        let failed = |source| RuntimeError::Io { path: parent.into(), action: "cannot make the folder", source };
         fs::create_dir_all(parent).map_err(failed)?;
-        let mut part = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
-        part.write_all(text.as_bytes()).map_err(failed)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let permissions =
-                fs::metadata(&path).map_or_else(|_| fs::Permissions::from_mode(0o644), |m| m.permissions());
-            part.as_file().set_permissions(permissions).map_err(failed)?;
-        }
-        parts.push((part, path));
+        outputs.push(output(&path, text).map_err(Box::new)?);
     }
-    for (part, path) in parts {
-        part.persist(&path).map_err(|e| RuntimeError::Io { path, action: "cannot write", source: e.error })?;
+    Ok(Output::publish(outputs).map_err(Box::new)?)
+}
+
+/// The file at `path` with another text, and the permissions that it has.
+fn output(path: &Path, text: &str) -> Result<Output, GgufError> {
+    let mut output = Output::create(path)?;
+    output.write(text.as_bytes())?;
+    if let Ok(old) = fs::metadata(path) {
+        output.permit(old.permissions())?;
     }
-    Ok(())
+    Ok(output)
 }
 
 #[cfg(test)]
