@@ -147,11 +147,37 @@ fn the_script_starts_the_program_with_the_pair() {
     stub("[ -n \"$LD_LIBRARY_PATH\" ]");
     assert_eq!(run(&mut start), arguments(&inside("lib")));
     assert!(moved.join("lib/libstdc++.so.6").is_file());
+    // By links from elsewhere, one to the other.
+    let links = dir.path().join("links");
+    std::fs::create_dir(&links).unwrap();
+    std::os::unix::fs::symlink(moved.join("start.sh"), links.join("first")).unwrap();
+    std::os::unix::fs::symlink("links/first", dir.path().join("-second")).unwrap();
+    assert_eq!(run(Command::new(dir.path().join("-second")).args(["--port", "9 9"])), arguments(&inside("lib")));
     // Permissions that copying lost come back.
     std::fs::set_permissions(moved.join("mbq-convert"), std::fs::Permissions::from_mode(0o644)).unwrap();
     let mut sh = Command::new("sh");
     sh.arg(moved.join("start.sh")).args(["--port", "9 9"]);
     assert_eq!(run(&mut sh), arguments(&inside("lib")));
+}
+
+/// A file that may not grow as far as it must, as on a full disk: one message, and nothing is left.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path(), "out.gguf", &[]);
+    let Some(runtime) = runtime_dir() else { return };
+    let before = listing(dir.path());
+    for (name, blocks) in [("carry.zip", 4096), ("carry.zip", 8192), ("folder", 4096)] {
+        let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &limited, "sh"]).arg(program().get_program()).arg("bundle").arg(&model);
+        let done = command.arg("-o").arg(dir.path().join(name)).arg("--runtime").arg(&runtime).output().unwrap();
+        let said = text(&done.stderr);
+        assert_eq!((done.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+        assert!(said.starts_with("error: ") && said.contains("cannot write") && said.contains(name), "{said}");
+        assert_eq!(listing(dir.path()), before);
+    }
 }
 
 #[test]

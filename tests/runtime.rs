@@ -160,9 +160,17 @@ fn a_checkout_is_patched_whole_or_not_at_all() {
     }
     let plain = contents(&tree);
     assert!(plain.len() + added.len() == patched.len() && plain != patched);
+    #[cfg(unix)]
+    let mode = {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(tree.join("ggml/src/ggml.c"), std::fs::Permissions::from_mode(0o750)).unwrap();
+        |tree: &Path| tree.join("ggml/src/ggml.c").metadata().unwrap().permissions().mode() & 0o777
+    };
     let done = patch();
     assert!(done.status.success() && text(&done.stderr).contains("files changed or added"), "{}", text(&done.stderr));
     assert!(contents(&tree) == patched);
+    #[cfg(unix)]
+    assert_eq!(mode(&tree), 0o750, "a changed file keeps its permissions");
 
     // One of many files has moved on, and one of ours is another: both are named, and nothing is written.
     let (moved, ours) = (tree.join("ggml/src/ggml.c"), tree.join("ggml/src/ggml-mbq3.c"));

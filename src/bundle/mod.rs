@@ -2,10 +2,11 @@
 //! that has nothing: the program, its llama.cpp, the GGUF files, a script to start and a text to read.
 mod libraries;
 mod start;
+mod until_failure;
 
 use crate::digest::file_name;
 use crate::events::{Event, Observer};
-use crate::gguf::{GgufError, GgufFile, ReadError, check_pair};
+use crate::gguf::{GgufError, GgufFile, Output, ReadError, check_pair, folder_of};
 use crate::record::ConversionRecord;
 use crate::runtime::engine::EngineError;
 use crate::runtime::{RuntimeError, tool_file};
@@ -14,6 +15,8 @@ use start::{Guide, Launcher};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use until_failure::UntilFailure;
 use zip::write::SimpleFileOptions;
 
 /// Why there is no bundle.
@@ -26,6 +29,8 @@ pub enum BundleError {
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
     #[error("{path}: cannot write the zip file: {source}")]
     Zip { path: PathBuf, source: zip::result::ZipError },
+    #[error("{0}: interrupted; nothing of it is left")]
+    Interrupted(PathBuf),
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
@@ -98,17 +103,17 @@ impl Bundle {
     /// runtime that does not load, a file's name that a script cannot have.
     pub fn new(sources: &Sources) -> Result<Self, BundleError> {
         let model = GgufFile::open(sources.model)?;
-        if model.architecture() == "clip" {
+        if model.is_projector() {
             return Err(BundleError::unfit(
                 sources.model,
                 "is a vision file; give the language model, it is found beside it",
             ));
         }
         let mmproj = GgufFile::open(sources.mmproj)?;
-        if mmproj.architecture() != "clip" {
+        if !mmproj.is_projector() {
             return Err(BundleError::unfit(sources.mmproj, "is no vision file (mmproj); --mmproj names it"));
         }
-        check_pair(sources.model, sources.mmproj)?;
+        check_pair(&model, &mmproj)?;
 
         let system = System::here();
         let mut bundle = Bundle { entries: Vec::new(), notes: Vec::new() };
@@ -219,31 +224,30 @@ impl Bundle {
     }
 
     /// Writes the bundle as the folder `output`, or as a zip file where its name ends in `.zip`; it gets its name when it is
-    /// whole.
+    /// whole. Setting `stop` ends it, and nothing is left.
     ///
     /// # Errors
     /// There is something at `output` already, or it cannot be written.
-    pub fn write(&self, output: &Path, observer: &dyn Observer) -> Result<(), BundleError> {
-        if output.symlink_metadata().is_ok() {
-            return Err(BundleError::unfit(output, "exists; name another output, or remove it"));
-        }
-        let parent = output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    pub fn write(&self, output: &Path, stop: &AtomicBool, observer: &dyn Observer) -> Result<(), BundleError> {
+        is_free(output)?;
         observer.event(Event::PhaseStart { name: "bundle".into(), total: self.bytes(), unit: "B" });
         let is_zip = output.extension().is_some_and(|e| e.eq_ignore_ascii_case("zip"));
-        let done = if is_zip { self.zip(output, parent, observer) } else { self.folder(output, parent, observer) };
+        let to = Destination { output, stop, observer };
+        let done = if is_zip { self.zip(&to) } else { self.folder(&to) };
         observer.event(Event::PhaseEnd);
         done
     }
 
-    fn folder(&self, output: &Path, parent: &Path, observer: &dyn Observer) -> Result<(), BundleError> {
-        let mut part = tempfile::Builder::new();
+    fn folder(&self, to: &Destination) -> Result<(), BundleError> {
+        let output = to.output;
+        let (parent, mut part) = (folder_of(output)?, tempfile::Builder::new());
         let part = part.prefix(".mbq-").suffix(".part").tempdir_in(parent).map_err(BundleError::unwritten(output))?;
         for entry in &self.entries {
             let path = part.path().join(&entry.name);
             let folder = path.parent().unwrap_or(part.path());
             std::fs::create_dir_all(folder).map_err(BundleError::unwritten(folder))?;
             let mut file = File::create(&path).map_err(BundleError::unwritten(&path))?;
-            entry.copy(&mut file, observer, BundleError::unwritten(&output.join(&entry.name)))?;
+            entry.copy(&mut file, to, BundleError::unwritten(&output.join(&entry.name)))?;
             permit(&path, if entry.executable { 0o755 } else { 0o644 })?;
         }
         permit(part.path(), 0o755)?;
@@ -253,14 +257,14 @@ impl Bundle {
         Ok(())
     }
 
-    fn zip(&self, output: &Path, parent: &Path, observer: &dyn Observer) -> Result<(), BundleError> {
+    fn zip(&self, to: &Destination) -> Result<(), BundleError> {
+        let output = to.output;
         let failed = |source| BundleError::Zip { path: output.into(), source };
         // What it unpacks into.
         let top = output.file_stem().and_then(|stem| stem.to_str()).filter(|stem| !stem.is_empty());
         let top = top.ok_or_else(|| BundleError::unfit(output, "has a name that is not UTF-8; name another output"))?;
-        let part = tempfile::Builder::new().prefix(".mbq-").suffix(".part").tempfile_in(parent);
-        let part = part.map_err(BundleError::unwritten(output))?;
-        let mut zip = zip::ZipWriter::new(part.as_file());
+        let mut file = Output::create(output)?;
+        let mut zip = zip::ZipWriter::new(UntilFailure::new(file.stream()));
         for entry in &self.entries {
             let method = if entry.deflate { zip::CompressionMethod::Deflated } else { zip::CompressionMethod::Stored };
             let options = SimpleFileOptions::default()
@@ -270,12 +274,26 @@ impl Bundle {
                 .large_file(entry.bytes >= u64::from(u32::MAX))
                 .unix_permissions(if entry.executable { 0o755 } else { 0o644 });
             zip.start_file(format!("{top}/{}", entry.name), options).map_err(failed)?;
-            entry.copy(&mut zip, observer, BundleError::unwritten(output))?;
+            entry.copy(&mut zip, to, BundleError::unwritten(output))?;
         }
         zip.finish().map_err(failed)?;
-        permit(part.path(), 0o644)?;
-        part.persist_noclobber(output).map_err(|e| BundleError::unwritten(output)(e.error))?;
-        Ok(())
+        is_free(output)?;
+        Ok(Output::publish(vec![file])?)
+    }
+}
+
+/// Where a bundle goes, who may stop it, and who is told.
+struct Destination<'a> {
+    output: &'a Path,
+    stop: &'a AtomicBool,
+    observer: &'a dyn Observer,
+}
+
+/// Refuses to replace anything.
+fn is_free(output: &Path) -> Result<(), BundleError> {
+    match output.symlink_metadata() {
+        Ok(_) => Err(BundleError::unfit(output, "exists; name another output, or remove it")),
+        Err(_) => Ok(()),
     }
 }
 
@@ -284,14 +302,14 @@ impl Entry {
     fn copy(
         &self,
         out: &mut impl Write,
-        observer: &dyn Observer,
+        to: &Destination,
         failed: impl FnOnce(std::io::Error) -> BundleError,
     ) -> Result<(), BundleError> {
         let detail = || file_name(Path::new(&self.name));
         let path = match &self.content {
             Content::Text(text) => {
                 out.write_all(text.as_bytes()).map_err(failed)?;
-                observer.event(Event::Advance { n: self.bytes, detail: detail() });
+                to.observer.event(Event::Advance { n: self.bytes, detail: detail() });
                 return Ok(());
             }
             Content::File(path) => path,
@@ -299,6 +317,9 @@ impl Entry {
         let mut file = File::open(path).map_err(BundleError::io(path, "cannot read"))?;
         let (mut piece, mut copied) = (vec![0; PIECE], 0u64);
         loop {
+            if to.stop.load(Ordering::Relaxed) {
+                return Err(BundleError::Interrupted(to.output.into()));
+            }
             let n = file.read(&mut piece).map_err(BundleError::io(path, "cannot read"))?;
             if n == 0 {
                 break;
@@ -307,7 +328,7 @@ impl Entry {
                 return Err(failed(error));
             }
             copied += n as u64;
-            observer.event(Event::Advance { n: n as u64, detail: detail() });
+            to.observer.event(Event::Advance { n: n as u64, detail: detail() });
         }
         if copied != self.bytes {
             return Err(BundleError::unfit(path, "changed while it was copied; begin again"));
@@ -343,6 +364,52 @@ fn is_library(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    /// A bundle of a text and a file that is longer than what is copied at a time.
+    fn example(dir: &Path) -> Bundle {
+        let file = dir.join("weights");
+        std::fs::write(&file, vec![7; 3 * PIECE]).unwrap();
+        let mut bundle = Bundle { entries: Vec::new(), notes: Vec::new() };
+        bundle.text("README.txt".into(), "read".into(), false);
+        bundle.file("model/weights", &file, false).unwrap();
+        bundle
+    }
+
+    /// Sets the flag once a piece of the file is copied.
+    struct Stops<'a>(&'a AtomicBool);
+
+    impl Observer for Stops<'_> {
+        fn event(&self, event: Event) {
+            if matches!(event, Event::Advance { n, .. } if n == PIECE as u64) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_stopped_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = example(dir.path());
+        for name in ["folder", "carry.zip"] {
+            let (stop, output) = (AtomicBool::new(false), dir.path().join(name));
+            let stopped = bundle.write(&output, &stop, &Stops(&stop)).unwrap_err();
+            assert!(matches!(&stopped, BundleError::Interrupted(path) if *path == output), "{stopped}");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{name}: the file that was copied alone");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = example(dir.path());
+        for name in ["none/folder", "none/carry.zip"] {
+            let failed = bundle.write(&dir.path().join(name), &AtomicBool::new(false), &crate::events::Silent);
+            let said = failed.unwrap_err().to_string();
+            assert!(said.contains(&format!("no folder {}", dir.path().join("none").display())), "{said}");
+        }
+    }
+
     #[test]
     fn libraries_are_told_by_their_names() {
         let names = [
@@ -354,6 +421,6 @@ mod tests {
             "llama-mtmd-cli",
             "a.sol",
         ];
-        assert_eq!(names.map(super::is_library), [true, true, true, true, true, false, false]);
+        assert_eq!(names.map(is_library), [true, true, true, true, true, false, false]);
     }
 }

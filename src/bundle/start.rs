@@ -69,7 +69,16 @@ impl Launcher<'_> {
             r#"#!/bin/sh
 # Starts the server with this folder's model and opens its page in the browser. Ctrl+C ends it.
 # Options of `mbq-convert serve` may follow: ./start.sh --port 9000
-here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd) || exit 1
+# It may be called by a link from elsewhere.
+self=$0
+while [ -L "$self" ]; do
+    target=$(readlink -- "$self") || exit 1
+    case $target in
+        /*) self=$target ;;
+        *) self=$(dirname -- "$self")/$target ;;
+    esac
+done
+here=$(CDPATH= cd -- "$(dirname -- "$self")" && pwd) || exit 1
 program=$here/'{program}'
 # Copying may have lost the permission to run.
 [ -x "$program" ] || chmod +x "$program" "$here"/runtime/* 2>/dev/null

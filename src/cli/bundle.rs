@@ -23,7 +23,8 @@ pub fn run(args: Args, common: &Common) -> Result<()> {
     let program = std::env::current_exe().context("the program does not find itself")?;
     let sources = Sources { model: &args.model, mmproj: &mmproj, runtime: &runtime, program: &program };
     let bundle = Bundle::new(&sources)?;
-    bundle.write(&args.output, &common.bars())?;
+    let stop = super::interrupt::flag().context("the program cannot wait for Ctrl-C")?;
+    bundle.write(&args.output, &stop, &common.bars())?;
     if !common.quiet {
         bundle.notes.iter().for_each(|note| eprintln!("note: {note}"));
         eprintln!(

@@ -39,8 +39,7 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     let pictures = args.image.iter().map(|path| PictureArg::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
     // llama.cpp would say less of a file that is cut off or of a shard that is missing.
-    GgufFile::open(&args.model)?;
-    check_pair(&args.model, &mmproj)?;
+    check_pair(&GgufFile::open(&args.model)?, &GgufFile::open(&mmproj)?)?;
     let tool = runtime::tool(&runtime::directory(common.runtime.as_deref())?, "llama-mtmd-cli")?;
 
     let mut command = Command::new(&tool);

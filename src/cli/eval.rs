@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use mbq_convert::eval::{html, run};
+use mbq_convert::gguf::Output;
 use mbq_convert::runtime::engine::Compute;
 
 /// Every candidate runs teacher-forced on the reference's own greedy answers and on the given ones; reported are
@@ -62,8 +62,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args, common: &super::Common) -> anyhow::Result<()> {
-    for output in [&args.json, &args.html].into_iter().flatten() {
-        writable(output)?;
+    // Before hours of work.
+    for output in [&args.json, &args.html].into_iter().flatten().filter(|path| **path != Path::new("-")) {
+        Output::create(output)?;
     }
     let threads = match args.threads {
         Some(n) => n.max(1),
@@ -103,23 +104,8 @@ pub fn run(args: Args, common: &super::Common) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds out before hours of work whether the result can be written.
-fn writable(path: &Path) -> anyhow::Result<()> {
-    if path == Path::new("-") {
-        return Ok(());
-    }
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    anyhow::ensure!(dir.is_dir(), "{} cannot be written: there is no folder {}", path.display(), dir.display());
-    Ok(())
-}
-
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let put = || {
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.persist(path).map_err(|e| e.error)
-    };
-    put().with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(())
+    let mut output = Output::create(path)?;
+    output.write(bytes)?;
+    Ok(Output::publish(vec![output])?)
 }

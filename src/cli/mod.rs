@@ -8,6 +8,7 @@ mod convert;
 mod eval;
 mod imatrix;
 mod inspect;
+mod interrupt;
 mod progress;
 mod report;
 mod runtime;

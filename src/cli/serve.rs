@@ -1,9 +1,8 @@
 //! `mbq-convert serve MODEL.gguf`
 use anyhow::{Context, Result, bail};
-use mbq_convert::gguf::{GgufFile, check_pair};
 use mbq_convert::runtime::engine::Compute;
 use mbq_convert::runtime::{self, RuntimeError};
-use mbq_convert::serve::{ServeError, Server, Setup};
+use mbq_convert::serve::{Server, Setup};
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -107,44 +106,23 @@ async fn serve(setup: Setup, quiet: bool, no_browser: bool) -> Result<()> {
     if !no_browser {
         open_browser(&url);
     }
-    Ok(server.run(signal()).await?)
-}
-
-/// Waits for Ctrl-C, or for the signal that ends services.
-async fn signal() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
+    Ok(server.run(super::interrupt::signal()).await?)
 }
 
 fn setup(args: Args, common: &super::Common) -> Result<Setup> {
     super::are_files(&args.model, args.mmproj.as_deref())?;
     if let Some(dir) = args.allow_files.as_deref().filter(|dir| !dir.is_dir()) {
-        bail!("--allow-files {}: no such folder", dir.display());
+        let problem =
+            if dir.exists() { "is no folder; name the one that the pictures lie in" } else { "no such folder" };
+        bail!("--allow-files {}: {problem}", dir.display());
     }
     if args.api_key.as_deref().is_some_and(|key| key.trim().is_empty()) {
         bail!("the API key is empty");
-    }
-    // llama.cpp would say less of a file that is cut off or of a shard that is missing.
-    if GgufFile::open(&args.model)?.architecture() == "clip" {
-        return Err(ServeError::IsProjector(args.model).into());
     }
     let mmproj = match args.mmproj {
         Some(mmproj) => Some(mmproj),
         None => beside(&args.model)?,
     };
-    if let Some(mmproj) = &mmproj {
-        check_pair(&args.model, mmproj)?;
-    }
     let threads = || std::thread::available_parallelism().map_or(1, |n| n.get() as i32);
     let compute = Compute {
         threads: args.threads.unwrap_or_else(threads),

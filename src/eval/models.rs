@@ -31,7 +31,7 @@ impl Models {
     pub fn read(setup: &Setup) -> Result<(Self, Questions), EvalError> {
         let text = |path: &PathBuf| {
             let header = GgufFile::open(path)?;
-            if header.architecture() == "clip" {
+            if header.is_projector() {
                 return Err(EvalError::IsProjector { path: path.into() });
             }
             Ok(header)
@@ -45,7 +45,7 @@ impl Models {
             }
         }
         let given = setup.mmproj.iter().map(|path| GgufFile::open(path)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(header) = given.iter().find(|header| header.architecture() != "clip") {
+        if let Some(header) = given.iter().find(|header| !header.is_projector()) {
             let architecture = header.architecture().to_owned();
             return Err(EvalError::NotProjector { path: header.path.clone(), architecture });
         }

@@ -73,7 +73,7 @@ fn beside(model: &Path, id: &str) -> Option<GgufFile> {
     let mut files: Vec<PathBuf> = files.filter(named).collect();
     files.sort();
     let mut headers = files.iter().filter_map(|path| GgufFile::open(path).ok());
-    headers.find(|h| h.architecture() == "clip" && h.metadata.str(PAIR_KEY) == Some(id))
+    headers.find(|h| h.is_projector() && h.metadata.str(PAIR_KEY) == Some(id))
 }
 
 #[cfg(test)]

@@ -39,12 +39,12 @@ pub fn open(path: &Path) -> Result<Source<'static>, Error> {
 pub fn pair(text: &Path, mmproj: Option<&Path>) -> Result<Pair<'static>, Error> {
     let fail = |file: &Path, problem: &str| FrontError::File { file: file.into(), problem: problem.into() };
     let source = open(text)?;
-    if source.metadata.architecture() == "clip" {
+    if source.metadata.is_projector() {
         return Err(fail(text, "is a projector (mmproj); give the language model as MODEL and this as --mmproj").into());
     }
     let vision = mmproj.map(open).transpose()?;
     if let (Some(path), Some(vision)) = (mmproj, &vision)
-        && vision.metadata.architecture() != "clip"
+        && !vision.metadata.is_projector()
     {
         return Err(fail(path, "is no projector (its architecture is not `clip`); give an mmproj file").into());
     }

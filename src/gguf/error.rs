@@ -22,6 +22,8 @@ pub enum GgufError {
     Write { path: PathBuf, source: std::io::Error },
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
+    #[error("{path} cannot be written: there is no folder {folder}; make it, or name another output")]
+    NoFolder { path: PathBuf, folder: PathBuf },
     #[error("{flag} changes nothing: {why}; leave it out")]
     NoEffect { flag: &'static str, why: &'static str },
     #[error(

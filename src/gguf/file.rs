@@ -161,6 +161,11 @@ impl GgufFile {
         self.metadata.architecture()
     }
 
+    /// Whether it is a vision file (mmproj), not a language model.
+    pub fn is_projector(&self) -> bool {
+        self.metadata.is_projector()
+    }
+
     /// `<architecture>.<key>` as a number.
     pub fn arch_u64(&self, key: &str) -> Option<u64> {
         self.metadata.u64(&format!("{}.{key}", self.architecture()))

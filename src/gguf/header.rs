@@ -68,6 +68,11 @@ impl Metadata {
     pub fn architecture(&self) -> &str {
         self.str("general.architecture").unwrap_or_default()
     }
+
+    /// Whether it is a vision file's (mmproj), not a language model's.
+    pub fn is_projector(&self) -> bool {
+        self.architecture() == "clip"
+    }
 }
 
 /// A tensor of the list.

@@ -14,7 +14,7 @@ mod writer;
 pub use error::GgufError;
 pub use file::{GgufFile, ReadError, TensorInfo};
 pub use header::{Header, Metadata};
-pub use output::Output;
+pub use output::{Output, folder_of};
 pub use pair::{PAIR_KEY, ROTATION_KEY, belongs, check_pair, pair_of};
 pub use plan::TypeChoice;
 pub use shard::ShardName;

@@ -2,7 +2,7 @@
 //! their destination, named when all of them are complete.
 use super::GgufError;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use tempfile::TempPath;
 
@@ -31,6 +31,12 @@ impl Write for Inner {
     }
 }
 
+impl Seek for Inner {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.file().seek(to)
+    }
+}
+
 impl Inner {
     fn file(&mut self) -> &mut File {
         match self {
@@ -45,6 +51,18 @@ fn directory(path: &Path) -> &Path {
     path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// The folder that a file or folder at `path` will lie in.
+///
+/// # Errors
+/// There is none.
+pub fn folder_of(path: &Path) -> Result<&Path, GgufError> {
+    let folder = directory(path);
+    match folder.is_dir() {
+        true => Ok(folder),
+        false => Err(GgufError::NoFolder { path: path.into(), folder: folder.into() }),
+    }
+}
+
 impl Output {
     /// Begins a file that will be `path`.
     ///
@@ -54,6 +72,7 @@ impl Output {
         if path.is_dir() {
             return Err(GgufError::Output { path: path.into(), problem: "is a directory; name a file" });
         }
+        folder_of(path)?;
         let inner = open(path).map_err(|source| GgufError::Write { path: path.into(), source })?;
         Ok(Output { path: path.into(), writer: BufWriter::with_capacity(1 << 20, inner) })
     }
@@ -69,6 +88,20 @@ impl Output {
     /// The disk is full or fails.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
         self.writer.write_all(bytes).map_err(|source| GgufError::Write { path: self.path.clone(), source })
+    }
+
+    /// The file, for a writer that goes back in it.
+    pub fn stream(&mut self) -> &mut (impl Write + Seek + use<>) {
+        &mut self.writer
+    }
+
+    /// Gives the file other permissions than a new one's.
+    ///
+    /// # Errors
+    /// The file system refuses them.
+    pub fn permit(&mut self, permissions: std::fs::Permissions) -> Result<(), GgufError> {
+        let fail = |source| GgufError::Write { path: self.path.clone(), source };
+        self.writer.get_mut().file().set_permissions(permissions).map_err(fail)
     }
 
     /// Makes the file so long; what was not written reads as zeros and takes no place on disk, where the file system can.
@@ -318,6 +351,7 @@ mod tests {
         drop(output);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let missing = Output::create(&dir.path().join("no/such")).err().unwrap().to_string();
-        assert!(missing.contains("no/such"), "{missing}");
+        assert!(missing.contains(&format!("no folder {}", dir.path().join("no").display())), "{missing}");
+        assert!(missing.contains("no/such") && Output::create(Path::new("no-such-folder/a")).is_err(), "{missing}");
     }
 }

@@ -21,15 +21,13 @@ pub fn belongs(model: &Metadata, mmproj: &Metadata) -> bool {
     }
 }
 
-/// Refuses a vision file that was not made with the language model. What cannot be read, its reader will tell.
+/// Refuses a vision file that was not made with the language model.
 ///
 /// # Errors
 /// They do not belong together.
-pub fn check_pair(model: &Path, mmproj: &Path) -> Result<(), GgufError> {
-    match (GgufFile::open(model), GgufFile::open(mmproj)) {
-        (Ok(a), Ok(b)) if !belongs(&a.metadata, &b.metadata) => {
-            Err(GgufError::Pair { model: model.into(), mmproj: mmproj.into() })
-        }
-        _ => Ok(()),
+pub fn check_pair(model: &GgufFile, mmproj: &GgufFile) -> Result<(), GgufError> {
+    match belongs(&model.metadata, &mmproj.metadata) {
+        true => Ok(()),
+        false => Err(GgufError::Pair { model: model.path.clone(), mmproj: mmproj.path.clone() }),
     }
 }

@@ -127,7 +127,7 @@ fn type_name(t: &TensorInfo) -> String {
 /// A file that cannot be read; with `verify`, a record beside it that cannot.
 pub fn inspect(path: &Path, options: &InspectOptions) -> Result<Inspection, ModelFileError> {
     let file = GgufFile::open(path)?;
-    let is_model = file.architecture() != "clip";
+    let is_model = !file.is_projector();
     let mmproj = match &options.mmproj {
         Some(_) if !is_model => {
             let problem = "is an mmproj itself; --mmproj goes with the language model";
@@ -138,7 +138,7 @@ pub fn inspect(path: &Path, options: &InspectOptions) -> Result<Inspection, Mode
         None => None,
     };
     if let Some(mmproj) = &mmproj
-        && mmproj.architecture() != "clip"
+        && !mmproj.is_projector()
     {
         let problem = "is no mmproj (its architecture is not `clip`)";
         return Err(ModelFileError::unfit(&mmproj.path, problem));
@@ -156,7 +156,7 @@ pub fn inspect(path: &Path, options: &InspectOptions) -> Result<Inspection, Mode
         weights: file.weights(),
         bits_per_weight: file.bits_per_weight(),
         block_bits_per_weight: file.block_bits_per_weight(),
-        types: types(&file),
+        types: TypeShare::all(&file),
         runtime,
         mmproj: mmproj.map(|m| m.path),
         memory,
@@ -176,21 +176,24 @@ fn beside(path: &Path, model: &GgufFile) -> Result<Option<GgufFile>, ModelFileEr
     }
 }
 
-fn types(file: &GgufFile) -> Vec<TypeShare> {
-    let mut types: Vec<TypeShare> = Vec::new();
-    for t in &file.tensors {
-        let name = type_name(t);
-        let at = types.iter().position(|share| share.name == name).unwrap_or_else(|| {
-            types.push(TypeShare { name, tensors: 0, weights: 0, bytes: 0 });
-            types.len() - 1
-        });
-        let share = &mut types[at];
-        share.tensors += 1;
-        share.weights += t.elements() as u64;
-        share.bytes += t.size.unwrap_or(0);
+impl TypeShare {
+    /// Of all types of a file, the largest share first.
+    pub fn all(file: &GgufFile) -> Vec<Self> {
+        let mut types: Vec<TypeShare> = Vec::new();
+        for t in &file.tensors {
+            let name = type_name(t);
+            let at = types.iter().position(|share| share.name == name).unwrap_or_else(|| {
+                types.push(TypeShare { name, tensors: 0, weights: 0, bytes: 0 });
+                types.len() - 1
+            });
+            let share = &mut types[at];
+            share.tensors += 1;
+            share.weights += t.elements() as u64;
+            share.bytes += t.size.unwrap_or(0);
+        }
+        types.sort_by_key(|share| std::cmp::Reverse(share.bytes));
+        types
     }
-    types.sort_by_key(|share| std::cmp::Reverse(share.bytes));
-    types
 }
 
 impl SizedFile {

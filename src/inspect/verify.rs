@@ -72,7 +72,7 @@ impl Verification {
             Some((path, record)) => findings.extend(compare(path, record, file, &digests)),
             None => findings.push(found(Severity::Note, &file.path, "there is no record (.mbq.json) to compare with")),
         }
-        if file.architecture() != "clip" {
+        if !file.is_projector() {
             findings.push(pairing(file, mmproj));
         }
         let sound = !findings.iter().any(|f| f.severity == Severity::Error);

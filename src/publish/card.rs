@@ -46,7 +46,7 @@ impl Published {
     /// Reads the model at `path`, its record and its mmproj, which must be those that belong to it.
     fn read(path: &Path, report: Option<&Report>) -> Result<Self, ModelFileError> {
         let file = GgufFile::open(path)?;
-        if file.architecture() == "clip" {
+        if file.is_projector() {
             return Err(ModelFileError::unfit(path, "is an mmproj; give the language model, it is found beside it"));
         }
         let found = ConversionRecord::beside(path)?;

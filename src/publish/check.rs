@@ -79,7 +79,7 @@ pub fn check(dir: &Path) -> Result<Checked, ModelFileError> {
     names.sort();
     let mut folder = Folder { dir: dir.into(), names, problems: Vec::new() };
     let files = folder.open_all();
-    let (mmprojs, models): (Vec<GgufFile>, Vec<GgufFile>) = files.into_iter().partition(|f| f.architecture() == "clip");
+    let (mmprojs, models): (Vec<GgufFile>, Vec<GgufFile>) = files.into_iter().partition(|f| f.is_projector());
     if models.is_empty() {
         folder.wrong(".", "no language model (.gguf) can be read here");
     }

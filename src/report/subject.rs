@@ -55,7 +55,7 @@ impl Subject {
     /// Reads the model, its record and the evaluation at `eval`, and checks that they are of one model.
     pub fn read(model: &Path, eval: Option<&Path>) -> Result<Self, ReportError> {
         let file = GgufFile::open(model)?;
-        if file.architecture() == "clip" {
+        if file.is_projector() {
             return Err(ReportError::Vision { path: model.into() });
         }
         let missing =

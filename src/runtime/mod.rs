@@ -48,6 +48,8 @@ pub enum RuntimeError {
     NoCache(&'static str),
     #[error("{path}: {action}: {source}")]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    Write(#[from] Box<crate::gguf::GgufError>),
     #[error("the embedded archive is damaged: {0}")]
     Archive(String),
     #[error("{model}: no mmproj*.gguf beside it; name the vision file with --mmproj")]

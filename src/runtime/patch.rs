@@ -1,10 +1,10 @@
 //! Applies this program's changes to somebody's llama.cpp checkout: all of them, or none.
 use super::RuntimeError;
+use crate::gguf::{GgufError, Output};
 use diffy::patch_set::{FileOperation, ParseOptions, PatchSet};
 use diffy::{Hunk, Line, Patch};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 macro_rules! embedded {
@@ -14,7 +14,7 @@ macro_rules! embedded {
 }
 
 /// Name and text of every patch, in their order.
-const PATCHES: [(&str, &str); 8] = embedded!["":
+const PATCHES: [(&str, &str); 9] = embedded!["":
     "0001-mtmd-llava-onevision.patch",
     "0002-mbq3.patch",
     "0003-mbq3-cuda.patch",
@@ -23,10 +23,11 @@ const PATCHES: [(&str, &str); 8] = embedded!["":
     "0006-mtmd-internvl.patch",
     "0007-mtmd-gemma3-idefics3.patch",
     "0008-tower-f16.patch",
+    "0009-mbq3-vulkan.patch",
 ];
 
 /// Path and text of every file of ours.
-const FILES: [(&str, &str); 20] = embedded!["files/":
+const FILES: [(&str, &str); 22] = embedded!["files/":
     "ggml/src/ggml-cpu/mbq3/mbq3-kernel.c",
     "ggml/src/ggml-cpu/mbq3/mbq3-kernel.h",
     "ggml/src/ggml-cpu/mbq3/mbq3.c",
@@ -40,6 +41,8 @@ const FILES: [(&str, &str); 20] = embedded!["files/":
     "ggml/src/ggml-cuda/mbq3-mmvq.cuh",
     "ggml/src/ggml-cuda/mbq3.cuh",
     "ggml/src/ggml-cuda/template-instances/mmq-instance-mbq3.cu",
+    "ggml/src/ggml-vulkan/vulkan-shaders/dequant_mbq3.comp",
+    "ggml/src/ggml-vulkan/vulkan-shaders/mbq3.glsl",
     "ggml/src/ggml-mbq3.c",
     "ggml/src/ggml-mbq3.h",
     "tools/mtmd/llava-anyres.h",
@@ -193,29 +196,27 @@ fn read(path: &Path) -> Result<Option<String>, RuntimeError> {
     }
 }
 
-/// Writes all files beside their places, then puts them there, so that a full disk leaves the checkout as it is.
+/// Writes all files without names, then puts them in their places, so that a full disk or Ctrl-C leaves the checkout as it is.
 fn write(dir: &Path, files: &[(String, String)]) -> Result<(), RuntimeError> {
-    let mut parts = Vec::new();
+    let mut outputs = Vec::new();
     for (name, text) in files {
         let path = dir.join(name);
-        let failed = |source| RuntimeError::Io { path: path.clone(), action: "cannot write", source };
         let parent = path.parent().unwrap_or(dir);
+        let failed = |source| RuntimeError::Io { path: parent.into(), action: "cannot make the folder", source };
         fs::create_dir_all(parent).map_err(failed)?;
-        let mut part = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
-        part.write_all(text.as_bytes()).map_err(failed)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let permissions =
-                fs::metadata(&path).map_or_else(|_| fs::Permissions::from_mode(0o644), |m| m.permissions());
-            part.as_file().set_permissions(permissions).map_err(failed)?;
-        }
-        parts.push((part, path));
+        outputs.push(output(&path, text).map_err(Box::new)?);
     }
-    for (part, path) in parts {
-        part.persist(&path).map_err(|e| RuntimeError::Io { path, action: "cannot write", source: e.error })?;
+    Ok(Output::publish(outputs).map_err(Box::new)?)
+}
+
+/// The file at `path` with another text, and the permissions that it has.
+fn output(path: &Path, text: &str) -> Result<Output, GgufError> {
+    let mut output = Output::create(path)?;
+    output.write(text.as_bytes())?;
+    if let Ok(old) = fs::metadata(path) {
+        output.permit(old.permissions())?;
     }
-    Ok(())
+    Ok(output)
 }
 
 #[cfg(test)]

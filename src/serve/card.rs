@@ -1,7 +1,7 @@
 //! What the server tells of its model, and how much context it can have.
 use super::{ServeError, Setup};
-use crate::gguf::{GgufFile, ShardName};
-use crate::inspect::{InspectOptions, MemoryEstimate, inspect};
+use crate::gguf::{GgufFile, ShardName, check_pair};
+use crate::inspect::{MemoryEstimate, TypeShare};
 use crate::record::ConversionRecord;
 use serde_json::{Value, json};
 
@@ -25,10 +25,9 @@ const CACHE: u64 = 2 << 30;
 
 impl ModelCard {
     /// # Errors
-    /// A file that cannot be read, or a larger context than the model was trained for.
+    /// A file that cannot be read, files that are no pair, or a larger context than the model was trained for.
     pub fn new(setup: &Setup) -> Result<Self, ServeError> {
-        let file = GgufFile::open(&setup.model)?;
-        let mmproj = setup.mmproj.as_deref().map(GgufFile::open).transpose()?;
+        let (file, mmproj) = open(setup)?;
         let trained = file.arch_u64("context_length").filter(|n| *n > 0);
         let context = match (setup.context, trained) {
             (Some(wanted), Some(trained)) if wanted as u64 > trained => {
@@ -46,7 +45,7 @@ impl ModelCard {
             id: ShardName::stem_of(&setup.model),
             context,
             leading_space: spm && prefix.unwrap_or(true),
-            meta: meta(setup, &file, mmproj.as_ref(), context)?,
+            meta: meta(setup, &file, mmproj.as_ref(), context),
             created,
         })
     }
@@ -54,6 +53,20 @@ impl ModelCard {
     /// OpenAI's model object, with `meta` beside.
     pub fn object(&self) -> Value {
         json!({"id": self.id, "object": "model", "created": self.created, "owned_by": "mbq-convert", "meta": self.meta})
+    }
+}
+
+/// Opens the files; llama.cpp would say less of one that is cut off or of a shard that is missing.
+fn open(setup: &Setup) -> Result<(GgufFile, Option<GgufFile>), ServeError> {
+    let model = GgufFile::open(&setup.model)?;
+    if model.is_projector() {
+        return Err(ServeError::IsProjector(model.path));
+    }
+    let mmproj = setup.mmproj.as_deref().map(GgufFile::open).transpose()?;
+    match mmproj {
+        Some(mmproj) if !mmproj.is_projector() => Err(ServeError::NotProjector(mmproj.path)),
+        Some(mmproj) => check_pair(&model, &mmproj).map(|()| (model, Some(mmproj))).map_err(ServeError::from),
+        None => Ok((model, None)),
     }
 }
 
@@ -76,22 +89,21 @@ fn free_memory() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn meta(setup: &Setup, file: &GgufFile, mmproj: Option<&GgufFile>, context: usize) -> Result<Value, ServeError> {
-    let about = inspect(&setup.model, &InspectOptions { mmproj: setup.mmproj.clone(), ..Default::default() })?;
+fn meta(setup: &Setup, file: &GgufFile, mmproj: Option<&GgufFile>, context: usize) -> Value {
     // A damaged record is no reason not to answer.
     let record = ConversionRecord::beside(&setup.model).ok().flatten().map(|(_, record)| record);
     let key = |name: &str| file.metadata.str(&format!("general.{name}"));
     let url = || key("base_model.0.repo_url").map(|url| url.trim_start_matches("https://huggingface.co/"));
-    Ok(json!({
-        "architecture": about.architecture,
+    json!({
+        "architecture": file.architecture(),
         "name": key("name"),
         "vision": mmproj.is_some(),
-        "n_params": about.weights,
-        "size": about.files.iter().map(|f| f.bytes).sum::<u64>(),
+        "n_params": file.weights(),
+        "size": file.file_size(),
         "mmproj_size": mmproj.map(GgufFile::file_size),
-        "types": about.types.iter().map(|t| &t.name).collect::<Vec<_>>(),
-        "bits_per_weight": about.bits_per_weight,
-        "block_bits_per_weight": about.block_bits_per_weight,
+        "types": TypeShare::all(file).iter().map(|share| &share.name).collect::<Vec<_>>(),
+        "bits_per_weight": file.bits_per_weight(),
+        "block_bits_per_weight": file.block_bits_per_weight(),
         "method": record.map(|r| r.method),
         "n_ctx": context,
         "n_ctx_train": file.arch_u64("context_length"),
@@ -99,5 +111,5 @@ fn meta(setup: &Setup, file: &GgufFile, mmproj: Option<&GgufFile>, context: usiz
         "slots": setup.slots,
         "base_model": key("source.huggingface.repository").or_else(url),
         "license": key("license.name").or(key("license")),
-    }))
+    })
 }

@@ -19,7 +19,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_stream::StreamExt;
 
 /// For a body to come: who sends half of one keeps others out meanwhile.
-const BODY: Duration = Duration::from_secs(30);
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// Answers.
 pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -27,11 +27,7 @@ pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Resul
     let deadline = start + app.timeout;
     check_headers(&app, request.headers())?;
     let place = app.places.clone().try_acquire_owned().map_err(|_| ApiError::busy(app.queue))?;
-    let body = timeout(BODY.min(app.timeout), body(request.into_body(), app.body_limit));
-    let body = body.await.map_err(|_| {
-        let message = format!("the body did not come within {} seconds", BODY.min(app.timeout).as_secs());
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
-    })??;
+    let body = body_within(BODY_TIME.min(app.timeout), request.into_body(), app.body_limit).await?;
     let its_app = app.clone();
     let chat = blocking(move || ChatRequest::parse(&body, &its_app.pictures)).await??;
     if let Some(model) = &chat.model {
@@ -67,6 +63,14 @@ fn check_headers(app: &App, headers: &HeaderMap) -> Result<(), ApiError> {
 fn too_large(limit: usize) -> ApiError {
     let message = format!("the body is longer than {limit} bytes (--max-body)");
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+}
+
+/// Reads a body that must be there in `time`, however steadily it comes.
+async fn body_within(time: Duration, of: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    timeout(time, body(of, limit)).await.unwrap_or_else(|_| {
+        let message = format!("the body did not come within {} seconds", time.as_secs());
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message))
+    })
 }
 
 /// Reads a body, counting.
@@ -119,5 +123,40 @@ async fn submit(
         Some(Event::Started(prompt)) => Ok((prompt, events)),
         Some(Event::Failed(error)) => Err(error),
         _ => Err(ended()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+    use tokio_stream::Stream;
+
+    /// `part` again and again, a millisecond between them.
+    fn trickle(part: &'static [u8], times: usize) -> Body {
+        let parts = tokio_stream::iter(0..times).then(move |_| async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            Ok::<_, Infallible>(part)
+        });
+        Body::from_stream(parts)
+    }
+
+    fn never() -> impl Stream<Item = Result<&'static [u8], Infallible>> + Send {
+        tokio_stream::pending()
+    }
+
+    #[tokio::test]
+    async fn a_body_has_a_time_and_a_length() {
+        let (start, soon) = (Instant::now(), Duration::from_millis(50));
+        let refusal = async |body: Body| body_within(soon, body, 1 << 20).await.map_err(|e| e.status.as_u16());
+        let read = body_within(Duration::from_secs(60), trickle(b"ab", 3), 6).await;
+        assert_eq!(read.unwrap(), b"ababab");
+        assert_eq!(refusal(Body::from_stream(never())).await, Err(408), "nothing comes");
+        let half = tokio_stream::once(Ok(b"half".as_slice())).chain(never());
+        assert_eq!(refusal(Body::from_stream(half)).await, Err(408), "half of it");
+        assert_eq!(refusal(trickle(b"a", 1_000_000)).await, Err(408), "steadily, but slowly");
+        assert!(start.elapsed() < Duration::from_secs(20), "it is the time given that counts");
+        let long = body_within(Duration::from_secs(60), trickle(b"ab", 4), 7).await.unwrap_err();
+        assert_eq!((long.status.as_u16(), long.code), (413, Some("request_too_large")));
     }
 }

@@ -22,7 +22,6 @@ mod scheduler;
 
 pub use card::ModelCard;
 
-use crate::error::ModelFileError;
 use crate::gguf::{GgufError, ReadError};
 use crate::runtime::engine::{Compute, EngineError};
 use std::net::{IpAddr, SocketAddr};
@@ -78,10 +77,10 @@ pub enum ServeError {
     Unreadable(#[from] ReadError),
     #[error(transparent)]
     Pair(#[from] GgufError),
-    #[error(transparent)]
-    ModelFile(#[from] ModelFileError),
     #[error("{0} is a vision file (mmproj); give the language model, it is found beside it")]
     IsProjector(PathBuf),
+    #[error("{0} is no vision file (mmproj); --mmproj names it")]
+    NotProjector(PathBuf),
     #[error("{0} has no chat template: there is no telling how a conversation is put to it")]
     NoTemplate(PathBuf),
     #[error("{0}: {1}")]

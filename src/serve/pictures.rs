@@ -58,15 +58,15 @@ impl Pictures {
         if before >= MOST_PICTURES {
             return Err(wrong(format!("a request may have {MOST_PICTURES} pictures at most")));
         }
-        if url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:")) {
-            let (kind, data) = url[5..].split_once(',').ok_or_else(|| wrong("the data URL has no comma".into()))?;
+        if let Some(rest) = after_scheme(&url, "data:") {
+            let (kind, data) = rest.split_once(',').ok_or_else(|| wrong("the data URL has no comma".into()))?;
             if !kind.to_ascii_lowercase().ends_with(";base64") {
                 return Err(wrong("a data URL must be in base64: data:image/png;base64,…".into()));
             }
             let bytes = BASE64.decode(data.trim()).map_err(|e| wrong(format!("the data URL is not base64: {e}")))?;
             return Ok(PictureSource::Bytes(bytes));
         }
-        if url.starts_with("http://") || url.starts_with("https://") {
+        if ["http:", "https:"].iter().any(|scheme| after_scheme(&url, scheme).is_some()) {
             let message = "this server fetches nothing from the network: send the picture as a data: URL";
             return Err(wrong(message.into()));
         }
@@ -80,8 +80,8 @@ impl Pictures {
 
 /// The allowed file that `url`, `file://…` or a path, names.
 fn file(folder: &Path, url: &str) -> Result<PathBuf, String> {
-    let named = match url.strip_prefix("file://") {
-        Some(path) => PathBuf::from(percent_decoded(path).ok_or("the file URL is damaged")?),
+    let named = match after_scheme(url, "file:") {
+        Some(rest) => PathBuf::from(percent_decoded(path_of_url(rest)?).ok_or("the file URL is damaged")?),
         None => PathBuf::from(url),
     };
     inside(folder, &named).map_err(|error| match error {
@@ -89,6 +89,22 @@ fn file(folder: &Path, url: &str) -> Result<PathBuf, String> {
         LocateError::Missing { .. } => "there is no such file in the folder that --allow-files names".into(),
         error => error.to_string(),
     })
+}
+
+/// What follows a URL's scheme (`file:`), however that is capitalised; none where it has another.
+fn after_scheme<'a>(url: &'a str, scheme: &str) -> Option<&'a str> {
+    let (given, rest) = url.split_at_checked(scheme.len())?;
+    given.eq_ignore_ascii_case(scheme).then_some(rest)
+}
+
+/// The path of a file URL: `/a` of `///a`, `//localhost/a` or `/a`.
+fn path_of_url(rest: &str) -> Result<&str, String> {
+    let Some(rest) = rest.strip_prefix("//") else { return Ok(rest) };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match host.is_empty() || host.eq_ignore_ascii_case("localhost") {
+        true => Ok(path),
+        false => Err("the file URL names another machine; file:///PATH names a file of this one".into()),
+    }
 }
 
 /// A URL's path with its `%41`s as bytes; none where they are cut off or make no text.
@@ -160,6 +176,7 @@ mod tests {
         let server = server(None);
         for (url, want) in [
             ("https://example.com/cat.png", "fetches nothing"),
+            ("HTTP://example.com/cat.png", "fetches nothing"),
             ("file:///etc/passwd", "--allow-files"),
             ("cat.png", "--allow-files"),
             ("", "--allow-files"),
@@ -186,7 +203,12 @@ mod tests {
         let server = server(Some(&folder));
         let taken = |url: &str| matches!(server.source(url.into(), "", 0), Ok(PictureSource::File(_)));
         assert!(taken("a b.png"));
-        assert!(taken(&format!("file://{}/a%20b.png", folder.display())));
+        for prefix in ["file://", "FILE://", "file://localhost", "File://LocalHost", "file:"] {
+            assert!(taken(&format!("{prefix}{}/a%20b.png", folder.display())), "{prefix}");
+        }
+        let elsewhere = refused(&server, &format!("file://other{}/a%20b.png", folder.display()));
+        assert!(elsewhere.contains("another machine"), "{elsewhere}");
+        assert!(refused(&server, "file://localhost").contains("no such file"), "the folder itself");
         for url in ["../secret.png", "file:///etc/passwd", "%2e%2e/secret.png", "file://%2e%2e/secret.png", "none.png"]
         {
             assert!(!taken(url), "{url}");

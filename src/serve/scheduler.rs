@@ -146,7 +146,7 @@ impl<'v> Scheduler<'v> {
         let pictures = !job.pictures.is_empty();
         let prompt = Prompt::new(job, self.sequences.model(), self.vision).map_err(|error| match error {
             EngineError::Picture { .. } if pictures => ApiError::invalid("messages", error.to_string()),
-            error => ApiError::internal(error.to_string()),
+            error => failed(error),
         })?;
         let tokens = prompt.tokens();
         if tokens >= self.context {
@@ -281,7 +281,8 @@ impl<'v> Scheduler<'v> {
                 }
             }
             Err(error) => {
-                entries.iter().for_each(|e| self.fail(e.sequence as usize, ApiError::internal(error.to_string())))
+                let error = failed(error);
+                entries.iter().for_each(|e| self.fail(e.sequence as usize, error.clone()));
             }
         }
     }
