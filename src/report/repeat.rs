@@ -90,7 +90,12 @@ fn phase(name: &str, phases: &serde_json::Map<String, Value>) -> String {
     let each: Vec<f64> = each.into_iter().flatten().filter_map(Value::as_f64).collect();
     match (each.iter().copied().reduce(f64::min), each.iter().copied().reduce(f64::max)) {
         (Some(low), Some(high)) => format!("Blocks ({}, {} to {} each)", each.len(), duration(low), duration(high)),
-        _ => name.to_owned(),
+        _ => match name {
+            "outputs" => "What errors of rows cost the answers (gradients)".into(),
+            "sensitivity" => "Sensitivity of pictures’ and answers’ tokens (gradients)".into(),
+            "bits" => "Which linears get wider types".into(),
+            _ => name.to_owned(),
+        },
     }
 }
 
