@@ -9,6 +9,7 @@ use mbq_convert::gguf::GgufFile;
 use mbq_convert::runtime::engine::{Model, Runtime};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tiny::card::carded;
 use tiny::{Naming, Tensors, checkpoint_with, convert, named, text};
 
 const HIDDEN: usize = 64;
@@ -329,4 +330,19 @@ fn tokenizers_that_do_not_fit_are_refused() {
         vocab.insert("<boi>".into(), id);
     };
     refused(file, Naming::Published, renamed, &["<start_of_image>"]);
+}
+
+/// The front matter of a gated repository has texts of several lines.
+#[test]
+fn cards() {
+    let parent = tempfile::tempdir().unwrap();
+    let front = "license: gemma\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n\
+                 extra_gated_heading: Access Gemma on Hugging Face\nextra_gated_prompt: >-\n  To access Gemma on Hugging Face, \
+                 you’re required to review and agree to\n  Google’s usage license. Requests are processed: \
+                 immediately.\nextra_gated_button_content: Acknowledge license\nbase_model: google/gemma-3-4b-pt";
+    carded(
+        &checkpoint(parent.path(), Naming::Nested, 1),
+        front,
+        &[("license", &["gemma"]), ("extra_gated_prompt", &[]), ("language", &[])],
+    );
 }

@@ -8,6 +8,7 @@ use mbq_convert::gguf::GgufFile;
 use mbq_convert::runtime::engine::Runtime;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tiny::card::carded;
 use tiny::{Tensors, convert, small, text, tokenizer_with, write_weights};
 
 const HIDDEN: usize = 64;
@@ -231,4 +232,19 @@ fn tensors_that_nobody_claims_are_refused() {
     let done = convert(&dir, &parent.path().join("o.gguf"), &["--type", "f16"]);
     let message = text(&done.stderr);
     assert!(!done.status.success() && message.contains("perceiver_resampler.latents"), "{message}");
+}
+
+#[test]
+fn cards() {
+    let parent = tempfile::tempdir().unwrap();
+    let front = "library_name: transformers\nlicense: apache-2.0\ndatasets:\n- HuggingFaceM4/the_cauldron\n\
+                 pipeline_tag: image-text-to-text\nlanguage:\n- en\nbase_model:\n\
+                 - HuggingFaceTB/SmolLM2-135M-Instruct\n- google/siglip-base-patch16-512";
+    for model_type in ["idefics3", "smolvlm"] {
+        carded(
+            &checkpoint(parent.path(), model_type, 2 * TILE),
+            front,
+            &[("license", &["apache-2.0"]), ("language", &["en"]), ("datasets", &[])],
+        );
+    }
 }

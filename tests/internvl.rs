@@ -9,6 +9,7 @@ use mbq_convert::image::Rgb;
 use mbq_convert::runtime::engine::Runtime;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tiny::card::carded;
 use tiny::{Tensors, convert, small, text, tokenizer_with, write_weights};
 
 const HIDDEN: usize = 64;
@@ -448,4 +449,24 @@ fn what_the_runtime_cannot_do_is_refused() {
     refused(qwen2, Nested, set("/image_processor_type", json!("CLIPImageProcessor")), &[file, "GotOcr2ImageProcessor"]);
     refused(qwen2, Nested, set("/max_patches", json!(100_000)), &[file, "1000"]);
     refused(qwen2, Published, set("/added_tokens/2/content", json!("<image>")), &["tokenizer.json", "<img>"]);
+}
+
+#[test]
+fn cards() {
+    let parent = tempfile::tempdir().unwrap();
+    let front = "license: mit\npipeline_tag: image-text-to-text\nlibrary_name: transformers\nbase_model:\n\
+                 \x20 - OpenGVLab/InternViT-300M-448px\n  - internlm/internlm2-chat-1_8b\nbase_model_relation: merge\n\
+                 language:\n  - multilingual\ntags:\n  - internvl\n  - custom_code";
+    for (llm, layout) in [("qwen2", Original), ("internlm2", Original), ("qwen3", Nested)] {
+        carded(
+            &checkpoint(parent.path(), llm, layout),
+            front,
+            // What stands in GGUF files is nobody's code.
+            &[
+                ("license", &["mit"]),
+                ("language", &["multilingual"]),
+                ("tags", &["gguf", "llama.cpp", "mbq-convert", "q8_0", "internvl"]),
+            ],
+        );
+    }
 }

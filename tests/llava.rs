@@ -8,6 +8,7 @@ use common::{root, runtime_dir};
 use mbq_convert::runtime::engine::{Compute, Model, Runtime};
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
+use tiny::card::carded;
 use tiny::llava::{HEAD_DIM, HIDDEN, KV, VOCAB, checkpoint, tensors};
 use tiny::{Naming, convert, text};
 
@@ -275,4 +276,21 @@ fn sentencepiece_models_that_llama_cpp_does_not_have() {
     }
     let many: Vec<u8> = (0..17).flat_map(|i| piece(&format!("more{i}"), 1)).collect();
     refused(&many, &["1217 pieces", "1216 rows"]);
+}
+
+#[test]
+fn cards() {
+    for next in [false, true] {
+        let parent = tempfile::tempdir().unwrap();
+        carded(
+            &checkpoint(parent.path(), next, Naming::Published, 1),
+            "language:\n- en\npipeline_tag: image-text-to-text\nlicense: llama2\ninference: false\ntags: [vision, transformers]",
+            &[
+                ("license", &["llama2"]),
+                ("language", &["en"]),
+                ("inference", &[]),
+                ("tags", &["gguf", "llama.cpp", "mbq-convert", "q8_0", "vision"]),
+            ],
+        );
+    }
 }

@@ -5,6 +5,7 @@ use mbq_convert::front::FrontMatter;
 use mbq_convert::gguf::GgufFile;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tiny::card::carded;
 use tiny::{Naming, checkpoint, convert, listing, program, text};
 
 const CARD: &str = "---\nlicense: other\nlicense_name: tiny-research\nlicense_link: LICENSE\nlanguage: [en, \"no\"]\n\
@@ -100,7 +101,7 @@ fn a_folder_of_several_types() {
         "the projector is ours: {written}"
     );
     let (passed, said) = check(folder);
-    assert!(passed && said.contains("2 models, 1 mmproj files, 2 records"), "{said}");
+    assert!(passed && said.contains("2 models, 1 mmproj file, 2 records\nnothing is wrong"), "{said}");
     // A model of another checkpoint is not put on the same card.
     let other = tempfile::tempdir().unwrap();
     let elsewhere = model(other.path(), &["--type", "f16"]);
@@ -130,6 +131,9 @@ fn split_models_are_carded_and_checked() {
     assert!(check(folder).0, "{}", check(folder).1);
     std::fs::remove_file(folder.join(&shards[1])).unwrap();
     fails(folder, &[&format!("split into {} files, of which", shards.len()), &shards[1], "is missing"]);
+    // What is there is not told to be missing, nor the vision file to be nobody's.
+    let said = check(folder).1;
+    assert!(!said.contains(&format!("{}, which is not here", shards[0])) && !said.contains("goes with none"), "{said}");
     assert!(card(&[&first], &[]).unwrap_err().contains("is missing"));
 }
 
@@ -215,6 +219,7 @@ fn a_folder_that_should_not_be_uploaded() {
     // Front matter: each line changed, and what is said then.
     let changes = [
         ("license_name: tiny-research\n", "", "`license` is other, so `license_name` has to be there"),
+        ("license: other\n", "", "`license_name` stands without"),
         (
             "license_link: \"https://huggingface.co/org/tiny-model/blob/main/LICENSE\"",
             "license_link: LICENCE",
@@ -279,4 +284,15 @@ fn a_folder_that_should_not_be_uploaded() {
     let rotated = model(other.path(), &["--rotate", "on"]);
     std::fs::copy(rotated.with_file_name(mmproj.file_name().unwrap()), &mmproj).unwrap();
     fails(folder, &["goes with none of the mmproj files here", "goes with none of the models here"]);
+}
+
+#[test]
+fn the_card_of_onevision() {
+    let dir = tempfile::tempdir().unwrap();
+    carded(
+        &checkpoint(dir.path(), Naming::Published, 1),
+        "language:\n- en\n- zh\nlicense: apache-2.0\ntags:\n- vision\n- conversational\ndatasets:\n\
+         - lmms-lab/LLaVA-OneVision-Data\nlibrary_name: transformers\narxiv: 2408.03326",
+        &[("license", &["apache-2.0"]), ("language", &["en", "zh"]), ("arxiv", &[])],
+    );
 }

@@ -8,6 +8,7 @@ use mbq_convert::gguf::GgufFile;
 use mbq_convert::runtime::engine::{Piece, Runtime};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use tiny::card::carded;
 use tiny::{Naming, Tensors, convert, small, text, tokenizer_with, write_weights};
 
 const HIDDEN: usize = 64;
@@ -387,4 +388,28 @@ fn what_the_runtime_cannot_do_is_refused() {
     refused(two, Published, |j| j["vision_start_token_id"] = 299.into(), &["<|vision_start|>", "299"]);
     refused(five, Published, |j| j["merge_size"] = 4.into(), &["preprocessor_config.json", "merge_size"]);
     refused(five, Published, |j| j["do_resize"] = false.into(), &["preprocessor_config.json", "do_resize"]);
+}
+
+/// Qwen2.5-VL-3B's front matter has a licence's name without `license: other`, which the hub wants with it.
+#[test]
+fn cards() {
+    let parent = tempfile::tempdir().unwrap();
+    let link = "https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/LICENSE";
+    let front = format!(
+        "license_name: qwen-research\nlicense_link: {link}\nlanguage:\n- en\npipeline_tag: image-text-to-text\ntags:\n\
+         - multimodal\nlibrary_name: transformers"
+    );
+    for family in FAMILIES {
+        carded(
+            &checkpoint(parent.path(), family, Naming::Published),
+            &front,
+            &[
+                ("license", &["other"]),
+                ("license_name", &["qwen-research"]),
+                ("license_link", &["https://huggingface.co/Qwen/Qwen2.5-VL-3B-Instruct/blob/main/LICENSE"]),
+                ("language", &["en"]),
+                ("tags", &["gguf", "llama.cpp", "mbq-convert", "q8_0", "multimodal"]),
+            ],
+        );
+    }
 }

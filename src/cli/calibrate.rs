@@ -45,8 +45,8 @@ pub struct Args {
     /// Continue after the last finished block of an interrupted run
     #[arg(long)]
     resume: bool,
-    /// Switches for research, see docs/calibration.md: seed, max-tokens, activations, scales, loss, distort, balance,
-    /// exhaustive, share-heads, target, residual
+    /// Switches for research, see docs/calibration.md: seed, max-tokens, activations, own-answers, scales, loss, distort,
+    /// balance, exhaustive, share-heads, target, residual, two-sided
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }

@@ -58,10 +58,19 @@ fn run_check(dir: &Path, common: &Common) -> Result<()> {
         for problem in &checked.problems {
             println!("{}: {problem}", if problem.wrong { "WRONG" } else { "note" });
         }
-        println!("{} models, {} mmproj files, {} records", checked.models, checked.mmprojs, checked.records);
+        let counts = [(checked.models, "model"), (checked.mmprojs, "mmproj file"), (checked.records, "record")];
+        println!("{}", counts.map(|(n, thing)| counted(n, thing)).join(", "));
     }
     if wrong > 0 {
-        bail!("{}: {wrong} things are wrong: this folder should not be uploaded", dir.display());
+        bail!("{}: {}: this folder should not be uploaded", dir.display(), counted(wrong, "fault"));
+    }
+    if !common.quiet {
+        println!("nothing is wrong: this folder can be uploaded");
     }
     Ok(())
+}
+
+/// `1 model`, `2 models`.
+fn counted(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }

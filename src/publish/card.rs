@@ -144,7 +144,7 @@ pub fn card(models: &[PathBuf], options: &CardOptions) -> Result<ModelCard, Mode
     if writer.base_model.is_none() {
         notes.push("the files do not say of which repository the checkpoint is; --base-model org/name adds it".into());
     }
-    if first.key("license").is_none() {
+    if first.key("license").or(first.key("license.name")).is_none() {
         notes.push("the checkpoint's card named no licence; add `license:` to the front matter".into());
     }
     if report.is_none() {
@@ -162,7 +162,8 @@ pub fn card(models: &[PathBuf], options: &CardOptions) -> Result<ModelCard, Mode
 /// The calibration set's name in records.
 const BUILT_IN: &str = "built-in";
 /// Tags of the checkpoint's card that are not true of GGUF files.
-const NOT_OURS: [&str; 8] = [
+const NOT_OURS: [&str; 9] = [
+    "custom_code",
     "transformers",
     "safetensors",
     "pytorch",
@@ -189,7 +190,9 @@ impl Writer<'_> {
             front.set("base_model_relation", &["quantized"]);
         }
         let several = |key: &str| first.key(key).map(|v| v.split(',').map(str::trim).collect::<Vec<_>>());
-        front.set("license", &several("license").unwrap_or_default());
+        // Some checkpoints name a licence of their own and leave out the word that the hub wants with it.
+        let unnamed = first.key("license.name").map_or(vec![], |_| vec!["other"]);
+        front.set("license", &several("license").unwrap_or(unnamed));
         front.set("license_name", first.key("license.name").as_slice());
         front.set("license_link", self.license_link().as_slice());
         front.set("pipeline_tag", &[if first.mmproj.is_some() { "image-text-to-text" } else { "text-generation" }]);
@@ -379,7 +382,7 @@ impl Writer<'_> {
                 model.tensors
             );
         }
-        if let Some(licence) = self.first.key("license") {
+        if let Some(licence) = self.first.key("license.name").or(self.first.key("license")) {
             let _ = writeln!(out, "- The checkpoint's licence ({licence}) holds for these files.");
         }
     }
@@ -393,6 +396,8 @@ fn calibration(record: Option<&Value>, out: &mut String) {
     };
     let source = record["settings"]["source"].as_str().unwrap_or("?");
     let (samples, tokens) = (&record["settings"]["samples"], &record["tokens"]);
+    let own = record["own_answers"].as_object().is_some_and(|turns| !turns.is_empty());
+    let own = if own { " and what the checkpoint itself answers about them" } else { "" };
     let digest = record["data_sha256"].as_str().unwrap_or("?");
     let (source, licence) = match source {
         BUILT_IN => ("mbq-convert's built-in set of drawn pictures".into(), "MIT licence"),
@@ -400,7 +405,7 @@ fn calibration(record: Option<&Value>, out: &mut String) {
     };
     let _ = writeln!(
         out,
-        "  - calibrated on {samples} pictures with texts ({tokens} tokens) of {source}, SHA-256 of what was read `{digest}`, {licence}"
+        "  - calibrated on {samples} pictures with texts{own} ({tokens} tokens) of {source}, SHA-256 of what was read `{digest}`, {licence}"
     );
 }
 

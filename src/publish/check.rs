@@ -54,6 +54,8 @@ struct Folder {
     dir: PathBuf,
     /// Of its files, without folders.
     names: Vec<String>,
+    /// GGUF files are here that cannot be read: what they would be is not known.
+    unread: bool,
     problems: Vec<Problem>,
 }
 
@@ -77,7 +79,7 @@ pub fn check(dir: &Path) -> Result<Checked, ModelFileError> {
     let paths = list.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_file());
     let mut names: Vec<String> = paths.map(|path| file_name(&path)).collect();
     names.sort();
-    let mut folder = Folder { dir: dir.into(), names, problems: Vec::new() };
+    let mut folder = Folder { dir: dir.into(), names, unread: false, problems: Vec::new() };
     let files = folder.open_all();
     let (mmprojs, models): (Vec<GgufFile>, Vec<GgufFile>) = files.into_iter().partition(|f| f.is_projector());
     if models.is_empty() {
@@ -112,7 +114,10 @@ impl Folder {
             }
             match GgufFile::open(&first) {
                 Ok(file) => files.push(file),
-                Err(error) => self.wrong(&name, error.to_string()),
+                Err(error) => {
+                    self.unread = true;
+                    self.wrong(&name, error.to_string());
+                }
             }
         }
         files
@@ -157,7 +162,7 @@ impl Folder {
             if !name.starts_with("mmproj") {
                 self.wrong(&name, "is a vision file; programs find it by a name that begins with mmproj");
             }
-            if !models.iter().any(|model| goes(model, mmproj)) {
+            if !self.unread && !models.iter().any(|model| goes(model, mmproj)) {
                 self.wrong(&name, "goes with none of the models here");
             }
         }
@@ -194,6 +199,8 @@ impl Folder {
                         let what = format!("its SHA-256 is {}, the record {name} says {}", other.sha256, file.sha256);
                         self.wrong(&file.name, what);
                     }
+                    // It cannot be read, and that was said.
+                    (false, None) if self.unread && self.names.contains(&file.name) => (),
                     (false, None) => self.wrong(name, format!("lists {}, which is not here", file.name)),
                 }
             }
@@ -272,6 +279,9 @@ impl Folder {
     fn license(&mut self, front: &FrontMatter) {
         const README: &str = "README.md";
         match front.get("license") {
+            [] if !front.get("license_name").is_empty() => {
+                self.wrong(README, "`license_name` stands without `license: other`");
+            }
             [] => self.advice(README, "`license` is missing: without it nobody may use the files"),
             [other] if other == "other" => {
                 for key in ["license_name", "license_link"] {

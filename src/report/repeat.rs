@@ -51,7 +51,8 @@ pub fn duration(seconds: f64) -> String {
 fn times(s: &Subject, out: &mut String) -> Result {
     let Some(noted) = &s.noted else { return Ok(()) };
     let mut rows: Vec<(String, f64)> = Vec::new();
-    rows.extend(noted.seconds.embedding.map(|t| ("Pictures and texts embedded, the model’s own answers".into(), t)));
+    let own = if noted.own_answers.is_some() { ", the model’s own answers" } else { "" };
+    rows.extend(noted.seconds.embedding.map(|t| (format!("Pictures and texts embedded{own}"), t)));
     for (name, value) in &noted.seconds.phases {
         // Pictures and answers, for which the model is written, are parts of the embedding.
         let within = name == "vision" || name.ends_with(".gguf");
@@ -90,7 +91,11 @@ fn phase(name: &str, phases: &serde_json::Map<String, Value>) -> String {
     let each: Vec<f64> = each.into_iter().flatten().filter_map(Value::as_f64).collect();
     match (each.iter().copied().reduce(f64::min), each.iter().copied().reduce(f64::max)) {
         (Some(low), Some(high)) => format!("Blocks ({}, {} to {} each)", each.len(), duration(low), duration(high)),
-        _ => name.to_owned(),
+        _ => match name {
+            "outputs" => "Gradients at the outputs".into(),
+            "sensitivity" => "Gradients of all tokens".into(),
+            _ => name.to_owned(),
+        },
     }
 }
 

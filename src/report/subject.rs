@@ -23,6 +23,8 @@ pub enum ReportError {
          convert again"
     )]
     OtherModel { model: PathBuf, record: PathBuf, problem: String },
+    #[error("cannot read {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{path}: not what `mbq-convert eval --json` writes: {problem}; evaluate again with --json {path}")]
     Eval { path: PathBuf, problem: String },
     #[error(
@@ -100,7 +102,7 @@ fn check(file: &GgufFile, path: &Path, record: &ConversionRecord) -> Result<(), 
 impl Evaluated {
     fn read(path: &Path, file: &GgufFile) -> Result<Self, ReportError> {
         let fail = |problem: String| ReportError::Eval { path: path.into(), problem };
-        let text = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let text = std::fs::read(path).map_err(|source| ReportError::Read { path: path.into(), source })?;
         let report: Report = serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
         let answers = report.candidates.len();
         if let Some(q) = report.questions.iter().find(|q| q.candidates.len() != answers) {

@@ -5,13 +5,14 @@
 #
 # MODEL is a hub id or a folder; QUESTIONS has lines of {"image": …, "question": …, "answer": …}, LIMIT of them are asked
 # (default 200); PAIRS are calibrated on, or else the built-in set; OPTIONs go to every calibration (--device cuda). DIR gets
-# the files, eval.html and mbq3.report.html. A file that is there is not made again.
+# the files, eval.html and mbq3.report.html. A file that is there is not made again. For a first look, in minutes on a small
+# model: LIMIT=24, PAIRS and the options --samples 3 --set own-answers=off.
 #
 # Without a network, with a checkpoint that lies in a folder, as if it came from the hub:
 #
 #   tests/bench/loopback_hub.py org/name=FOLDER -- tests/bench/your_model.sh org/name QUESTIONS.jsonl DIR
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n '2,13s/^# \?//p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,14s/^# \?//p' "$0"; exit 2; }
 model=$1 questions=$2 dir=$3
 shift 3
 mbq=${MBQ_CONVERT:-mbq-convert}

@@ -53,7 +53,8 @@ for folder in args.folders:
         if Metadata is None or model.name.startswith("mmproj"):
             continue
         stem = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", model.name)
-        name, encoding = stem.rsplit("-", 1)
+        name, _, encoding = stem.rpartition("-")
+        expect(name, folder, model.name, "has no type behind a dash")
         _, _, base, finetune, version, size = Metadata.get_model_id_components(name)
         expect(base and size, folder, model.name, "has no base or no size for gguf-py")
         print(f"{model.name}: base {base}, size {size}, fine-tune {finetune}, version {version}, type {encoding}")

@@ -1,5 +1,6 @@
 //! A small LLaVA-OneVision checkpoint made up on the spot, and the program to run on it.
 #![allow(dead_code)] // Each test crate uses its own part.
+pub mod card;
 pub mod llava;
 
 use serde_json::{Value, json};
