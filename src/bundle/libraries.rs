@@ -46,11 +46,24 @@ pub fn of_system(dir: &Path) -> Result<SystemLibraries, BundleError> {
             // The name that is asked for, not that of the version behind it.
             Some(carried) => files.push(path.with_file_name(carried)),
             None if OF_GLIBC.iter().any(|ours| name.starts_with(ours)) => (),
-            None => missing.push(name),
+            None if asked_for(&own, &name) => missing.push(name),
+            // Vulkan's drivers, which come with a system's Vulkan; without one its backend is not loaded.
+            None => (),
         }
     }
     files.dedup();
     Ok(SystemLibraries { files, missing })
+}
+
+/// Whether a library of the runtime in `dir` cannot do without the system's library `name`.
+fn asked_for(dir: &Path, name: &str) -> bool {
+    let Some(stem) = name.find(".so").map(|end| &name[..end + 3]) else { return true };
+    let files = std::fs::read_dir(dir).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
+    let needs = |path: PathBuf| {
+        let optional = file_name(&path).contains("ggml-vulkan");
+        !optional && std::fs::read(&path).is_ok_and(|bytes| bytes.windows(stem.len()).any(|at| at == stem.as_bytes()))
+    };
+    files.map(needs).any(|found| found)
 }
 
 /// The shared library of a line of /proc/self/maps.

@@ -33,13 +33,13 @@ pub fn find_mmproj(model: &Path) -> Result<PathBuf, RuntimeError> {
     }
     if found.len() > 1 {
         let stem = ShardName::stem_of(model);
-        let own = |name: &&String| {
-            let rest = name.strip_prefix("mmproj-").and_then(|name| name.strip_prefix(&stem));
-            rest.is_some_and(|rest| rest.starts_with('-') || rest == ".gguf")
+        // What follows the model's name: a type, or the rest of the name of another model, as q4_k-matrix is of q4_k.
+        let rest = |name: &String| {
+            let rest = name.strip_prefix("mmproj-")?.strip_prefix(&stem)?.strip_suffix(".gguf")?;
+            (rest.is_empty() || rest.starts_with('-')).then(|| rest.matches('-').count())
         };
-        let named: Vec<String> = found.iter().filter(own).cloned().collect();
-        if !named.is_empty() {
-            found = named;
+        if let Some(fewest) = found.iter().filter_map(rest).min() {
+            found.retain(|name| rest(name) == Some(fewest));
         }
     }
     match found.as_slice() {
@@ -71,6 +71,8 @@ mod tests {
         // The first file of a split model is named after the same stem.
         let split = dir.path().join("model-00001-of-00002.gguf");
         assert_eq!(find_mmproj(&split).unwrap(), dir.path().join("mmproj-model-f16.gguf"));
+        touch("mmproj-model-other-f16.gguf");
+        assert_eq!(find_mmproj(&model).unwrap(), dir.path().join("mmproj-model-f16.gguf"));
         touch("mmproj-model-q8_0.gguf");
         assert!(matches!(find_mmproj(&model), Err(RuntimeError::AmbiguousMmproj { .. })));
         // The id decides before names do.
