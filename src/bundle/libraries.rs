@@ -58,12 +58,12 @@ pub fn of_system(dir: &Path) -> Result<SystemLibraries, BundleError> {
 /// Whether a library of the runtime in `dir` cannot do without the system's library `name`.
 fn asked_for(dir: &Path, name: &str) -> bool {
     let Some(stem) = name.find(".so").map(|end| &name[..end + 3]) else { return true };
-    let files = std::fs::read_dir(dir).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
+    let mut files = std::fs::read_dir(dir).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
     let needs = |path: PathBuf| {
         let optional = file_name(&path).contains("ggml-vulkan");
         !optional && std::fs::read(&path).is_ok_and(|bytes| bytes.windows(stem.len()).any(|at| at == stem.as_bytes()))
     };
-    files.map(needs).any(|found| found)
+    files.any(needs)
 }
 
 /// The shared library of a line of /proc/self/maps.
