@@ -10,7 +10,7 @@ if ! command -v cargo >/dev/null; then
     exit 1
 fi
 
-packages=(${wanted[@]+"${wanted[@]}"}) # what the script that reads this wants besides
+packages=()
 command -v c++ >/dev/null && command -v cc >/dev/null || packages+=(build-essential)
 command -v cmake >/dev/null || packages+=(cmake)
 command -v ninja >/dev/null || packages+=(ninja-build)
