@@ -27,6 +27,9 @@ const TOOLS: [&str; 7] = [
     "llama-gguf-split",
 ];
 
+/// The step that fails where Vulkan's headers or glslc are missing.
+const CONFIGURING_VULKAN: &str = "configuring Vulkan's backend";
+
 /// What changes the result without being an input file.
 const ENVIRONMENT: [&str; 16] = [
     "MBQ_EMPTY_RUNTIME",
@@ -80,19 +83,29 @@ pub fn build(manifest_dir: &Path, tree: &Path, out_dir: &Path) -> Result<()> {
     run(Command::new("cmake").args(&arguments), "configuring llama.cpp")?;
     write_if_changed(&stamp, wanted.as_bytes())?;
 
-    let mut command = Command::new("cmake");
-    command.arg("--build").arg(&folder).args(["--config", "Release", "--parallel"]);
-    command.arg(std::env::var("NUM_JOBS").unwrap_or_else(|_| "2".into()));
-    command.arg("--target").args(TOOLS);
-    if server {
-        command.arg("llama-server");
-    }
-    run(&mut command, "building llama.cpp")?;
+    let targets: Vec<_> = TOOLS.into_iter().chain(server.then_some("llama-server")).collect();
+    build_targets(&folder, &targets, "building llama.cpp")?;
     let mut files = runtime_files(&folder, server)?;
     if std::env::var_os("CARGO_FEATURE_VULKAN").is_some() {
         files.push(build_vulkan(&arguments, &out_dir.join("llama.cpp-vulkan"))?);
     }
     pack(files, &out_dir.join("runtime.zip"))
+}
+
+/// Builds targets of a folder that cmake configured.
+fn build_targets(folder: &Path, targets: &[&str], what: &str) -> Result<()> {
+    let mut command = Command::new("cmake");
+    command.arg("--build").arg(folder).args(["--config", "Release", "--parallel"]);
+    command.arg(std::env::var("NUM_JOBS").unwrap_or_else(|_| "2".into()));
+    run(command.arg("--target").args(targets), what)
+}
+
+/// Where a build leaves libraries and tools.
+fn bin(folder: &Path) -> Result<PathBuf> {
+    [folder.join("bin/Release"), folder.join("bin")]
+        .into_iter()
+        .find(|path| path.is_dir())
+        .ok_or_else(|| format!("{}: the build left no bin folder", folder.display()))
 }
 
 /// Builds Vulkan's backend, a library that ggml loads where the system has Vulkan; the others need no such system. ggml makes
@@ -101,16 +114,12 @@ fn build_vulkan(arguments: &[String], folder: &Path) -> Result<(String, PathBuf,
     let mut configure = Command::new("cmake");
     configure.args(arguments).arg("-B").arg(folder);
     configure.args(["-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CUDA=OFF", "-DGGML_VULKAN=ON"]);
-    run(&mut configure, "configuring Vulkan's backend")?;
-    let mut command = Command::new("cmake");
-    command.arg("--build").arg(folder).args(["--config", "Release", "--parallel"]);
-    command.arg(std::env::var("NUM_JOBS").unwrap_or_else(|_| "2".into())).args(["--target", "ggml-vulkan"]);
-    run(&mut command, "building Vulkan's backend")?;
+    run(&mut configure, CONFIGURING_VULKAN)?;
+    build_targets(folder, &["ggml-vulkan"], "building Vulkan's backend")?;
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     let name = format!("{prefix}ggml-vulkan{suffix}");
-    let built = ["bin/Release", "bin"].map(|bin| folder.join(bin).join(&name));
-    let path = built.into_iter().find(|path| path.is_file());
-    Ok((name, path.ok_or_else(|| format!("{}: the build left no backend", folder.display()))?, 0o755))
+    let path = bin(folder)?.join(&name);
+    Ok((name, path, 0o755))
 }
 
 /// Whether the tree holds llama-server: the pinned package does not, a full checkout does.
@@ -220,7 +229,7 @@ fn run(command: &mut Command, what: &str) -> Result<()> {
         "\nA C++ compiler is needed (Debian, Ubuntu: apt-get install build-essential)"
     } else if tail.contains("CMAKE_MAKE_PROGRAM") {
         "\nNinja or make is needed (Debian, Ubuntu: apt-get install ninja-build)"
-    } else if tail.contains("Vulkan") || tail.contains("SPIRV-Headers") {
+    } else if what == CONFIGURING_VULKAN {
         "\nFeature vulkan needs glslc and the headers of Vulkan and SPIR-V (Debian, Ubuntu: apt-get install glslc libvulkan-dev \
          spirv-headers)"
     } else {
@@ -231,10 +240,7 @@ fn run(command: &mut Command, what: &str) -> Result<()> {
 
 /// Libraries and tools: name, file, permissions.
 fn runtime_files(folder: &Path, server: bool) -> Result<Vec<(String, PathBuf, u32)>> {
-    let bin = [folder.join("bin/Release"), folder.join("bin")]
-        .into_iter()
-        .find(|path| path.is_dir())
-        .ok_or_else(|| format!("{}: the build left no bin folder", folder.display()))?;
+    let bin = bin(folder)?;
     let mut names = Vec::new();
     for entry in fs::read_dir(&bin).map_err(|e| format!("{}: {e}", bin.display()))? {
         let name = entry.map_err(|e| format!("{}: {e}", bin.display()))?.file_name();

@@ -10,23 +10,26 @@ if ! command -v cargo >/dev/null; then
     exit 1
 fi
 
+# Installs packages of Debian through apt, as root or with sudo; where it cannot, says what to do and fails.
+install_packages() {
+    local as_root=()
+    if ! command -v apt-get >/dev/null; then
+        echo "Please install what these packages of Debian hold: $*" >&2
+        return 1
+    elif [ "$(id -u)" != 0 ]; then
+        as_root=(sudo)
+        if ! command -v sudo >/dev/null; then
+            echo "Please run as root: apt-get update && apt-get install -y $*" >&2
+            return 1
+        fi
+    fi
+    echo "Installing $*"
+    "${as_root[@]}" apt-get update -qq &&
+        "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
 packages=()
 command -v c++ >/dev/null && command -v cc >/dev/null || packages+=(build-essential)
 command -v cmake >/dev/null || packages+=(cmake)
 command -v ninja >/dev/null || packages+=(ninja-build)
-if [ ${#packages[@]} -gt 0 ]; then
-    if ! command -v apt-get >/dev/null; then
-        echo "Please install a C++ compiler, cmake and ninja (on Debian: ${packages[*]})." >&2
-        exit 1
-    elif [ "$(id -u)" = 0 ]; then
-        as_root=()
-    elif command -v sudo >/dev/null; then
-        as_root=(sudo)
-    else
-        echo "Please run as root: apt-get update && apt-get install -y ${packages[*]}" >&2
-        exit 1
-    fi
-    echo "Installing ${packages[*]}"
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"
-fi
+[ ${#packages[@]} = 0 ] || install_packages "${packages[@]}" || exit 1

@@ -39,31 +39,37 @@ pub fn of_system(dir: &Path) -> Result<SystemLibraries, BundleError> {
     // Other systems have what is needed, or name it themselves.
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let paths: BTreeSet<PathBuf> = maps.lines().filter_map(mapped).filter(|path| !path.starts_with(&own)).collect();
-    let (mut files, mut missing) = (Vec::new(), Vec::new());
+    let (mut files, mut others) = (Vec::new(), Vec::new());
     for path in paths {
         let name = file_name(&path);
         match CARRIED.iter().find(|carried| name.starts_with(*carried)) {
             // The name that is asked for, not that of the version behind it.
             Some(carried) => files.push(path.with_file_name(carried)),
             None if OF_GLIBC.iter().any(|ours| name.starts_with(ours)) => (),
-            None if asked_for(&own, &name) => missing.push(name),
-            // Vulkan's drivers, which come with a system's Vulkan; without one its backend is not loaded.
-            None => (),
+            None => others.push(name),
         }
     }
     files.dedup();
-    Ok(SystemLibraries { files, missing })
+    Ok(SystemLibraries { files, missing: asked_for(&own, others) })
 }
 
-/// Whether a library of the runtime in `dir` cannot do without the system's library `name`.
-fn asked_for(dir: &Path, name: &str) -> bool {
-    let Some(stem) = name.find(".so").map(|end| &name[..end + 3]) else { return true };
-    let mut files = std::fs::read_dir(dir).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
-    let needs = |path: PathBuf| {
-        let optional = file_name(&path).contains("ggml-vulkan");
-        !optional && std::fs::read(&path).is_ok_and(|bytes| bytes.windows(stem.len()).any(|at| at == stem.as_bytes()))
-    };
-    files.any(needs)
+/// Those of the system's libraries `names` that the runtime in `dir` cannot do without. Vulkan's drivers are none: they come
+/// with a system's Vulkan, and without one its backend is not loaded.
+fn asked_for(dir: &Path, mut names: Vec<String>) -> Vec<String> {
+    let mut asked = Vec::new();
+    let files = std::fs::read_dir(dir).into_iter().flatten().filter_map(|file| Some(file.ok()?.path()));
+    for path in files.filter(|path| !file_name(path).contains("ggml-vulkan")) {
+        if names.is_empty() {
+            break;
+        }
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        asked.extend(names.extract_if(.., |name| {
+            let stem = name.find(".so").map_or(name.as_str(), |end| &name[..end + 3]);
+            bytes.windows(stem.len()).any(|at| at == stem.as_bytes())
+        }));
+    }
+    asked.sort();
+    asked
 }
 
 /// The shared library of a line of /proc/self/maps.
@@ -109,5 +115,14 @@ mod tests {
         assert_eq!(mapped("7f13 r--p 0 fe:00 12   /models/sofa.gguf"), None);
         assert_eq!(glibc_in(b"\0GLIBC_2.4\0GLIBC_2.34\0GLIBC_PRIVATE\0GLIBC_2.17\0GLIBC_2."), Some(34));
         assert_eq!(glibc_in(b"no GLIBC"), None);
+    }
+
+    #[test]
+    fn what_vulkan_brings_is_not_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("libggml-cuda.so"), b"\0libcublas.so.13\0libc.so.6\0").unwrap();
+        std::fs::write(dir.path().join("libggml-vulkan.so"), b"\0libvulkan.so.1\0").unwrap();
+        let names = ["libvulkan.so.1.4.309", "libcublas.so.13.1", "libLLVM.so.19.1"].map(String::from).to_vec();
+        assert_eq!(asked_for(dir.path(), names), ["libcublas.so.13.1"]);
     }
 }
