@@ -92,6 +92,8 @@ pub enum HubError {
     NoWeights { id: String },
     #[error("{id}: downloading {file}: {source}; run again to go on where it stopped")]
     Download { id: String, file: String, source: ApiError },
+    #[error("{id}: the hub's answer is not understood: {what} is {found:?}; check HF_ENDPOINT")]
+    Answer { id: String, what: &'static str, found: String },
     #[error("{file}: {found} of {expected} bytes came; run again to go on where it stopped")]
     Short { file: PathBuf, found: u64, expected: u64 },
 }
@@ -167,15 +169,8 @@ impl Hub {
             });
         }
         let info: RepoInfo = info.body_mut().read_json().map_err(|e| request(Box::new(e).into()))?;
-        let snapshot = Cache::new(self.cache.clone()).repo(id.repo()).pointer_path(&info.sha);
-        let there: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
-        let safetensors = there.iter().any(|f| wanted(f) && f.ends_with(".safetensors"));
-        // PyTorch's files only where there are no others: most repositories that have them have both.
-        let torch = |f: &str| !safetensors && !f.contains('/') && f.starts_with("pytorch_model") && f.ends_with(".bin");
-        let files: Vec<String> = there.into_iter().filter(|f| wanted(f) || torch(f)).collect();
-        if !files.iter().any(|f| is_weights(f)) {
-            return Err(HubError::NoWeights { id: id.to_string() });
-        }
+        let (commit, files) = listing(id, info)?;
+        let snapshot = Cache::new(self.cache.clone()).repo(id.repo()).pointer_path(&commit);
         Ok(Repository { id: id.clone(), api, snapshot, files })
     }
 
@@ -202,6 +197,48 @@ impl Hub {
         }
         Ok(())
     }
+}
+
+/// The commit and the files to read of a hub's answer.
+///
+/// # Errors
+/// There are no weights, or the commit is no name: folders are named after it.
+fn listing(id: &HubId, info: RepoInfo) -> Result<(String, Vec<String>), HubError> {
+    if !is_plain(&info.sha) {
+        return Err(HubError::Answer { id: id.to_string(), what: "the commit", found: shortened(&info.sha) });
+    }
+    let there: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+    let safetensors = there.iter().any(|f| wanted(f) && f.ends_with(".safetensors"));
+    // PyTorch's files only where there are no others: most repositories that have them have both.
+    let torch = |f: &str| !safetensors && !f.contains('/') && f.starts_with("pytorch_model") && f.ends_with(".bin");
+    let files: Vec<String> = there.into_iter().filter(|f| wanted(f) || torch(f)).collect();
+    if !files.iter().any(|f| is_weights(f)) {
+        return Err(HubError::NoWeights { id: id.to_string() });
+    }
+    Ok((info.sha, files))
+}
+
+/// Whether what a server calls a commit or a file's content can be part of a path: a name that leads nowhere else.
+fn is_plain(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.chars().all(good)
+}
+
+/// The beginning of what a server sent, for messages.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// For [`crate::fuzzing`].
+pub(crate) fn check_answer(json: &[u8]) -> Result<(), String> {
+    let info: RepoInfo = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let id = HubId { name: "org/name".into(), revision: "main".into() };
+    let (commit, files) = listing(&id, info).map_err(|e| e.to_string())?;
+    let snapshot = Cache::new("cache".into()).repo(id.repo()).pointer_path(&commit);
+    let folder = Path::new("cache/models--org--name/snapshots");
+    assert_eq!(snapshot.parent(), Some(folder), "{commit}");
+    files.iter().for_each(|file| assert_eq!(snapshot.join(file).parent(), Some(snapshot.as_path()), "{file}"));
+    Ok(())
 }
 
 /// A model on the hub.

@@ -8,6 +8,8 @@ mod error;
 pub mod eval;
 pub mod events;
 pub mod front;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ggml;
 pub mod gguf;
 pub mod hub;
