@@ -7,6 +7,7 @@ pub mod digest;
 mod error;
 pub mod eval;
 pub mod events;
+mod files;
 pub mod front;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -15,10 +15,10 @@ pub use names::canonical;
 pub use safetensors::Dtype;
 pub(crate) use tokenizer::{ROLES, declared_tokens, optional_json, tokenizer};
 
+use crate::files::{open_plain, read_plain};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -127,7 +127,7 @@ impl Checkpoint {
         strays: &mut Vec<StoredTensor>,
     ) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
+        let file = open_plain(&path).map_err(io)?;
         // SAFETY: the map is only read; a checkpoint that another process truncates while we read it raises SIGBUS,
         // the usual contract of memory-mapped model files.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
@@ -382,7 +382,7 @@ fn is_of_text(stored: &str) -> bool {
 
 /// Reads and parses a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
-    let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;
+    let text = read_plain(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;
     serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })
 }
 

@@ -15,6 +15,8 @@ pub const VERSION: u8 = 2;
 
 /// More pixels than this are refused: Pillow's own decompression-bomb limit, 2 x 89,478,485.
 pub const MAX_PIXELS: u64 = 178_956_970;
+/// Pictures that would take more bytes than this while they are decoded are refused. (Fuzzing has less patience.)
+pub const MAX_MEMORY: u64 = if cfg!(fuzzing) { 1 << 26 } else { 1 << 30 };
 /// Longer files are refused.
 pub const MAX_BYTES: u64 = 1 << 29;
 
@@ -30,6 +32,11 @@ pub enum ImageError {
     Damaged { path: PathBuf, format: &'static str, problem: String },
     #[error("{path}: {width} x {height} pixels; at least 1 x 1 and at most {MAX_PIXELS} pixels are accepted")]
     Size { path: PathBuf, width: usize, height: usize },
+    #[error(
+        "{path}: {width} x {height} pixels take {bytes} bytes while they are decoded, more than {MAX_MEMORY}; make the \
+         picture smaller, or save it with 8 bits per colour and not as progressive JPEG"
+    )]
+    Memory { path: PathBuf, width: usize, height: usize, bytes: u64 },
     #[error("{path}: {bytes} bytes; at most {MAX_BYTES} are accepted")]
     Bytes { path: PathBuf, bytes: u64 },
 }
@@ -38,6 +45,8 @@ pub enum ImageError {
 pub(super) enum Fault {
     Damaged(String),
     Size(usize, usize),
+    /// Width, height, bytes.
+    Memory(usize, usize, u64),
 }
 
 impl From<image::ImageError> for Fault {
@@ -89,6 +98,7 @@ pub fn decode_rgb(path: &Path, bytes: &[u8]) -> Result<Rgb, ImageError> {
     decoded.map_err(|fault| match fault {
         Fault::Damaged(problem) => ImageError::Damaged { path: path.into(), format, problem },
         Fault::Size(width, height) => ImageError::Size { path: path.into(), width, height },
+        Fault::Memory(width, height, bytes) => ImageError::Memory { path: path.into(), width, height, bytes },
     })
 }
 
@@ -96,6 +106,12 @@ pub fn decode_rgb(path: &Path, bytes: &[u8]) -> Result<Rgb, ImageError> {
 pub(super) fn check_size(width: usize, height: usize) -> Result<(), Fault> {
     let pixels = width as u64 * height as u64;
     if pixels == 0 || pixels > MAX_PIXELS { Err(Fault::Size(width, height)) } else { Ok(()) }
+}
+
+/// Refuses pictures of which decoding would take too much memory: `bytes` for a pixel.
+pub(super) fn check_memory(width: usize, height: usize, bytes: u64) -> Result<(), Fault> {
+    let bytes = width as u64 * height as u64 * bytes;
+    if bytes > MAX_MEMORY { Err(Fault::Memory(width, height, bytes)) } else { Ok(()) }
 }
 
 /// `pixels`, `width * height * 3` bytes, turned upright.
@@ -129,6 +145,8 @@ fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Fault> {
     check_size(width as usize, height as usize)?;
     let (exif, xmp) = (decoder.exif_metadata()?, decoder.xmp_metadata()?);
     let turn = orientation(exif.as_deref(), xmp.as_deref());
+    // As stored and as RGB, which is as much as RGB twice, before and behind a turn.
+    check_memory(width as usize, height as usize, u64::from(decoder.color_type().bytes_per_pixel()) + 3)?;
     let pixels = match DynamicImage::from_decoder(decoder)? {
         // Pillow keeps 16 bits of plain grey and clips them on the way to RGB; of all others it takes the high byte.
         DynamicImage::ImageLuma16(grey) => grey.into_raw().iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
@@ -226,6 +244,25 @@ mod tests {
         png[29..33].copy_from_slice(&crc.to_be_bytes());
         let message = decode_rgb(Path::new("x.png"), &png).unwrap_err().to_string();
         assert!(message.contains("60000 x 60000 pixels"), "{message}");
+    }
+
+    /// Few enough pixels, but of eight bytes each, or with coefficients beside them: a megabyte of file, gigabytes decoded.
+    #[test]
+    fn a_header_that_promises_too_many_bytes_is_refused_unread() {
+        let golden = |name: &str| {
+            std::fs::read(format!("{}/tests/golden/pictures/load/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+        };
+        let mut png = golden("rgba16.png");
+        png[16..24].copy_from_slice(&[0, 0, 0x27, 0x10, 0, 0, 0x27, 0x10]);
+        let crc = crc(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        let mut jpeg = golden("444-progressive.jpg");
+        let frame = jpeg.windows(2).position(|w| w == [0xFF, 0xC2]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[0x27, 0x10, 0x27, 0x10]);
+        for (bytes, picture) in [(1_100_000_000u64, png), (1_200_000_000, jpeg)] {
+            let message = decode_rgb(Path::new("x"), &picture).unwrap_err().to_string();
+            assert!(message.contains(&format!("10000 x 10000 pixels take {bytes} bytes")), "{message}");
+        }
     }
 
     fn crc(bytes: &[u8]) -> u32 {

@@ -3,8 +3,8 @@
 
 FOLDER holds what the tests' small models are made of, a folder each: checkpoints (config.json, model*.safetensors, …),
 GGUF files (*.gguf), records (*.mbq.json) and an evaluation (eval.json, with its record.json). The rest is from tests/golden.
-With MBQ_SHARED, `seeds.py FOLDER MORE` writes the published configurations and templates to the folder MORE, a folder per
-target: they are not for the repository.
+`seeds.py FOLDER OUT` unpacks seeds.zip to OUT, a folder per target, each with a dictionary, and adds, where MBQ_SHARED
+names a folder of published metadata, configurations and templates that are not for the repository.
 """
 import base64
 import hashlib
@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import struct
 import sys
 import zipfile
@@ -281,14 +282,30 @@ def published():
             yield f"checkpoint/{folder.name}", SEPARATOR.join([*parts, b"{}"])
 
 
+def unpacked(out):
+    with zipfile.ZipFile(HERE / "seeds.zip") as archive:
+        archive.extractall(out)
+    for name, seed in published() if "MBQ_SHARED" in os.environ else []:
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(seed)
+    for target in out.iterdir():
+        seeds = b"\n".join(path.read_bytes() for path in sorted(target.iterdir()) if path.name != "dictionary")
+        if b"\0" in seeds and target.name != "gguf":
+            continue
+        # Quoted words, names with dots, what stands in Jinja's tags.
+        words = set(re.findall(rb'"[\w.|<>/ -]{2,40}"', seeds)) | set(re.findall(rb"[a-z_]+(?:\.[a-z_0-9]+)+", seeds))
+        words |= set(re.findall(rb"\{%-? ?\w+|\| ?\w+|[a-z_]+\(", seeds)) if target.name == "template" else set()
+        words = [word for word in words if re.search(rb"[A-Za-z_]{3}|[%|(]", word)]
+        escape = lambda word: "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in word)
+        lines = [f'"{escape(word)}"' for word in sorted(words)[:2000]]
+        (target / "dictionary").write_text("\n".join(lines) + "\n")
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     if len(sys.argv) > 2:
-        for name, seed in published():
-            path = pathlib.Path(sys.argv[2]) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(seed)
-        return
+        return unpacked(pathlib.Path(sys.argv[2]))
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for make in [lambda: checkpoints(folder), lambda: ggufs(folder), weight_files, pictures, texts, lambda: records(folder)]:

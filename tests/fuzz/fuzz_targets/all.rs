@@ -1,4 +1,4 @@
-//! All targets in one program: `MBQ_FUZZ_TARGET` names the one to run.
+//! All targets in one program, which holds the whole library: `MBQ_FUZZ_TARGET` names the one to run.
 #![no_main]
 #[path = "../parsers.rs"]
 mod parsers;
@@ -13,8 +13,8 @@ fuzz_target!(
         let name = std::env::var("MBQ_FUZZ_TARGET").unwrap_or_default();
         let found = parsers::PARSERS.iter().find(|parser| parser.name == name);
         let Some(parser) = found else {
-            let names: Vec<&str> = parsers::PARSERS.iter().map(|parser| parser.name).collect();
-            eprintln!("MBQ_FUZZ_TARGET must be one of: {}", names.join(" "));
+            eprintln!("MBQ_FUZZ_TARGET must be one of these; with the longest input that is worth trying:");
+            parsers::PARSERS.iter().for_each(|parser| println!("{} {}", parser.name, parser.max_len));
             std::process::exit(1);
         };
         let _ = CHOSEN.set(parser);
