@@ -201,7 +201,8 @@ fn listing(id: &HubId, info: RepoInfo) -> Result<(String, Vec<String>), HubError
     let there: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
     let safetensors = there.iter().any(|f| wanted(f) && f.ends_with(".safetensors"));
     // PyTorch's files only where there are no others: most repositories that have them have both.
-    let torch = |f: &str| !safetensors && !f.contains(['/', '\\']) && f.starts_with("pytorch_model") && f.ends_with(".bin");
+    let torch =
+        |f: &str| !safetensors && !f.contains(['/', '\\']) && f.starts_with("pytorch_model") && f.ends_with(".bin");
     let files: Vec<String> = there.into_iter().filter(|f| wanted(f) || torch(f)).collect();
     if !files.iter().any(|f| is_weights(f)) {
         return Err(HubError::NoWeights { id: id.to_string() });

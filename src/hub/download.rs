@@ -94,7 +94,9 @@ impl Download<'_> {
             let response = self.get(&url, "bytes=0-0", 0)?;
             let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
             // A repository that was renamed.
-            if let Some(path) = header("Location").filter(|to| response.status().is_redirection() && to.starts_with('/')) {
+            if let Some(path) =
+                header("Location").filter(|to| response.status().is_redirection() && to.starts_with('/'))
+            {
                 url = on_same_host(&url, path).ok_or_else(|| self.answer("a redirect", path))?;
                 continue;
             }

@@ -15,9 +15,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Rgb, Fault> {
     check_size(width, height)?;
     let Some(several) = scans(bytes) else { return Err(damaged(&"the end marker is missing")) };
     // Of several scans the coefficients are kept; pixels as stored and as RGB, or as RGB before and behind a turn.
-    let inks = decoder.input_colorspace().map_or(4, |space| space.num_components() as u64);
-    let coefficients = if several { 2 * inks } else { 0 };
-    check_memory(width, height, coefficients + inks.max(3) + 3)?;
+    let stored_inks = decoder.input_colorspace().map_or(4, |space| space.num_components() as u64);
+    let coefficients = if several { 2 * stored_inks } else { 0 };
+    check_memory(width, height, coefficients + stored_inks.max(3) + 3)?;
     let turn = orientation(decoder.exif().map(Vec::as_slice), decoder.xmp().map(Vec::as_slice));
     // Four inks stay as stored: their way to RGB is Pillow's, not the decoder's.
     let stored = decoder.input_colorspace();

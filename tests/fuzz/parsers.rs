@@ -199,7 +199,8 @@ fn tokenizer(data: &[u8]) -> Outcome {
 }
 
 fn sentencepiece(data: &[u8]) -> Outcome {
-    let config = br#"{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+    let config =
+        br#"{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
                       "pad_token": "<pad>", "legacy": false, "add_bos_token": true, "add_eos_token": false}"#;
     vocabulary(&[("tokenizer.model", data), ("tokenizer_config.json", config)], 1024)
 }
@@ -228,7 +229,7 @@ fn gguf(data: &[u8]) -> Outcome {
         Some(_) => vec![("m-00001-of-00002.gguf", first), ("m-00002-of-00002.gguf", rest)],
     };
     folder(&files, |dir| {
-        files.iter().for_each(|(name, _)| append_zeros(&dir.join(name), 4 << 20));
+        files.iter().for_each(|(name, _)| append_zeros(&dir.join(name), 1 << 20));
         model_file(&dir.join(files[0].0))
     })
 }
@@ -280,7 +281,8 @@ fn template(data: &[u8]) -> Outcome {
     let variables = variables.as_object().cloned().unwrap_or_default();
     let context = Context { variables, image: "<image>".into(), behind_image: "\n".into(), ..Context::default() };
     let template = ChatTemplate::new(source.into(), context).map_err(words)?;
-    let turns = [Message::new("user", 1, "What is it?"), Message::new("assistant", 0, "A star."), Message::new("user", 0, "?")];
+    let turns =
+        [Message::new("user", 1, "What is it?"), Message::new("assistant", 0, "A star."), Message::new("user", 0, "?")];
     let _ = template.conversation(&turns);
     adapt(&template, "<image>", LineEnd::Runtime);
     template.prompt(&turns[..1]).map(drop).map_err(words)
@@ -294,7 +296,9 @@ fn hub(data: &[u8]) -> Outcome {
 fn request(data: &[u8]) -> Outcome {
     const TEMPLATE: &str = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}<|assistant|>";
     let messages = folder(&[("a.gif", PIXEL)], |dir| fuzzing::chat_request(data, dir))?;
-    assert!(messages.iter().flat_map(|m| &m.parts).all(|part| !matches!(part, Part::Text(text) if text.contains(MARK))));
+    assert!(
+        messages.iter().flat_map(|m| &m.parts).all(|part| !matches!(part, Part::Text(text) if text.contains(MARK)))
+    );
     let context = Context { strings: true, image: MARK.into(), ..Context::default() };
     let template = ChatTemplate::new(TEMPLATE.into(), context).map_err(words)?;
     template.prompt(&messages).map(drop).map_err(words)

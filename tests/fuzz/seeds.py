@@ -296,7 +296,7 @@ def unpacked(out):
         # Quoted words, names with dots, what stands in Jinja's tags.
         words = set(re.findall(rb'"[\w.|<>/ -]{2,40}"', seeds)) | set(re.findall(rb"[a-z_]+(?:\.[a-z_0-9]+)+", seeds))
         words |= set(re.findall(rb"\{%-? ?\w+|\| ?\w+|[a-z_]+\(", seeds)) if target.name == "template" else set()
-        words = [word for word in words if re.search(rb"[A-Za-z_]{3}|[%|(]", word)]
+        words = [word for word in words if re.search(rb"[A-Za-z_]{3}|[%|(]", word) and b"<unused" not in word]
         escape = lambda word: "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\x{b:02x}" for b in word)
         lines = [f'"{escape(word)}"' for word in sorted(words)[:2000]]
         (target / "dictionary").write_text("\n".join(lines) + "\n")

@@ -137,7 +137,9 @@ fn links_out_of_a_folder_are_refused() {
     let folder = dir.path().join("pictures");
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("own.png"), b"x").unwrap();
-    for (to, link) in [("../a.png", "link.png"), ("own.png", "inner.png"), ("own.png", "told.png"), ("../list", "told.txt")] {
+    for (to, link) in
+        [("../a.png", "link.png"), ("own.png", "inner.png"), ("own.png", "told.png"), ("../list", "told.txt")]
+    {
         std::os::unix::fs::symlink(to, folder.join(link)).unwrap();
     }
     let list = List::read(&folder, None).unwrap();
