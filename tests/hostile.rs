@@ -113,6 +113,24 @@ fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Rng) {
     }
 }
 
+/// What the long runs found, `PARSER-*`: the repository's, or those of the folder in `MBQ_FUZZ_FOUND`.
+#[test]
+fn what_was_found_stays_mended() {
+    let found = std::env::var("MBQ_FUZZ_FOUND")
+        .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/found").into());
+    let mut paths: Vec<_> = std::fs::read_dir(found).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty());
+    for path in paths {
+        let file = path.file_name().unwrap().to_string_lossy();
+        let name = file.split('-').next().unwrap();
+        let parser = PARSERS.iter().find(|parser| parser.name == name).unwrap();
+        let (input, start) = (std::fs::read(&path).unwrap(), Instant::now());
+        parse(parser, &input);
+        println!("{file}: {:?}, {} MiB", start.elapsed(), PEAK.load(Relaxed) >> 20);
+    }
+}
+
 /// Parses `input`, and tells whether it is sound.
 fn parse(parser: &Parser, input: &[u8]) -> bool {
     let (start, before) = (Instant::now(), HELD.load(Relaxed));

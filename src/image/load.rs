@@ -90,7 +90,7 @@ pub fn decode_rgb(path: &Path, bytes: &[u8]) -> Result<Rgb, ImageError> {
     let (format, decoded) = match image::guess_format(bytes) {
         Ok(ImageFormat::Jpeg) => ("JPEG", jpeg::decode(bytes)),
         Ok(ImageFormat::Png) => ("PNG", decode(bytes, ImageFormat::Png)),
-        Ok(ImageFormat::WebP) => ("WebP", webp_is_whole(bytes).and_then(|()| decode(bytes, ImageFormat::WebP))),
+        Ok(ImageFormat::WebP) => ("WebP", whole_webp(bytes).and_then(|webp| decode(webp, ImageFormat::WebP))),
         Ok(ImageFormat::Gif) => ("GIF", gif::decode(bytes)),
         Ok(ImageFormat::Bmp) => ("BMP", decode(bytes, ImageFormat::Bmp)),
         _ => return Err(ImageError::NotAPicture { path: path.into(), what: what(bytes) }),
@@ -170,12 +170,35 @@ fn is_plain_grey(png: &[u8]) -> bool {
     png.get(25) == Some(&0) // the header's colour type
 }
 
-/// The container's length must be there, as libwebp wants it; a cut-off last frame would not be noticed.
-fn webp_is_whole(bytes: &[u8]) -> Result<(), Fault> {
-    match bytes.get(4..8) {
-        Some(&[a, b, c, d]) if u64::from(u32::from_le_bytes([a, b, c, d])) + 8 <= bytes.len() as u64 => Ok(()),
-        _ => Err(Fault::Damaged("shorter than its header says".into())),
+/// A WebP up to its container's end. That and the ends of its chunks must be there, as libwebp wants them: a cut-off last
+/// frame would not be noticed, and the decoder takes as much memory as a chunk promises before it looks.
+fn whole_webp(bytes: &[u8]) -> Result<&[u8], Fault> {
+    let shorter = || Fault::Damaged("shorter than its header says".into());
+    let whole = bytes.get(4..).and_then(|behind| bytes.get(..8 + length(behind)?)).ok_or_else(shorter)?;
+    let chunks = whole.get(12..).ok_or_else(shorter)?;
+    // An animation's frames begin with sixteen bytes, then chunks of their own.
+    let frames = chunks_of(chunks)?.into_iter().filter(|(name, _)| *name == b"ANMF");
+    frames.map(|(_, frame)| chunks_of(frame.get(16..).unwrap_or_default()).map(drop)).collect::<Result<(), _>>()?;
+    Ok(whole)
+}
+
+/// The chunks of a RIFF container: names and what they hold.
+fn chunks_of(mut bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, Fault> {
+    let mut chunks = Vec::new();
+    while let (Some(name), Some(length)) = (bytes.get(..4), bytes.get(4..).and_then(length)) {
+        let Some(chunk) = bytes.get(8..8 + length) else {
+            let (name, left) = (name.escape_ascii(), bytes.len() - 8);
+            return Err(Fault::Damaged(format!("its chunk {name} says {length} bytes, and {left} are left")));
+        };
+        chunks.push((name, chunk));
+        bytes = bytes.get(8 + length + length % 2..).unwrap_or_default();
     }
+    Ok(chunks)
+}
+
+/// A length at the beginning of these bytes.
+fn length(bytes: &[u8]) -> Option<usize> {
+    bytes.first_chunk().map(|b| u32::from_le_bytes(*b) as usize)
 }
 
 /// What a file that is no supported picture really is, by its first bytes.
