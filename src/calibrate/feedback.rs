@@ -258,8 +258,11 @@ impl Coded {
     }
 }
 
-/// Rows that are rounded side by side before their errors are handed on to the rows after them.
-const ROWS: usize = 32;
+/// How many of `count` rows are rounded side by side before their errors are handed on to the rows after them: a 24th, by 32.
+/// Among themselves they do not make up for each other; fewer at once would leave the processor's cores and a GPU idle.
+fn side_by_side(count: usize) -> usize {
+    (count / 24).next_multiple_of(32).max(32)
+}
 
 /// As [`round`], with feedback over rows, too: what errors of some rows cost at the output, the rows after them make up
 /// for. `rows` factors F, the output's metric, so that `tr(F E H E^T)`, E the errors, is what is made small.
@@ -276,11 +279,12 @@ pub fn round_rows(w: &Tensor, factor: &Factor, rows: &Factor, format: Format, fi
         bail!("{count} rows for a metric of {} outputs", rows.d.len());
     }
     let w = w.contiguous()?;
-    let m = rows.block_unit(ROWS)?.to_device(w.device())?;
+    let size = side_by_side(count);
+    let m = rows.block_unit(size)?.to_device(w.device())?;
     let errors = Tensor::zeros((count, n), DType::F32, w.device())?;
     let mut all = Coded { format, rows: count, codes: Vec::new(), halfs: Vec::new(), multiples: Vec::new() };
-    for start in (0..count).step_by(ROWS) {
-        let len = ROWS.min(count - start);
+    for start in (0..count).step_by(size) {
+        let len = size.min(count - start);
         let own = w.narrow(0, start, len)?;
         let target = if start > 0 {
             let m = m.narrow(0, 0, start)?.narrow(1, start, len)?.t()?;
