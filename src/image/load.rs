@@ -172,30 +172,28 @@ fn is_plain_grey(png: &[u8]) -> bool {
     png.get(25) == Some(&0) // the header's colour type
 }
 
-/// A WebP up to its container's end. That and the ends of its chunks must be there, as libwebp wants them: a cut-off last
+/// A WebP up to its container's end. That and its chunks' ends must be there, as libwebp wants them: a cut-off last
 /// frame would not be noticed, and the decoder takes as much memory as a chunk promises before it looks.
 fn whole_webp(bytes: &[u8]) -> Result<&[u8], Fault> {
     let shorter = || Fault::Damaged("shorter than its header says".into());
     let whole = bytes.get(4..).and_then(|behind| bytes.get(..8 + length(behind)?)).ok_or_else(shorter)?;
-    let chunks = whole.get(12..).ok_or_else(shorter)?;
-    // An animation's frames begin with sixteen bytes, then chunks of their own.
-    let frames = chunks_of(chunks)?.into_iter().filter(|(name, _)| *name == b"ANMF");
-    frames.map(|(_, frame)| chunks_of(frame.get(16..).unwrap_or_default()).map(drop)).collect::<Result<(), _>>()?;
+    chunks_fit(whole.get(12..).ok_or_else(shorter)?, true)?;
     Ok(whole)
 }
 
-/// The chunks of a RIFF container: names and what they hold.
-fn chunks_of(mut bytes: &[u8]) -> Result<Vec<(&[u8], &[u8])>, Fault> {
-    let mut chunks = Vec::new();
+/// Whether each of these chunks of a RIFF container, and of those in animations' `frames`, ends within what holds it.
+fn chunks_fit(mut bytes: &[u8], frames: bool) -> Result<(), Fault> {
     while let (Some(name), Some(length)) = (bytes.get(..4), bytes.get(4..).and_then(length)) {
         let Some(chunk) = bytes.get(8..8 + length) else {
             let (name, left) = (name.escape_ascii(), bytes.len() - 8);
             return Err(Fault::Damaged(format!("its chunk {name} says {length} bytes, and {left} are left")));
         };
-        chunks.push((name, chunk));
+        if frames && name == b"ANMF" {
+            chunks_fit(chunk.get(16..).unwrap_or_default(), false)?; // behind the frame's place and time
+        }
         bytes = bytes.get(8 + length + length % 2..).unwrap_or_default();
     }
-    Ok(chunks)
+    Ok(())
 }
 
 /// A length at the beginning of these bytes.
@@ -287,6 +285,22 @@ mod tests {
         for (bytes, picture) in [(1_100_000_000u64, png), (1_200_000_000, jpeg)] {
             let message = decode_rgb(Path::new("x"), &picture).unwrap_err().to_string();
             assert!(message.contains(&format!("10000 x 10000 pixels take {bytes} bytes")), "{message}");
+        }
+    }
+
+    /// A chunk of the container, and one of an animation's frame, that say gigabytes.
+    #[test]
+    fn chunks_of_a_webp_that_do_not_fit_are_refused() {
+        let chunk = |name: &[u8], length: u32, data: &[u8]| [name, &length.to_le_bytes(), data].concat();
+        let exif = chunk(b"EXIF", u32::MAX, b"");
+        for (chunks, ends) in [
+            (exif.clone(), true),
+            (chunk(b"ANMF", 24, &[&[0; 16][..], &exif].concat()), true),
+            (chunk(b"odd ", 1, b"a\0"), false),
+        ] {
+            let webp = chunk(b"RIFF", 4 + chunks.len() as u32, &[b"WEBP", &chunks[..]].concat());
+            let message = decode_rgb(Path::new("x"), &webp).unwrap_err().to_string();
+            assert_eq!(message.contains("EXIF says 4294967295 bytes, and 0 are left"), ends, "{message}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! What a chat template may keep in variables. minijinja counts steps alone: a value that contains itself, or is nested
-//! very deep, overflows the stack where it is written, compared or dropped, and a text that is doubled fills the memory.
+//! What a chat template may keep in variables. minijinja counts steps alone: a value that contains itself, or is very
+//! deep, overflows the stack where it is written, compared or dropped, and a text that is doubled fills the memory.
 use minijinja::value::{Object, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -57,7 +57,7 @@ fn kept(state: &State, value: Value, namespaces: bool) -> Result<Value, Error> {
 }
 
 /// # Errors
-/// The value is nested too deep, too large, or, unless it may, contains a namespace, which could come to contain itself.
+/// The value is too deep, too large, or, unless it may, contains a namespace, which could come to contain itself.
 fn measure(value: &Value, seen: &Seen, left: &mut usize, depth: usize, namespaces: bool) -> Result<(), Error> {
     let size = 1 + value.as_str().map_or(0, str::len);
     *left = left.checked_sub(size).ok_or_else(|| fail(&format!("more than {} MiB", LONGEST >> 20)))?;
@@ -125,9 +125,8 @@ mod tests {
     #[test]
     fn values_without_end_are_refused() {
         let looped = |set: &str| {
-            format!(
-                "{{% set n = namespace(t='a') %}}{{% for i in range(9999) %}}{{% set n.t = {set} %}}{{% endfor %}}{{{{ n.t }}}}"
-            )
+            let head = "{% set n = namespace(t='a') %}{% for i in range(9999) %}";
+            format!("{head}{{% set n.t = {set} %}}{{% endfor %}}{{{{ n.t }}}}")
         };
         for (source, problem) in [
             (looped("n, n.t"), "a namespace"),
