@@ -17,9 +17,9 @@ use std::process::Command;
 /// The package that carries the pinned source.
 const PACKAGE: &str = "llama-cpp-sys-4";
 
-/// What a build of the libraries and tools reads, of all that a checkout holds.
-const TOP_LEVEL: [&str; 9] =
-    ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "src", "tools", "vendor"];
+/// What a build of the libraries and tools reads, of all that a checkout holds (`scripts`: llama-server's page).
+const TOP_LEVEL: [&str; 10] =
+    ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "scripts", "src", "tools", "vendor"];
 
 /// Parts of these folders that no build of ours reads: backends that `patches/` does not know and that
 /// most machines lack, and test media.
@@ -91,8 +91,9 @@ pub fn find(manifest_dir: &Path, chosen: Option<OsString>) -> Result<PathBuf> {
                 dir.display()
             ));
         }
-        for name in TOP_LEVEL {
-            println!("cargo::rerun-if-changed={}", dir.join(name).display());
+        // A path that is not there would make cargo build again every time.
+        for path in TOP_LEVEL.map(|name| dir.join(name)).iter().filter(|path| path.exists()) {
+            println!("cargo::rerun-if-changed={}", path.display());
         }
         return Ok(dir);
     }

@@ -48,6 +48,7 @@ fn patches_apply_in_order_once_and_only_what_changed_is_written() {
     let (origin, patches, tree) = (dir.path().join("origin"), dir.path().join("patches"), dir.path().join("tree"));
     write(&origin.join("src/a.c"), "one\ntwo\nthree\n");
     write(&origin.join("src/b.c"), "untouched\n");
+    write(&origin.join("scripts/ui-assets.cmake"), "llama-server reads it\n");
     write(&origin.join("ggml/src/ggml-sycl/big.cpp"), "left out\n");
     write(&origin.join(".git/config"), "left out\n");
     write(&origin.join("models/huge.bin"), "left out\n");
@@ -60,6 +61,7 @@ fn patches_apply_in_order_once_and_only_what_changed_is_written() {
     let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
     assert_eq!(read("src/a.c"), "one\ntwo\nand a quarter\nthree\n");
     assert_eq!(read("src/own/kernel.c"), "own\n");
+    assert_eq!(read("scripts/ui-assets.cmake"), "llama-server reads it\n");
     assert!(!tree.join("ggml").exists() && !tree.join(".git").exists() && !tree.join("models").exists());
 
     // Again: nothing is patched twice, no time stamp moves, so no compiler starts.
