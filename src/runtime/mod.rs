@@ -7,6 +7,7 @@
 
 mod archive;
 pub mod engine;
+mod hunks;
 mod mmproj;
 mod patch;
 #[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, non_upper_case_globals, missing_docs)]
