@@ -161,3 +161,31 @@ mod bus {
         unsafe { libc::_exit(1) }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// A file that is cut off while it is mapped ends the program (this test, started again) with its name.
+    #[test]
+    fn a_file_that_is_cut_off_is_told() {
+        if let Some(path) = std::env::var_os("MBQ_CUT_OFF") {
+            tell_bus_errors();
+            let other = MappedFile::open(&std::env::current_exe().unwrap()).unwrap();
+            let map = MappedFile::open(Path::new(&path)).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+            println!("{} {}", map[map.len() - 1], other[0]);
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "mapped::tests::a_file_that_is_cut_off_is_told", "--nocapture"]);
+        let done = command.env("MBQ_CUT_OFF", &path).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        let begin = format!("error: {}: cannot be read any more", path.display());
+        assert!(done.status.code() == Some(1) && said.contains(&begin), "{:?}: {said}", done.status);
+    }
+}

@@ -260,6 +260,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             let place = (&*spill, earlier.as_deref());
             answerer(Answerer::load(&embedder, &pair.text, (&runtime, compute), place, observer), observer)
         });
+        let answerer = answerer.transpose()?;
         let samples = samples::embed(&embedder, answerer.flatten(), draw, CHUNK_TOKENS, &room, observer)?;
         drop(embedder);
         let embedding_seconds = start.elapsed().as_secs_f64();

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::hex;
 use crate::error::advice;
+use crate::interrupted::Leftover;
 use sha2::{Digest, Sha256};
 
 /// Names a record: a digest of everything its content depends on beyond the header.
@@ -56,6 +57,7 @@ impl CacheStore {
         std::fs::create_dir_all(dir).map_err(io)?;
         if !path.exists() {
             let mut beside = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+            let _unfinished = Leftover::new(beside.path());
             let mut head = MAGIC.to_vec();
             head.extend((text.len() as u64).to_le_bytes());
             head.extend(&text);

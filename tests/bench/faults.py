@@ -90,11 +90,11 @@ def convert(folder, *more, model=DEMO / "model"):
     return [model, "-o", folder / "o.gguf", "--quiet", *more]
 
 
-def evaluate(options, folder, *more):
+def evaluate(options, folder, *more, data=DEMO / "eval/questions.jsonl"):
     models = options.models
     return ["eval", models / "q.gguf", "--reference", models / "f.gguf", "--mmproj", models / "mmproj-f-f16.gguf", "--data",
-            DEMO / "eval/questions.jsonl", "--limit", "24", "--max-tokens", "8", "--resamples", "50", "--threads", "1", "--cache",
-            folder / "cache", "--json", folder / "e.json", "--quiet", *more]
+            data, "--limit", "24", "--max-tokens", "8", "--resamples", "50", "--threads", "1", "--cache", folder / "cache",
+            "--json", folder / "e.json", "--quiet", *more]
 
 
 def prepare(options):
@@ -199,20 +199,19 @@ def disk(options, found):
                 done = code == 0
                 if not done:
                     failures += 1
-                    outputs = [f for f in left(place) if f.endswith((".gguf", ".zip", ".html")) or f.endswith("o.mbq.json") or f == "e.json" or ".part" in f or ".tmp" in f]
+                    outputs = [f for f in left(place) if f.endswith((".gguf", ".zip", ".mbq.json", "part")) or ".tmp" in f]
                     outputs += left(outside.folder)
                     found.check(code == 1 and is_clear(said, str(place)) and "space" in said, f"disk {name} {size}: {code} {said}")
                     found.check(re.search("room|free|--work-dir|--cache|--memory|another", said), f"disk {name} {size}: no advice: {said}")
                     found.check(not outputs, f"disk {name} {size}: left {outputs} {said}")
-                    subprocess.run(["mount", "-o", "remount,size=1g", place], check=True)
-                    code, said = job.run(args(place, outside.folder))
-                    found.check(code == 0, f"disk {name} {size}: not with room either: {code} {said}")
-                elif "does not answer" in said or "note" in said:
-                    print(f"disk: {name} {size}: {said.strip()}")
+                    if options.random.random() < .4:
+                        subprocess.run(["mount", "-o", "remount,size=1g", place], check=True)
+                        code, said = job.run(args(place, outside.folder))
+                        found.check(code == 0, f"disk {name} {size}: not with room either: {code} {said}")
             shutil.rmtree(outside.folder)
             outside.folder.mkdir()
-            size = int(size * (2.2 if options.quick else 1.45))
-        print(f"disk: {name}: {failures} sizes too small, enough was {int(size / 1.45) >> 10} K", flush=True)
+            size = int(size * (3 if options.quick else 1.45))
+        print(f"disk: {name}: {failures} sizes were too small", flush=True)
 
 
 @kind
@@ -222,7 +221,8 @@ def reads(options, found):
     model = folder / "model"
     shutil.copytree(DEMO / "model", model)
     job = Job(options, folder / "out")
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.json"):
+    every = ("model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json", "chat_template.json")
+    for name in every[:1] if options.quick else every:
         for what in ("folder", "EIO", "empty"):
             path = model / name
             kept = path.read_bytes()
@@ -237,32 +237,22 @@ def reads(options, found):
             found.check(code == 1 and is_clear(said, name) and not left(job.folder), f"reads {name} {what}: {code} {said} {left(job.folder)}")
             path.rmdir() if what == "folder" else path.unlink()
             path.write_bytes(kept)
-    pairs, questions = folder / "pairs.json", folder / "questions.jsonl"
-    picture = folder / "p.png"
-    for what, broken in (("pairs", pairs), ("picture", picture)):
-        for form in ("folder", "EIO"):
-            pairs.write_text('[{"image": "p.png", "question": "?", "answer": "A star."}]')
-            questions.write_text('{"image": "p.png", "question": "?", "answer": "A star."}\n')
-            shutil.copy(DEMO / "pictures/red-star.png", picture)
-            questions.unlink() if what == "pairs" else None
-            broken.unlink()
-            broken.mkdir() if form == "folder" else broken.symlink_to("/proc/self/mem")
-            if what == "pairs":
-                questions.mkdir() if form == "folder" else questions.symlink_to("/proc/self/mem")
-            for command, name in ((convert(job.folder, *CALIBRATED, "--calib", pairs), broken.name),
-                                  (evaluate(options, job.folder, "--data", questions), questions.name if what == "pairs" else broken.name)):
-                if "eval" in command:
-                    command = [a for i, a in enumerate(command) if not (a == "--data" and command[i + 1] != questions)
-                               and not (i and command[i - 1] == "--data" and a != questions)]
+    lists = {"pairs.json": '[{"image": "p.png", "question": "?", "answer": "A star."}]',
+             "questions.jsonl": '{"image": "p.png", "question": "?", "answer": "A star."}'}
+    commands = {"pairs.json": convert(job.folder, *CALIBRATED, "--calib", folder / "pairs.json"),
+                "questions.jsonl": evaluate(options, job.folder, data=folder / "questions.jsonl")}
+    for name, command in commands.items():
+        for broken in (name, "p.png"):
+            for what in ("folder", "EIO"):
+                (folder / name).write_text(lists[name])
+                shutil.copy(DEMO / "pictures/red-star.png", folder / "p.png")
+                path = folder / broken
+                path.unlink()
+                path.mkdir() if what == "folder" else path.symlink_to("/proc/self/mem")
                 code, said = job.run(command)
                 rest = [f for f in left(job.folder) if not f.startswith("cache")]
-                empty_folder = form == "folder" and what == "pairs" and "eval" not in command
-                found.check(code == 1 and (name in said) and "panicked" not in said and not rest, f"reads {what} {form}: {code} {said} {rest}")
-            for path in (broken, questions):
-                if path.is_dir():
-                    path.rmdir()
-                elif path.exists() or path.is_symlink():
-                    path.unlink()
+                found.check(code == 1 and is_clear(said, broken) and not rest, f"reads {name} {broken} {what}: {code} {said} {rest}")
+                path.rmdir() if what == "folder" else path.unlink()
     # Cut off under the program, at random moments.
     weights = model / "model.safetensors"
     kept = weights.read_bytes()
@@ -456,7 +446,7 @@ def signals(options, found):
 def names(options, found):
     """Names that are not UTF-8, very long ones and odd ones, for models, outputs, pictures and folders."""
     folder = options.work / "names"
-    for label, name in (("not UTF-8", b"mod\xe9\xff l"), ("odd", "a 'b\" $c %s\n\u4e2d,".encode()), ("long", b"n" * 200)):
+    for label, name in (("not UTF-8", b"mod\xe9\xff l"),) if options.quick else (("not UTF-8", b"mod\xe9\xff l"), ("odd", "a 'b\" $c %s\n\u4e2d,".encode()), ("long", b"n" * 200)):
         base = folder / label.replace(" ", "")
         base.mkdir(parents=True)
         model, out = os.path.join(os.fsencode(base), name), os.path.join(os.fsencode(base), b"out " + name)
@@ -465,7 +455,11 @@ def names(options, found):
         job = Job(options, base)
         run = lambda *args: subprocess.run([options.program, *args], env=job.env, capture_output=True)
         gguf = os.path.join(out, name[:150] + b".gguf")
-        for more in (["--method", "rtn", "--type", "q4_0"], CALIBRATED):
+        pictures, pairs = (os.path.join(os.fsencode(base), name + end) for end in (b"-pictures", b".json"))
+        os.mkdir(pictures)
+        shutil.copy(DEMO / "pictures/red-star.png", os.path.join(pictures, b"p.png"))
+        open(pairs, "w").write('[{"image": "p.png", "question": "?", "answer": "A star."}]')
+        for more in (["--method", "rtn", "--type", "q4_0"], [*CALIBRATED, "--image-root", pictures, "--calib", pairs]):
             done = run(model, "-o", gguf, "--quiet", *more)
             said = done.stderr.decode(errors="replace")
             found.check(done.returncode == 0, f"names {label} convert: {done.returncode} {said}")
@@ -483,9 +477,6 @@ def names(options, found):
         done = run("chat", gguf, "--image", picture, "-p", "What is in the picture?", "--", "--temp", "0")
         found.check(done.returncode == 0 and b"star" in done.stdout, f"names {label} chat: {done.returncode} {done.stdout} {done.stderr}")
         questions = os.path.join(os.fsencode(base), name + b".jsonl")
-        pictures = os.path.join(os.fsencode(base), name + b"-pictures")
-        os.mkdir(pictures)
-        shutil.copy(picture, os.path.join(pictures, b"p.png"))
         open(questions, "w").write('{"image": "p.png", "question": "What is in the picture?", "answer": "a red star"}\n')
         html = os.path.join(os.fsencode(base), name + b".html")
         done = run("eval", gguf, "--reference", gguf, "--data", questions, "--image-root", pictures, "--max-tokens", "4", "--mmproj",
@@ -497,16 +488,23 @@ def names(options, found):
         print("names:", label, "bundle:", done.stderr.decode(errors="replace").strip()[-200:])
         done = run("report", gguf, "-o", html)
         found.check(done.returncode == 0, f"names {label} report: {done.stderr}")
-        done = run("serve", gguf, "--no-browser", "--port", "99999")
     # Longer than a file's name may be: told before the work, not after it.
     base = folder / "too-long"
     base.mkdir()
     job = Job(options, base)
-    for length in (245, 250, 255, 300):
+    start = time.monotonic()
+    assert job.run(convert(base, *CALIBRATED))[0] == 0
+    whole = time.monotonic() - start
+    shutil.rmtree(base)
+    base.mkdir()
+    for length in (245, 300) if options.quick else (235, 245, 250, 255, 300):
         for more in (["--method", "rtn", "--type", "q4_0"], CALIBRATED):
+            if length == 235 and more != CALIBRATED:
+                continue
             start = time.monotonic()
             code, said = job.run([DEMO / "model", "-o", base / ("n" * (length - 5) + ".gguf"), "--quiet", *more])
-            early = "calibrating" not in said and time.monotonic() - start < 1.5
+            # Before the embedding begins.
+            early = time.monotonic() - start < whole / 2
             found.check(code == 1 and is_clear(said, "nnnn") and early and not left(base), f"names of {length}: {code} {said[:300]} {len(left(base))} files")
     print("names: done", flush=True)
 
