@@ -84,7 +84,7 @@ mod tests {
         let group = |path: &str, files: [(&str, &str); 3]| {
             let path = dir.path().join(path);
             std::fs::create_dir_all(&path).unwrap();
-            files.map(|(name, text)| std::fs::write(path.join(name), text).unwrap());
+            files.iter().for_each(|(name, text)| std::fs::write(path.join(name), text).unwrap());
         };
         let stat = ("memory.stat", "anon 5\ninactive_file 30\n");
         group("a/b", [("memory.max", "max\n"), ("memory.current", "70\n"), stat]);
