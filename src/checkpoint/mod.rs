@@ -15,10 +15,9 @@ pub use names::canonical;
 pub use safetensors::Dtype;
 pub(crate) use tokenizer::{ROLES, declared_tokens, optional_json, tokenizer};
 
-use memmap2::Mmap;
+use crate::mapped::MappedFile;
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +34,7 @@ struct StoredTensor {
 
 struct WeightFile {
     path: PathBuf,
-    map: Mmap,
+    map: MappedFile,
 }
 
 /// A tensor as it lies in the file: little-endian, row-major.
@@ -127,10 +126,7 @@ impl Checkpoint {
         strays: &mut Vec<StoredTensor>,
     ) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.clone(), source };
-        let file = File::open(&path).map_err(io)?;
-        // SAFETY: the map is only read; a checkpoint that another process truncates while we read it raises SIGBUS,
-        // the usual contract of memory-mapped model files.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = MappedFile::open(&path).map_err(io)?;
         let found = match path.extension().is_some_and(|end| end == "bin") {
             true => torch::tensors(&map).map_err(|problem| CheckpointError::Torch { path: path.clone(), problem })?,
             false => in_safetensors(&path, &map)?,
@@ -281,17 +277,9 @@ impl Checkpoint {
     /// Tells the system that the tensor will not be read again soon, so that its pages stop counting as this
     /// process's memory. Reading it again is allowed.
     pub fn release(&self, name: &str) {
-        #[cfg(unix)]
         if let Ok((entry, shard)) = self.entry(name) {
-            let bytes = entry.bytes.clone();
-            // SAFETY: a shared, read-only map of a file: pages dropped here come back from the file when touched.
-            // A failure only leaves them resident.
-            let _ = unsafe {
-                shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len())
-            };
+            shard.map.release(entry.bytes.clone());
         }
-        #[cfg(not(unix))]
-        let _ = name;
     }
 
     /// The whole tensor widened to f32, row-major.
@@ -325,7 +313,7 @@ impl Checkpoint {
 }
 
 /// The tensors of a safetensors file.
-fn in_safetensors(path: &Path, map: &Mmap) -> Result<Vec<torch::Found>, CheckpointError> {
+fn in_safetensors(path: &Path, map: &[u8]) -> Result<Vec<torch::Found>, CheckpointError> {
     let invalid = |source| CheckpointError::Safetensors { path: path.into(), size: map.len(), source };
     let parsed = SafeTensors::deserialize(map).map_err(invalid)?;
     let place = |view: &safetensors::tensor::TensorView| {

@@ -63,12 +63,31 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
         command.args(["--verbosity", "1"]);
     }
     command.args(args.more);
+    ends_with_us(&mut command);
     let status = command.status().with_context(|| format!("{} does not start", tool.display()))?;
     match status.code() {
         Some(0) => Ok(()),
         Some(code) => bail!("llama-mtmd-cli failed with status {code}; --verbose shows its log"),
         None => bail!("llama-mtmd-cli was ended by a signal"),
     }
+}
+
+/// Has the tool end when this program is ended.
+fn ends_with_us(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::process::CommandExt;
+        // SAFETY: one system call, which may be made between fork and exec.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
 }
 
 /// A picture as our loader reads it, upright and in a form and under a name that llama-mtmd-cli takes, which splits

@@ -1,6 +1,6 @@
 //! Whether a file is sound: where its data lies, whether every number is one, whether it is what was written.
 use crate::ModelFileError;
-use crate::digest::{FileDigest, file_name};
+use crate::digest::{FileDigest, as_texts, file_name};
 use crate::ggml::{GgmlType, dequantize, validate};
 use crate::gguf::{GgufFile, PAIR_KEY, TensorInfo, belongs};
 use crate::record::ConversionRecord;
@@ -37,6 +37,7 @@ pub struct Verification {
     /// No finding is an error.
     pub sound: bool,
     /// The record that the files were compared with.
+    #[serde(serialize_with = "as_texts")]
     pub record: Option<PathBuf>,
     /// Of the model's files and of its mmproj's.
     pub digests: Vec<FileDigest>,

@@ -3,6 +3,7 @@
 //! [`Runtime`] is the loaded library, [`Vision`] tokenises prompts and embeds pictures with the
 //! projector, [`Decoder`] runs one text model. All unsafe calls of the evaluation are here. Each
 //! safe type owns its pointers, which are non-null once it exists and freed when it is dropped.
+#![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
@@ -173,6 +174,11 @@ impl Runtime {
     }
 }
 
+/// The path as llama.cpp takes it: its bytes on Unix, UTF-8 elsewhere.
 fn c_path(path: &Path) -> Result<CString, EngineError> {
-    path.to_str().and_then(|p| CString::new(p).ok()).ok_or_else(|| EngineError::Path(path.into()))
+    #[cfg(unix)]
+    let bytes = Some(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+    #[cfg(not(unix))]
+    let bytes = path.to_str().map(str::as_bytes);
+    bytes.and_then(|b| CString::new(b).ok()).ok_or_else(|| EngineError::Path(path.into()))
 }
