@@ -273,7 +273,13 @@ fn added_tokens(s: &TokenizerFile) -> Result<Vec<Added>, GgufError> {
             let (Some(content), Some(id)) = (content, id) else {
                 return Err(s.field(&format!("added_tokens[{i}]"), "has no content or no id"));
             };
-            let special = t.get("special").and_then(Value::as_bool).unwrap_or(false);
+            let flag = |key: &str| t.get(key).and_then(Value::as_bool).unwrap_or(false);
+            if let Some(key) = ["lstrip", "rstrip", "single_word"].into_iter().find(|key| flag(key)) {
+                let problem =
+                    format!("true for {content:?}; llama.cpp takes no spaces or words around a token into account");
+                return Err(s.field(&format!("added_tokens[{i}].{key}"), problem));
+            }
+            let special = flag("special");
             Ok(Added { id, content: content.to_string(), special })
         })
         .collect()
@@ -302,6 +308,11 @@ fn table(
     for t in added {
         let kind = if t.special { TokenType::Control } else { TokenType::UserDefined };
         let slot = tokens.get_mut(t.id).ok_or_else(|| too_many("added_tokens", &t.content, t.id))?;
+        if let Some((other, _)) = slot
+            && *other != t.content
+        {
+            return Err(s.field("added_tokens", format!("{:?} and {other:?} both have id {}", t.content, t.id)));
+        }
         // llama.cpp looks for user-defined tokens in the text as it is written.
         let spaced = pieces.is_some() && !t.special;
         *slot = Some((if spaced { t.content.replace('▁', " ") } else { t.content.clone() }, kind));

@@ -1,0 +1,323 @@
+//! What llama.cpp takes for granted of a GGUF file: where it does not hold, it ends the whole program, reads what is not
+//! there, or asks for all memory. A file is refused here first, by key or tensor.
+//!
+//! Its loader of language models checks types, counts and shapes of most keys and tensors itself; clip.cpp, which loads
+//! vision files, checks few. Ranges are generous: no published model comes near their ends.
+use crate::gguf::{GgufFile, ReadError, TensorInfo, Value};
+
+/// What llama.cpp reads a key of a vision file as; it stops where the file says otherwise.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// U32 from the first to the second number.
+    Count(u64, u64),
+    /// F32, finite and not negative.
+    Float,
+    Bool,
+    Text,
+    I32,
+}
+
+const BIG: u64 = i32::MAX as u64;
+
+/// Keys behind `clip.` that clip.cpp reads, those of all projectors.
+#[rustfmt::skip]
+const KEYS: &[(&str, Kind)] = &[
+    ("has_vision_encoder", Kind::Bool), ("has_audio_encoder", Kind::Bool), ("has_gen_audio_encoder", Kind::Bool),
+    ("use_gelu", Kind::Bool), ("use_silu", Kind::Bool), ("projector_type", Kind::Text),
+    ("minicpmv_version", Kind::I32), ("minicpmv_query_num", Kind::Count(0, 1 << 16)),
+    ("vision.projector_type", Kind::Text), ("vision.image_resize_algo", Kind::Text), ("vision.mm_patch_merge_type", Kind::Text),
+    ("vision.pad_to_square", Kind::Bool), ("vision.center_crop", Kind::Bool), ("vision.torchvision_resize", Kind::Bool),
+    ("vision.attention.layer_norm_epsilon", Kind::Float), ("vision.preproc_max_pixels_tolerance", Kind::Float),
+    ("vision.swiglu_clamp", Kind::Float),
+    ("vision.image_size", Kind::Count(1, 1 << 14)), ("vision.patch_size", Kind::Count(1, 1 << 10)),
+    ("vision.embedding_length", Kind::Count(1, 1 << 20)), ("vision.feed_forward_length", Kind::Count(0, 1 << 22)),
+    ("vision.block_count", Kind::Count(0, 1 << 12)), ("vision.projection_dim", Kind::Count(0, 1 << 22)),
+    ("vision.attention.head_count", Kind::Count(1, 1 << 12)), ("vision.attention.head_count_kv", Kind::Count(1, 1 << 12)),
+    ("vision.attention.head_dim", Kind::Count(1, 1 << 16)), ("vision.spatial_merge_size", Kind::Count(1, 64)),
+    ("vision.projector.scale_factor", Kind::Count(1, 64)), ("vision.projector.query_side", Kind::Count(1, 1 << 12)),
+    ("vision.projector.window_side", Kind::Count(1, 1 << 12)), ("vision.n_wa_pattern", Kind::Count(0, 1 << 12)),
+    ("vision.window_size", Kind::Count(1, 1 << 14)), ("vision.image_min_pixels", Kind::Count(0, 1 << 26)),
+    ("vision.image_max_pixels", Kind::Count(1, BIG)), ("vision.preproc_image_size", Kind::Count(1, 1 << 14)),
+    ("vision.preproc_tile_size", Kind::Count(1, 1 << 14)), ("vision.preproc_min_tiles", Kind::Count(0, 1 << 10)),
+    ("vision.preproc_max_tiles", Kind::Count(0, 1 << 10)), ("vision.anyres_max", Kind::Count(0, 1 << 10)),
+    ("vision.max_slice_nums", Kind::Count(0, 1 << 10)), ("vision.expert_used_count", Kind::Count(0, 1 << 10)),
+    ("vision.sam.head_count", Kind::Count(1, 1 << 12)), ("vision.sam.block_count", Kind::Count(0, 1 << 12)),
+    ("vision.sam.embedding_length", Kind::Count(1, 1 << 20)),
+];
+
+/// Projectors whose towers are rows of `v.blk.N`, as the families of this program have them.
+const PLAIN: [&str; 8] = [
+    "mlp",
+    "llava_onevision",
+    "qwen2vl_merger",
+    "qwen2.5vl_merger",
+    "qwen3vl_merger",
+    "internvl",
+    "idefics3",
+    "gemma3",
+];
+
+/// Refuses what llama.cpp would not survive: of a vision file (mmproj) its keys and shapes, too.
+///
+/// # Errors
+/// What is wrong, by key or tensor.
+pub fn check(file: &GgufFile) -> Result<(), ReadError> {
+    let unfit = |what: String| ReadError::Unfit { path: file.path.clone(), what: format!("{what}; {ADVICE}") };
+    layout(file).map_err(unfit)?;
+    if file.is_projector() {
+        keys(file).and_then(|()| relations(file)).and_then(|()| tower(file)).map_err(unfit)?;
+    }
+    Ok(())
+}
+
+const ADVICE: &str = "llama.cpp would fail on it: fetch or convert the file again";
+
+type Found = Result<(), String>;
+
+/// Of any file: names, sizes and places of tensors.
+fn layout(file: &GgufFile) -> Found {
+    match file.metadata.get("general.alignment") {
+        None => (),
+        Some(Value::U32(alignment)) if alignment % 32 == 0 => (),
+        Some(other) => return Err(format!("general.alignment is {other:?}, not a U32 that 32 divides")),
+    }
+    // Epsilons, bases, factors: llama.cpp calculates with whatever they are.
+    for (key, value) in file.metadata.iter() {
+        let Value::F32(x) = value else { continue };
+        let positive = key.ends_with(".freq_base") || key.ends_with("epsilon") && *x != 0.0;
+        if !x.is_finite() || positive && *x <= 0.0 {
+            return Err(format!("{key} is {x}"));
+        }
+    }
+    for t in &file.tensors {
+        if t.name.is_empty() || t.name.len() > 63 {
+            return Err(format!("tensor `{}` has a name of {} bytes, not 1 to 63", t.name, t.name.len()));
+        }
+        if t.elements() == 0 || t.shape.iter().any(|d| *d > BIG as usize) {
+            return Err(format!("tensor `{}` has the shape {:?}", t.name, t.shape));
+        }
+    }
+    Ok(())
+}
+
+/// Types and ranges of the keys.
+fn keys(file: &GgufFile) -> Found {
+    for (key, value) in file.metadata.iter() {
+        let kind = match key.strip_prefix("clip.") {
+            Some(rest) => KEYS.iter().find(|(name, _)| *name == rest).map(|(_, kind)| *kind),
+            None => ["general.name", "general.description"].contains(&key).then_some(Kind::Text),
+        };
+        let (fits, want) = match (kind, value) {
+            (None, _) => (true, String::new()),
+            (Some(Kind::Count(least, most)), Value::U32(n)) => {
+                ((least..=most).contains(&u64::from(*n)), format!("from {least} to {most}"))
+            }
+            (Some(Kind::Count(..)), _) => (false, "a U32".into()),
+            (Some(Kind::Float), Value::F32(x)) => (x.is_finite() && *x >= 0.0, "finite and not negative".into()),
+            (Some(Kind::Float), _) => (false, "an F32".into()),
+            (Some(Kind::Bool), v) => (matches!(v, Value::Bool(_)), "a Bool".into()),
+            (Some(Kind::Text), v) => (matches!(v, Value::String(_)), "a String".into()),
+            (Some(Kind::I32), v) => (matches!(v, Value::I32(_)), "an I32".into()),
+        };
+        if !fits {
+            return Err(format!("{key} is {}, not {want}", shown(value)));
+        }
+    }
+    Ok(())
+}
+
+fn shown(value: &Value) -> String {
+    let text = format!("{value:?}");
+    if text.len() > 60 { text.chars().take(60).chain("…".chars()).collect() } else { text }
+}
+
+fn count(file: &GgufFile, key: &str) -> Option<usize> {
+    file.metadata.u64(&format!("clip.vision.{key}")).and_then(|n| usize::try_from(n).ok())
+}
+
+/// What keys say of each other.
+fn relations(file: &GgufFile) -> Found {
+    let array = |key: &str| file.metadata.get(&format!("clip.vision.{key}")).and_then(Value::as_array);
+    for key in ["image_mean", "image_std"] {
+        let Some(values) = array(key) else { continue };
+        let values: Vec<f64> = values.iter().filter_map(|v| v.as_f64()).collect();
+        let fits = |x: &f64| x.is_finite() && x.abs() < 1e6 && (key == "image_mean" || *x != 0.0);
+        if values.len() < 3 || !values.iter().all(fits) {
+            return Err(format!("clip.vision.{key} is {values:?}, not three numbers to shift or scale colours by"));
+        }
+    }
+    if let Some(sides) = array("image_grid_pinpoints")
+        && let Some(bad) = sides.iter().find(|v| v.as_i64().is_none_or(|side| !(1..=1 << 14).contains(&side)))
+    {
+        return Err(format!("clip.vision.image_grid_pinpoints holds {bad:?}, not the side of a picture"));
+    }
+    if let (Some(image), Some(patch)) = (count(file, "image_size"), count(file, "patch_size"))
+        && image < patch
+    {
+        return Err(format!("clip.vision.image_size {image} is less than clip.vision.patch_size {patch}"));
+    }
+    if let (Some(least), Some(most)) = (count(file, "image_min_pixels"), count(file, "image_max_pixels"))
+        && least > most
+    {
+        return Err(format!("clip.vision.image_min_pixels {least} is more than clip.vision.image_max_pixels {most}"));
+    }
+    let (Some(width), Some(heads)) = (count(file, "embedding_length"), count(file, "attention.head_count")) else {
+        return Ok(());
+    };
+    match width.checked_rem(heads) {
+        Some(0) => Ok(()),
+        _ if count(file, "attention.head_dim").is_some() => Ok(()),
+        _ => Err(format!("clip.vision.embedding_length {width} does not divide into attention.head_count {heads}")),
+    }
+}
+
+/// Shapes of the towers that this program writes, too.
+fn tower(file: &GgufFile) -> Found {
+    let kind = file.metadata.str("clip.projector_type").unwrap_or_default();
+    let size = |key: &str| count(file, key);
+    let (Some(width), Some(inner), Some(heads), true) =
+        (size("embedding_length"), size("feed_forward_length"), size("attention.head_count"), PLAIN.contains(&kind))
+    else {
+        return Ok(());
+    };
+    let rotated = kind.starts_with("qwen");
+    if rotated && width / heads % 4 != 0 {
+        return Err(format!("clip.vision.attention.head_count {heads} makes heads of {}, not 4n", width / heads));
+    }
+    let cells = size("image_size").unwrap_or(0) / size("patch_size").unwrap_or(1).max(1);
+    let merge = size("projector.scale_factor").unwrap_or(1);
+    if ["internvl", "idefics3", "gemma3"].contains(&kind) && (cells < merge || cells % merge != 0) {
+        return Err(format!(
+            "clip.vision.projector.scale_factor {merge} does not divide the {cells} patches of a side"
+        ));
+    }
+    for t in &file.tensors {
+        let wanted = match t.name.strip_prefix("v.blk.").and_then(|rest| rest.split_once('.')) {
+            Some((_, part)) => in_block(part, trimmed(t), width, inner),
+            None => outside(t, width, cells * cells, size("patch_size").unwrap_or(0)),
+        };
+        if let Some(wanted) = wanted {
+            return Err(format!("tensor `{}` has the shape {:?}, not {wanted}", t.name, t.shape));
+        }
+    }
+    Ok(())
+}
+
+/// Without the dimensions of 1 behind the last that is more.
+fn trimmed(t: &TensorInfo) -> &[usize] {
+    &t.shape[..t.shape.iter().rposition(|d| *d != 1).map_or(0, |last| last + 1)]
+}
+
+/// What shape a tensor of a block should have, where it has another. Older converters exchange the MLP's two linears.
+fn in_block(part: &str, shape: &[usize], width: usize, inner: usize) -> Option<String> {
+    let (name, is_weight) = match part.rsplit_once('.')? {
+        (name, "weight") => (name, true),
+        (name, "bias") => (name, false),
+        _ => return None,
+    };
+    let one_of = |shapes: &[&[usize]]| (!shapes.contains(&shape)).then(|| format!("{:?}", shapes[0]));
+    match (name, is_weight) {
+        ("attn_q" | "attn_k" | "attn_v" | "attn_out", true) => one_of(&[&[width, width]]),
+        ("attn_qkv", true) => one_of(&[&[width, 3 * width]]),
+        ("attn_qkv", false) => one_of(&[&[3 * width]]),
+        ("ffn_up" | "ffn_gate", true) => one_of(&[&[width, inner], &[inner, width]]),
+        ("ffn_down", true) => one_of(&[&[inner, width], &[width, inner]]),
+        ("ffn_up" | "ffn_gate" | "ffn_down", false) => one_of(&[&[inner], &[width]]),
+        ("attn_q" | "attn_k" | "attn_v" | "attn_out", false) => one_of(&[&[width]]),
+        ("ln1" | "ln2", _) => one_of(&[&[width]]),
+        _ => None,
+    }
+}
+
+/// The same of a tensor before or behind the blocks.
+fn outside(t: &TensorInfo, width: usize, cells: usize, patch: usize) -> Option<String> {
+    let shape = trimmed(t);
+    let fits = match t.name.as_str() {
+        "v.patch_embd.weight" | "v.patch_embd.weight.1" => shape == [patch, patch, 3, width],
+        "v.position_embd.weight" => shape.first() == Some(&width) && shape.get(1).copied().unwrap_or(1) >= cells,
+        "v.patch_embd.bias" | "v.class_embd" | "v.pre_ln.weight" | "v.pre_ln.bias" | "v.post_ln.weight"
+        | "v.post_ln.bias" => shape == [width],
+        _ => true,
+    };
+    (!fits).then(|| format!("that of a tower {width} wide, of {cells} patches of {patch}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ggml::GgmlType;
+    use crate::gguf::Header;
+
+    /// A tower of one block, 8 wide, 2x2 patches of 4, changed by `edit`: what [`check`] says of it.
+    fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<(), String> {
+        let mut header = Header::default();
+        header.metadata.set("general.architecture", "clip").set("clip.projector_type", "mlp");
+        header.metadata.set("clip.vision.attention.layer_norm_epsilon", 1e-6f32).set("clip.use_gelu", true);
+        let counts = [
+            ("image_size", 8),
+            ("patch_size", 4),
+            ("embedding_length", 8),
+            ("feed_forward_length", 16),
+            ("block_count", 1),
+            ("attention.head_count", 2),
+        ];
+        counts.iter().for_each(|(key, n)| drop(header.metadata.set(&format!("clip.vision.{key}"), *n as u32)));
+        header.metadata.set_array("clip.vision.image_std", [0.5f32; 3].as_slice());
+        edit(&mut header);
+        let usual: [(&str, &[usize]); 4] = [
+            ("v.blk.0.attn_q.weight", &[8, 8]),
+            ("v.blk.0.ffn_up.weight", &[8, 16]),
+            ("v.position_embd.weight", &[8, 4]),
+            ("v.patch_embd.weight", &[4, 4, 3, 8]),
+        ];
+        for (name, shape) in usual {
+            let shape = shapes.iter().find(|(n, _)| *n == name).map_or(shape, |(_, shape)| shape);
+            header.add_tensor(name, GgmlType::F32, shape).unwrap();
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = header.encode();
+        bytes.resize(bytes.len() + header.data_bytes() as usize, 0);
+        std::fs::write(file.path(), bytes).unwrap();
+        check(&GgufFile::open(file.path()).unwrap()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn keys_that_clip_would_not_survive() {
+        assert_eq!(checked(|_| (), &[]), Ok(()));
+        let set = |key: &'static str, value: Value| {
+            let error = checked(|h| drop(h.metadata.set(key, value.clone())), &[]).unwrap_err();
+            assert!(error.contains(key) || error.contains(key.trim_start_matches("clip.vision.")), "{key}: {error}");
+        };
+        set("clip.use_gelu", 1u32.into());
+        set("clip.projector_type", 1u32.into());
+        set("general.name", true.into());
+        set("general.alignment", 8u32.into());
+        set("clip.vision.image_size", 8i32.into());
+        set("clip.vision.patch_size", 0u32.into());
+        set("clip.vision.image_size", 3u32.into());
+        set("clip.vision.image_size", (1u32 << 20).into());
+        set("clip.vision.attention.head_count", 0u32.into());
+        set("clip.vision.attention.head_count", 3u32.into());
+        set("clip.vision.attention.layer_norm_epsilon", f32::NAN.into());
+        set("clip.vision.attention.layer_norm_epsilon", (-1f32).into());
+        set("clip.vision.spatial_merge_size", 0u32.into());
+        set("clip.vision.image_std", Value::Array([0.5f32, 0.0, 0.5].as_slice().into()));
+        set("clip.vision.image_grid_pinpoints", Value::Array([8i32, -8].as_slice().into()));
+        set("qwen2.rope.freq_base", 0f32.into());
+    }
+
+    #[test]
+    fn shapes_that_are_not_the_towers() {
+        for (name, shape) in [
+            ("v.blk.0.attn_q.weight", &[8usize, 4] as &[usize]),
+            ("v.blk.0.ffn_up.weight", &[9, 16]),
+            ("v.position_embd.weight", &[8, 3]),
+            ("v.patch_embd.weight", &[2, 4, 3, 8]),
+        ] {
+            let error = checked(|_| (), &[(name, shape)]).unwrap_err();
+            assert!(error.contains(name), "{error}");
+        }
+        // As older converters have it.
+        assert_eq!(checked(|_| (), &[("v.blk.0.ffn_up.weight", &[16, 8])]), Ok(()));
+    }
+}
