@@ -3,6 +3,9 @@ mod common;
 mod tiny;
 
 use common::{convert, root, runtime_dir};
+use mbq_convert::ggml::GgmlType;
+use mbq_convert::gguf::{GgufFile, Header, Value};
+use mbq_convert::runtime::assumed;
 use std::path::Path;
 use std::process::Command;
 use tiny::{Naming, checkpoint, llava, text};
@@ -48,4 +51,83 @@ fn a_slice_of_mutants() {
             Err(e) => return eprintln!("skipped: python3: {e}"),
         }
     }
+}
+
+/// A tower of one block, 8 wide, 2x2 patches of 4, changed by `edit`: what `assumed::check` says of it.
+fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<(), String> {
+    let mut header = Header::default();
+    header.metadata.set("general.architecture", "clip").set("clip.projector_type", "mlp");
+    header.metadata.set("clip.vision.attention.layer_norm_epsilon", 1e-6f32).set("clip.use_gelu", true);
+    let counts = [
+        ("image_size", 8),
+        ("patch_size", 4),
+        ("embedding_length", 8),
+        ("feed_forward_length", 16),
+        ("block_count", 1),
+        ("attention.head_count", 2),
+    ];
+    counts.iter().for_each(|(key, n)| drop(header.metadata.set(&format!("clip.vision.{key}"), *n as u32)));
+    header.metadata.set_array("clip.vision.image_std", [0.5f32; 3].as_slice());
+    edit(&mut header);
+    let usual: [(&str, &[usize]); 4] = [
+        ("v.blk.0.attn_q.weight", &[8, 8]),
+        ("v.blk.0.ffn_up.weight", &[8, 16]),
+        ("v.position_embd.weight", &[8, 4]),
+        ("v.patch_embd.weight", &[4, 4, 3, 8]),
+    ];
+    for (name, shape) in usual {
+        let shape = shapes.iter().find(|(n, _)| *n == name).map_or(shape, |(_, shape)| shape);
+        header.add_tensor(name, GgmlType::F32, shape).unwrap();
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = header.encode();
+    bytes.resize(bytes.len() + header.data_bytes() as usize, 0);
+    std::fs::write(file.path(), bytes).unwrap();
+    assumed::check(&GgufFile::open(file.path()).unwrap()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn keys_that_clip_would_not_survive() {
+    assert_eq!(checked(|_| (), &[]), Ok(()));
+    let set = |key: &'static str, value: Value| {
+        let error = checked(|h| drop(h.metadata.set(key, value.clone())), &[]).unwrap_err();
+        assert!(error.contains(key) || error.contains(key.trim_start_matches("clip.vision.")), "{key}: {error}");
+    };
+    set("clip.use_gelu", 1u32.into());
+    set("clip.projector_type", 1u32.into());
+    set("general.name", true.into());
+    set("general.alignment", 8u32.into());
+    set("clip.vision.image_size", 8i32.into());
+    set("clip.vision.patch_size", 0u32.into());
+    set("clip.vision.image_size", 3u32.into());
+    set("clip.vision.image_size", (1u32 << 20).into());
+    set("clip.vision.attention.head_count", 0u32.into());
+    set("clip.vision.attention.head_count", 3u32.into());
+    set("clip.vision.attention.layer_norm_epsilon", f32::NAN.into());
+    set("clip.vision.attention.layer_norm_epsilon", (-1f32).into());
+    set("clip.vision.spatial_merge_size", 0u32.into());
+    set("clip.vision.image_std", Value::Array([0.5f32, 0.0, 0.5].as_slice().into()));
+    set("clip.vision.image_grid_pinpoints", Value::Array([8i32, -8].as_slice().into()));
+    set("qwen2.rope.freq_base", 0f32.into());
+    let id = |h: &mut Header| {
+        h.metadata.set_array("tokenizer.ggml.tokens", mbq_convert::gguf::Array::strings(&["a", "b"]));
+        h.metadata.set("tokenizer.ggml.eos_token_id", 2u32);
+    };
+    assert!(checked(id, &[]).unwrap_err().contains("tokenizer.ggml.eos_token_id"));
+}
+
+#[test]
+fn shapes_that_are_not_the_towers() {
+    for (name, shape) in [
+        ("v.blk.0.attn_q.weight", &[8usize, 4] as &[usize]),
+        ("v.blk.0.ffn_up.weight", &[9, 16]),
+        ("v.position_embd.weight", &[8, 3]),
+        ("v.position_embd.weight", &[8, 16]),
+        ("v.patch_embd.weight", &[2, 4, 3, 8]),
+    ] {
+        let error = checked(|_| (), &[(name, shape)]).unwrap_err();
+        assert!(error.contains(name), "{error}");
+    }
+    // As older converters have it.
+    assert_eq!(checked(|_| (), &[("v.blk.0.ffn_up.weight", &[16, 8])]), Ok(()));
 }

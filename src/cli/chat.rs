@@ -40,6 +40,12 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
     // llama.cpp would say less of a file that is cut off or of a shard that is missing.
     let (model, vision) = (GgufFile::open(&args.model)?, GgufFile::open(&mmproj)?);
+    if model.is_projector() {
+        bail!("{}: a vision file (mmproj), not a language model", args.model.display());
+    }
+    if !vision.is_projector() {
+        bail!("{}: no vision file (mmproj); --mmproj names it", mmproj.display());
+    }
     check_pair(&model, &vision)?;
     assumed::check(&model)?;
     assumed::check(&vision)?;

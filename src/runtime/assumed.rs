@@ -89,6 +89,13 @@ fn layout(file: &GgufFile) -> Found {
             return Err(format!("{key} is {x}"));
         }
     }
+    let tokens = file.metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array).map(|tokens| tokens.len() as u64);
+    for (key, value) in file.metadata.iter() {
+        let id = key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id");
+        if id && tokens.is_some_and(|n| value.as_u64().is_none_or(|id| id >= n)) {
+            return Err(format!("{key} is {}, no id of the {} tokens", shown(value), tokens.unwrap_or(0)));
+        }
+    }
     for t in &file.tensors {
         if t.name.is_empty() || t.name.len() > 63 {
             return Err(format!("tensor `{}` has a name of {} bytes, not 1 to 63", t.name, t.name.len()));
@@ -194,7 +201,7 @@ fn tower(file: &GgufFile) -> Found {
     for t in &file.tensors {
         let wanted = match t.name.strip_prefix("v.blk.").and_then(|rest| rest.split_once('.')) {
             Some((_, part)) => in_block(part, trimmed(t), width, inner),
-            None => outside(t, width, cells * cells, size("patch_size").unwrap_or(0)),
+            None => outside(t, width, (cells * cells, kind.starts_with("qwen")), size("patch_size").unwrap_or(0)),
         };
         if let Some(wanted) = wanted {
             return Err(format!("tensor `{}` has the shape {:?}, not {wanted}", t.name, t.shape));
@@ -229,95 +236,19 @@ fn in_block(part: &str, shape: &[usize], width: usize, inner: usize) -> Option<S
     }
 }
 
-/// The same of a tensor before or behind the blocks.
-fn outside(t: &TensorInfo, width: usize, cells: usize, patch: usize) -> Option<String> {
+/// The same of a tensor before or behind the blocks; `resized`: positions are, to the picture, as Qwen's.
+fn outside(t: &TensorInfo, width: usize, (cells, resized): (usize, bool), patch: usize) -> Option<String> {
     let shape = trimmed(t);
     let fits = match t.name.as_str() {
         "v.patch_embd.weight" | "v.patch_embd.weight.1" => shape == [patch, patch, 3, width],
-        "v.position_embd.weight" => shape.first() == Some(&width) && shape.get(1).copied().unwrap_or(1) >= cells,
+        // One more where the tower has a token of its own.
+        "v.position_embd.weight" => {
+            let rows = shape.get(1).copied().unwrap_or(1);
+            shape.first() == Some(&width) && (resized || rows == cells || rows == cells + 1)
+        }
         "v.patch_embd.bias" | "v.class_embd" | "v.pre_ln.weight" | "v.pre_ln.bias" | "v.post_ln.weight"
         | "v.post_ln.bias" => shape == [width],
         _ => true,
     };
     (!fits).then(|| format!("that of a tower {width} wide, of {cells} patches of {patch}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ggml::GgmlType;
-    use crate::gguf::Header;
-
-    /// A tower of one block, 8 wide, 2x2 patches of 4, changed by `edit`: what [`check`] says of it.
-    fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<(), String> {
-        let mut header = Header::default();
-        header.metadata.set("general.architecture", "clip").set("clip.projector_type", "mlp");
-        header.metadata.set("clip.vision.attention.layer_norm_epsilon", 1e-6f32).set("clip.use_gelu", true);
-        let counts = [
-            ("image_size", 8),
-            ("patch_size", 4),
-            ("embedding_length", 8),
-            ("feed_forward_length", 16),
-            ("block_count", 1),
-            ("attention.head_count", 2),
-        ];
-        counts.iter().for_each(|(key, n)| drop(header.metadata.set(&format!("clip.vision.{key}"), *n as u32)));
-        header.metadata.set_array("clip.vision.image_std", [0.5f32; 3].as_slice());
-        edit(&mut header);
-        let usual: [(&str, &[usize]); 4] = [
-            ("v.blk.0.attn_q.weight", &[8, 8]),
-            ("v.blk.0.ffn_up.weight", &[8, 16]),
-            ("v.position_embd.weight", &[8, 4]),
-            ("v.patch_embd.weight", &[4, 4, 3, 8]),
-        ];
-        for (name, shape) in usual {
-            let shape = shapes.iter().find(|(n, _)| *n == name).map_or(shape, |(_, shape)| shape);
-            header.add_tensor(name, GgmlType::F32, shape).unwrap();
-        }
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut bytes = header.encode();
-        bytes.resize(bytes.len() + header.data_bytes() as usize, 0);
-        std::fs::write(file.path(), bytes).unwrap();
-        check(&GgufFile::open(file.path()).unwrap()).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn keys_that_clip_would_not_survive() {
-        assert_eq!(checked(|_| (), &[]), Ok(()));
-        let set = |key: &'static str, value: Value| {
-            let error = checked(|h| drop(h.metadata.set(key, value.clone())), &[]).unwrap_err();
-            assert!(error.contains(key) || error.contains(key.trim_start_matches("clip.vision.")), "{key}: {error}");
-        };
-        set("clip.use_gelu", 1u32.into());
-        set("clip.projector_type", 1u32.into());
-        set("general.name", true.into());
-        set("general.alignment", 8u32.into());
-        set("clip.vision.image_size", 8i32.into());
-        set("clip.vision.patch_size", 0u32.into());
-        set("clip.vision.image_size", 3u32.into());
-        set("clip.vision.image_size", (1u32 << 20).into());
-        set("clip.vision.attention.head_count", 0u32.into());
-        set("clip.vision.attention.head_count", 3u32.into());
-        set("clip.vision.attention.layer_norm_epsilon", f32::NAN.into());
-        set("clip.vision.attention.layer_norm_epsilon", (-1f32).into());
-        set("clip.vision.spatial_merge_size", 0u32.into());
-        set("clip.vision.image_std", Value::Array([0.5f32, 0.0, 0.5].as_slice().into()));
-        set("clip.vision.image_grid_pinpoints", Value::Array([8i32, -8].as_slice().into()));
-        set("qwen2.rope.freq_base", 0f32.into());
-    }
-
-    #[test]
-    fn shapes_that_are_not_the_towers() {
-        for (name, shape) in [
-            ("v.blk.0.attn_q.weight", &[8usize, 4] as &[usize]),
-            ("v.blk.0.ffn_up.weight", &[9, 16]),
-            ("v.position_embd.weight", &[8, 3]),
-            ("v.patch_embd.weight", &[2, 4, 3, 8]),
-        ] {
-            let error = checked(|_| (), &[(name, shape)]).unwrap_err();
-            assert!(error.contains(name), "{error}");
-        }
-        // As older converters have it.
-        assert_eq!(checked(|_| (), &[("v.blk.0.ffn_up.weight", &[16, 8])]), Ok(()));
-    }
 }

@@ -22,22 +22,26 @@ SECONDS, BYTES = 10, 1 << 30
 class Run:
     """A finished run: status (negative for a signal), text, seconds, resident bytes."""
 
-    def __init__(self, command, scratch, environment):
+    def __init__(self, command, scratch, environment, until=None):
         out, err = scratch / "stdout", scratch / "stderr"
         files = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
         files += [(os.POSIX_SPAWN_OPEN, n, str(p), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) for n, p in [(1, out), (2, err)]]
         begin = time.monotonic()
         pid = os.posix_spawn(command[0], command, environment, file_actions=files, setpgroup=0)
         handle = os.pidfd_open(pid)
-        self.timed_out = not select.select([handle], [], [], SECONDS * 1.5)[0]
-        if self.timed_out:
+        started, ended = False, False
+        while not (started or ended) and time.monotonic() - begin < SECONDS * 1.5:
+            ended = select.select([handle], [], [], 0.05 if until else SECONDS * 1.5)[0]
+            started = until and until in out.read_bytes()
+        self.timed_out = not (started or ended)
+        if not ended:
             os.killpg(pid, signal.SIGKILL)
         os.close(handle)
         _, status, usage = os.wait4(pid, 0)
         self.seconds = time.monotonic() - begin
         self.processor = usage.ru_utime + usage.ru_stime
         self.resident = usage.ru_maxrss * 1024
-        self.status = os.waitstatus_to_exitcode(status)
+        self.status = 0 if started else os.waitstatus_to_exitcode(status)
         self.error = err.read_text("utf-8", "replace")
         self.output = out.read_text("utf-8", "replace")
 
@@ -72,6 +76,7 @@ class Campaign:
         folders = sorted(p for p in self.fixtures.iterdir() if p.is_dir())
         self.checkpoints = [p for p in folders if (p / "config.json").is_file()]
         self.pairs = [p for p in folders if (p / "model.gguf").is_file()]
+        self.asked = [p for p in self.pairs if b"tokenizer.chat_template" in (p / "model.gguf").read_bytes()[:1 << 20]]
         self.pictures = sorted(p for p in (self.fixtures / "pictures").glob("*") if p.is_file())
         self.environment = {k: v for k, v in os.environ.items() if not k.upper().startswith("HF_")}
         self.environment["GGML_NO_BACKTRACE"] = "1"  # ggml would start gdb where it aborts
@@ -123,7 +128,7 @@ class Campaign:
     def chat(self, rng, dir):
         if rng.random() < 0.25:
             source, damaged, what = self.picture(rng, dir)
-            model, picture, names = rng.choice(self.pairs), damaged, [source.name]
+            model, picture, names = rng.choice(self.asked), damaged, [source.name]
             out = dir / "out"
             out.mkdir()
             what = f"{source.name}: {what}"
@@ -136,13 +141,13 @@ class Campaign:
     def eval(self, rng, dir):
         kind = rng.random()
         if kind < 0.3:
-            model = rng.choice(self.pairs)
+            model = rng.choice(self.asked)
             out = dir / "out"
             out.mkdir()
             data, source = dir / "questions.jsonl", self.fixtures / "questions.jsonl"
             what, names = "questions.jsonl: " + mutations.mutate_file(rng, source, data), ["questions.jsonl", *(p.name for p in self.pictures)]
         elif kind < 0.5:
-            model = rng.choice(self.pairs)
+            model = rng.choice(self.asked)
             out = dir / "out"
             out.mkdir()
             source, damaged, what = self.picture(rng, dir)
@@ -162,9 +167,9 @@ class Campaign:
         return what, command, names, out
 
     def serve(self, rng, dir):
-        """Start-up alone: what starts is stopped by a port that is taken, which is found last."""
+        """Start-up alone: what says its address is stopped."""
         what, model, name, out = self.gguf(rng, dir)
-        command = ["serve", str(model / "model.gguf"), "--mmproj", self.mmproj(model), "--no-browser", "--threads", "1", "--slots", "1"]
+        command = ["serve", str(model / "model.gguf"), "--mmproj", self.mmproj(model), "--no-browser", "--threads", "1", "--slots", "1", "--port", "0"]
         return what, command + ["--context", "512"], [name, "model.gguf"], out
 
     def calibrate(self, rng, dir):
@@ -199,7 +204,8 @@ class Campaign:
             runtime = ["--runtime", self.arguments.runtime] if self.arguments.runtime else []
             temporary = dir / "tmp"
             temporary.mkdir()
-            run = Run([self.arguments.program, *command, *runtime], dir, self.environment | {"TMPDIR": str(temporary)})
+            run = Run([self.arguments.program, *command, *runtime], dir, self.environment | {"TMPDIR": str(temporary)},
+                      b"http://" if kind == "serve" else None)
             faults = run.faults(names)
             outputs = {"o.gguf", "mmproj-o-f16.gguf", "mmproj-o.gguf", "o.mbq.json", "e.json", "page"}
             faults += left(out, outputs if run.status == 0 else set()) + left(temporary, set())
