@@ -66,7 +66,9 @@ fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<()
         ("block_count", 1),
         ("attention.head_count", 2),
     ];
-    counts.iter().for_each(|(key, n)| drop(header.metadata.set(&format!("clip.vision.{key}"), *n as u32)));
+    for (key, n) in counts {
+        header.metadata.set(&format!("clip.vision.{key}"), n as u32);
+    }
     header.metadata.set_array("clip.vision.image_std", [0.5f32; 3].as_slice());
     edit(&mut header);
     let usual: [(&str, &[usize]); 4] = [
@@ -90,7 +92,10 @@ fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<()
 fn keys_that_clip_would_not_survive() {
     assert_eq!(checked(|_| (), &[]), Ok(()));
     let set = |key: &'static str, value: Value| {
-        let error = checked(|h| drop(h.metadata.set(key, value.clone())), &[]).unwrap_err();
+        let with = |h: &mut Header| {
+            h.metadata.set(key, value.clone());
+        };
+        let error = checked(with, &[]).unwrap_err();
         assert!(error.contains(key) || error.contains(key.trim_start_matches("clip.vision.")), "{key}: {error}");
     };
     set("clip.use_gelu", 1u32.into());

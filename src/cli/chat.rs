@@ -47,6 +47,11 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
         bail!("{}: no vision file (mmproj); --mmproj names it", mmproj.display());
     }
     check_pair(&model, &vision)?;
+    let given = args.more.iter().any(|word| word.to_string_lossy().starts_with("--chat-template"));
+    if model.metadata.get("tokenizer.chat_template").is_none() && !given {
+        let model = args.model.display();
+        bail!("{model}: has no chat template; give one: -- --chat-template NAME, or --chat-template-file FILE");
+    }
     assumed::check(&model)?;
     assumed::check(&vision)?;
     let tool = runtime::tool(&runtime::directory(common.runtime.as_deref())?, "llama-mtmd-cli")?;

@@ -52,8 +52,8 @@ class Run:
             found.append(f"took {self.seconds:.1f} s")
         if self.status < 0 and not self.timed_out:
             found.append(f"ended by signal {-self.status}")
-        if "ended by a signal" in self.error or "failed with status" in self.error:
-            found.append("llama.cpp failed")
+        if "llama-mtmd-cli crashed" in self.error or "failed with status" in self.error and "failed with status 1 " not in self.error:
+            found.append("llama-mtmd-cli crashed")
         if "panicked at" in self.error or self.status == 101:
             found.append("panicked")
         if self.resident > BYTES:
