@@ -4,7 +4,7 @@ mod tiny;
 
 use common::{convert, root, runtime_dir};
 use mbq_convert::ggml::GgmlType;
-use mbq_convert::gguf::{GgufFile, Header, Value};
+use mbq_convert::gguf::{Array, GgufFile, Header, Value};
 use mbq_convert::runtime::assumed;
 use std::path::Path;
 use std::process::Command;
@@ -110,15 +110,29 @@ fn keys_that_clip_would_not_survive() {
     set("clip.vision.attention.head_count", 3u32.into());
     set("clip.vision.attention.layer_norm_epsilon", f32::NAN.into());
     set("clip.vision.attention.layer_norm_epsilon", (-1f32).into());
-    set("clip.vision.spatial_merge_size", 0u32.into());
     set("clip.vision.image_std", Value::Array([0.5f32, 0.0, 0.5].as_slice().into()));
     set("clip.vision.image_grid_pinpoints", Value::Array([8i32, -8].as_slice().into()));
     set("qwen2.rope.freq_base", 0f32.into());
-    let id = |h: &mut Header| {
-        h.metadata.set_array("tokenizer.ggml.tokens", mbq_convert::gguf::Array::strings(&["a", "b"]));
-        h.metadata.set("tokenizer.ggml.eos_token_id", 2u32);
+    set("clip.vision.spatial_merge_size", 0u32.into());
+}
+
+#[test]
+fn keys_of_a_language_model_that_llama_would_not_survive() {
+    let refused = |key: &str, value: Value| {
+        let model = |h: &mut Header| {
+            h.metadata.set("general.architecture", "qwen2").set("qwen2.block_count", 1u32);
+            h.metadata.set("qwen2.embedding_length", 8u32).set("qwen2.attention.head_count", 2u32);
+            h.metadata.set_array("tokenizer.ggml.tokens", Array::strings(&["a", "b"]));
+            h.metadata.set(key, value.clone());
+        };
+        let error = checked(model, &[]).unwrap_err();
+        assert!(error.contains(key), "{key}: {error}");
     };
-    assert!(checked(id, &[]).unwrap_err().contains("tokenizer.ggml.eos_token_id"));
+    refused("tokenizer.ggml.eos_token_id", 2u32.into());
+    refused("tokenizer.ggml.scores", Value::Array([0f32].as_slice().into()));
+    refused("qwen2.block_count", u32::MAX.into());
+    refused("qwen2.rope.dimension_count", 6u32.into());
+    refused("qwen2.rope.dimension_count", 3u32.into());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //!
 //! Its loader of language models checks types, counts and shapes of most keys and tensors itself; clip.cpp, which loads
 //! vision files, checks few. Ranges are generous: no published model comes near their ends.
+use crate::ggml::GgmlType;
 use crate::gguf::{GgufFile, ReadError, TensorInfo, Value};
 
 /// What llama.cpp reads a key of a vision file as; it stops where the file says otherwise.
@@ -64,7 +65,9 @@ const PLAIN: [&str; 8] = [
 pub fn check(file: &GgufFile) -> Result<(), ReadError> {
     let unfit = |what: String| ReadError::Unfit { path: file.path.clone(), what: format!("{what}; {ADVICE}") };
     layout(file).map_err(unfit)?;
-    if file.is_projector() {
+    if !file.is_projector() {
+        text(file).map_err(unfit)?;
+    } else {
         keys(file).and_then(|()| relations(file)).and_then(|()| tower(file)).map_err(unfit)?;
     }
     Ok(())
@@ -89,13 +92,6 @@ fn layout(file: &GgufFile) -> Found {
             return Err(format!("{key} is {x}"));
         }
     }
-    let tokens = file.metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array).map(|tokens| tokens.len() as u64);
-    for (key, value) in file.metadata.iter() {
-        let id = key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id");
-        if id && tokens.is_some_and(|n| value.as_u64().is_none_or(|id| id >= n)) {
-            return Err(format!("{key} is {}, no id of the {} tokens", shown(value), tokens.unwrap_or(0)));
-        }
-    }
     for t in &file.tensors {
         if t.name.is_empty() || t.name.len() > 63 {
             return Err(format!("tensor `{}` has a name of {} bytes, not 1 to 63", t.name, t.name.len()));
@@ -105,6 +101,37 @@ fn layout(file: &GgufFile) -> Found {
         }
     }
     Ok(())
+}
+
+/// Of a language model: its vocabulary, and what its graph is made by.
+fn text(file: &GgufFile) -> Found {
+    let list = |key: &str| file.metadata.get(&format!("tokenizer.ggml.{key}")).and_then(Value::as_array);
+    if let Some(tokens) = list("tokens").map(|tokens| tokens.len()) {
+        for key in ["scores", "token_type"] {
+            if let Some(other) = list(key).map(|other| other.len()).filter(|other| *other != tokens) {
+                return Err(format!("tokenizer.ggml.{key} has {other} entries for {tokens} tokens"));
+            }
+        }
+        for (key, value) in file.metadata.iter() {
+            let is_id = key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id");
+            if is_id && value.as_u64().is_none_or(|id| id >= tokens as u64) {
+                return Err(format!("{key} is {}, no id of the {tokens} tokens", shown(value)));
+            }
+        }
+    }
+    let size = |key: &str| file.arch_u64(key);
+    // llama.cpp's own bound.
+    if let Some(blocks) = size("block_count").filter(|blocks| !(1..=512).contains(blocks)) {
+        return Err(format!("{}.block_count is {blocks}, not from 1 to 512", file.architecture()));
+    }
+    let head =
+        size("embedding_length").zip(size("attention.head_count")).and_then(|(width, heads)| width.checked_div(heads));
+    match (size("rope.dimension_count"), size("attention.key_length").or(head)) {
+        (Some(turned), Some(head)) if turned % 2 != 0 || turned > head => {
+            Err(format!("{}.rope.dimension_count is {turned}, of heads of {head}", file.architecture()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Types and ranges of the keys.
@@ -198,9 +225,17 @@ fn tower(file: &GgufFile) -> Found {
             "clip.vision.projector.scale_factor {merge} does not divide the {cells} patches of a side"
         ));
     }
+    let rows = width * size("spatial_merge_size").or(size("projector.scale_factor")).unwrap_or(2).pow(2);
     for t in &file.tensors {
+        let float = |ty: GgmlType| matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
+        if t.ty().is_some_and(|ty| !float(ty) && (trimmed(t).len() < 2 || !ty.is_quantized())) {
+            return Err(format!("tensor `{}` has type {}, which its place does not take", t.name, t.type_id));
+        }
         let wanted = match t.name.strip_prefix("v.blk.").and_then(|rest| rest.split_once('.')) {
             Some((_, part)) => in_block(part, trimmed(t), width, inner),
+            None if joins(kind, &t.name) => {
+                (trimmed(t).first() != Some(&rows)).then(|| format!("rows of {rows}: patches that are merged"))
+            }
             None => outside(t, width, (cells * cells, kind.starts_with("qwen")), size("patch_size").unwrap_or(0)),
         };
         if let Some(wanted) = wanted {
@@ -208,6 +243,15 @@ fn tower(file: &GgufFile) -> Found {
         }
     }
     Ok(())
+}
+
+/// Whether a tensor takes patches that are merged already.
+fn joins(kind: &str, name: &str) -> bool {
+    match kind {
+        "internvl" => name == "mm.model.mlp.0.weight",
+        "idefics3" => name == "mm.model.fc.weight",
+        _ => kind.starts_with("qwen") && name == "mm.0.weight",
+    }
 }
 
 /// Without the dimensions of 1 behind the last that is more.

@@ -22,7 +22,7 @@ SECONDS, BYTES = 10, 1 << 30
 class Run:
     """A finished run: status (negative for a signal), text, seconds, resident bytes."""
 
-    def __init__(self, command, scratch, environment, until=None):
+    def __init__(self, command, scratch, environment, until=None, seconds=SECONDS):
         out, err = scratch / "stdout", scratch / "stderr"
         files = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
         files += [(os.POSIX_SPAWN_OPEN, n, str(p), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) for n, p in [(1, out), (2, err)]]
@@ -30,8 +30,8 @@ class Run:
         pid = os.posix_spawn(command[0], command, environment, file_actions=files, setpgroup=0)
         handle = os.pidfd_open(pid)
         started, ended = False, False
-        while not (started or ended) and time.monotonic() - begin < SECONDS * 1.5:
-            ended = select.select([handle], [], [], 0.05 if until else SECONDS * 1.5)[0]
+        while not (started or ended) and time.monotonic() - begin < seconds * 1.5:
+            ended = select.select([handle], [], [], 0.05 if until else seconds * 1.5)[0]
             started = until and until in out.read_bytes()
         self.timed_out = not (started or ended)
         if not ended:
@@ -48,7 +48,7 @@ class Run:
     def faults(self, names):
         """What is wrong with how it ended; `names` are the words of which an error must have one."""
         found = []
-        if self.timed_out or self.processor > SECONDS:
+        if self.timed_out or self.processor > seconds:
             found.append(f"took {self.seconds:.1f} s")
         if self.status < 0 and not self.timed_out:
             found.append(f"ended by signal {-self.status}")
@@ -145,7 +145,7 @@ class Campaign:
             out = dir / "out"
             out.mkdir()
             data, source = dir / "questions.jsonl", self.fixtures / "questions.jsonl"
-            what, names = "questions.jsonl: " + mutations.mutate_file(rng, source, data), ["questions.jsonl", *(p.name for p in self.pictures)]
+            what, names = "questions.jsonl: " + mutations.mutate_file(rng, source, data), ["questions.jsonl", "question line", *(p.name for p in self.pictures)]
         elif kind < 0.5:
             model = rng.choice(self.asked)
             out = dir / "out"
@@ -183,7 +183,7 @@ class Campaign:
         else:
             model = dir / "model"
             mutations.link(source, model)
-            name = rng.choice(["chat_template.jinja", "tokenizer_config.json", "preprocessor_config.json", "config.json"])
+            name = rng.choice(["chat_template.json", "tokenizer_config.json", "preprocessor_config.json", "config.json"])
             what, names = f"{source.name}/{name}: " + mutations.mutate_file(rng, source / name, model / name), [name, "model"]
             shutil.copy(self.fixtures / "pairs.json", pairs)
         command = [str(model), "-o", str(out / "o.gguf"), "--type", "q4_0", "-q", "--calib", str(pairs), "--samples", "2"]
@@ -205,7 +205,7 @@ class Campaign:
             temporary = dir / "tmp"
             temporary.mkdir()
             run = Run([self.arguments.program, *command, *runtime], dir, self.environment | {"TMPDIR": str(temporary)},
-                      b"http://" if kind == "serve" else None)
+                      b"http://" if kind == "serve" else None, 120 if kind == "calibrate" else SECONDS)
             faults = run.faults(names)
             outputs = {"o.gguf", "mmproj-o-f16.gguf", "mmproj-o.gguf", "o.mbq.json", "e.json", "page"}
             faults += left(out, outputs if run.status == 0 else set()) + left(temporary, set())
