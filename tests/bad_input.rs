@@ -198,6 +198,9 @@ fn tokenizer() {
     refused(edit(file, |j| j["added_tokens"] = "x".into()), &[file, "added_tokens"]);
     refused(edit(file, |j| j["added_tokens"][1]["rstrip"] = true.into()), &[file, "added_tokens[1].rstrip"]);
     refused(edit(file, |j| j["model"]["vocab"]["unmergeable297"] = 298.into()), &[file, "<|im_start|>", "id 298"]);
+    let frame = serde_json::json!({"type": "TemplateProcessing", "special_tokens": {}, "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": "<S>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
+    refused(edit(file, |j| j["post_processor"] = frame.clone()), &[file, "post_processor", "<S>"]);
     let config = "tokenizer_config.json";
     refused(edit(config, |j| j["eos_token"] = true.into()), &[config, "eos_token"]);
     refused(edit(config, |j| j["pad_token"] = serde_json::json!({"type": "x"})), &[config, "pad_token"]);

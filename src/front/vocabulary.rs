@@ -173,6 +173,7 @@ impl Read {
             Some(pieces) => pieces.segmentation(&tokens, &types),
             None => byte_level(&source, merges)?,
         };
+        frames(&source)?;
         let tokenizer = Tokenizer::from_bytes(source.json.to_string()).map_err(|e| broken(e.to_string()))?;
         for t in &added {
             // The library numbers added tokens on from the vocabulary, whatever the file says, and so does transformers.
@@ -318,6 +319,21 @@ fn table(
         *slot = Some((if spaced { t.content.replace('▁', " ") } else { t.content.clone() }, kind));
     }
     Ok(tokens.into_iter().enumerate().map(|(i, t)| t.unwrap_or((format!("[PAD{i}]"), TokenType::Unused))).unzip())
+}
+
+/// The library panics where a template of the post-processor names a token that it does not define.
+fn frames(s: &TokenizerFile) -> Result<(), GgufError> {
+    let processor = &s.json["post_processor"];
+    for p in std::iter::once(processor).chain(processor["processors"].as_array().into_iter().flatten()) {
+        let parts = ["single", "pair"].iter().flat_map(|side| p[*side].as_array().into_iter().flatten());
+        let mut names = parts.filter_map(|part| part["SpecialToken"]["id"].as_str());
+        if let Some(name) = names.find(|name| p["special_tokens"].get(name).is_none()) {
+            return Err(
+                s.field("post_processor", format!("{name:?} stands in a template, but not in its special_tokens"))
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The ids that the tokenizer puts before and behind a text.

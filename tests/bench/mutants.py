@@ -23,7 +23,7 @@ class Run:
     """A finished run: status (negative for a signal), text, seconds, resident bytes."""
 
     def __init__(self, command, scratch, environment, until=None, seconds=SECONDS):
-        out, err = scratch / "stdout", scratch / "stderr"
+        self.limit, out, err = seconds, scratch / "stdout", scratch / "stderr"
         files = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)]
         files += [(os.POSIX_SPAWN_OPEN, n, str(p), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) for n, p in [(1, out), (2, err)]]
         begin = time.monotonic()
@@ -48,7 +48,7 @@ class Run:
     def faults(self, names):
         """What is wrong with how it ended; `names` are the words of which an error must have one."""
         found = []
-        if self.timed_out or self.processor > seconds:
+        if self.timed_out or self.processor > self.limit:
             found.append(f"took {self.seconds:.1f} s")
         if self.status < 0 and not self.timed_out:
             found.append(f"ended by signal {-self.status}")
