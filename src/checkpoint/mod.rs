@@ -13,7 +13,7 @@ mod widen;
 pub use error::CheckpointError;
 pub use names::canonical;
 pub use safetensors::Dtype;
-pub(crate) use tokenizer::{ROLES, declared_tokens, optional_json, tokenizer};
+pub(crate) use tokenizer::{ROLES, check_names, declared_tokens, optional_json, tokenizer};
 
 use crate::mapped::MappedFile;
 use safetensors::SafeTensors;
@@ -368,10 +368,12 @@ fn is_of_text(stored: &str) -> bool {
     parts.iter().any(|part| stored.starts_with(part))
 }
 
-/// Reads and parses a JSON file.
+/// Reads and parses a JSON file: an object, as every file of a checkpoint is.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
     let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;
-    serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })?;
+    if json.is_object() { Ok(json) } else { Err(CheckpointError::NotAnObject { path: path.into() }) }
 }
 
 fn read_index(path: &Path) -> Result<WeightIndex, CheckpointError> {

@@ -1,7 +1,7 @@
 //! GGUF files, read: every length is checked against the file before it is believed.
 use super::header::{ALIGNMENT, DIMENSIONS, Metadata};
 use super::shard::{ShardKeys, ShardName};
-use super::value::{ARRAY, Array, STRING, Value, number, width};
+use super::value::{ARRAY, Array, BOOL, STRING, Value, number, width};
 use crate::digest::file_name;
 use crate::ggml::GgmlType;
 use crate::mapped::MappedFile;
@@ -270,6 +270,10 @@ impl<'a> Cursor<'a> {
                 Ok(Value::String(self.take(len)?.to_vec()))
             }
             (ARRAY, _) => self.array().map(Value::Array),
+            (BOOL, Some(_)) => match self.take(1)?[0] {
+                n @ 0..=1 => Ok(Value::Bool(n == 1)),
+                n => self.damaged(format!("a Bool is {n}")),
+            },
             (_, Some(n)) => match number(kind, self.take(n as u64)?) {
                 Some(value) => Ok(value),
                 None => self.damaged(format!("metadata type {kind} does not exist")),

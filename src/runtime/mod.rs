@@ -6,6 +6,7 @@
 //! taken from a folder that the user names (a CUDA runtime for a CPU build of this program, say).
 
 mod archive;
+pub mod assumed;
 pub mod engine;
 mod hunks;
 mod mmproj;

@@ -11,7 +11,7 @@ macro_rules! embedded {
 }
 
 /// Name and text of every patch, in their order.
-const PATCHES: [(&str, &str); 9] = embedded!["":
+const PATCHES: [(&str, &str); 10] = embedded!["":
     "0001-mtmd-llava-onevision.patch",
     "0002-mbq3.patch",
     "0003-mbq3-cuda.patch",
@@ -21,6 +21,7 @@ const PATCHES: [(&str, &str); 9] = embedded!["":
     "0007-mtmd-gemma3-idefics3.patch",
     "0008-tower-f16.patch",
     "0009-mbq3-vulkan.patch",
+    "0010-qwen2vl-epsilon.patch",
 ];
 
 /// Path and text of every file of ours.

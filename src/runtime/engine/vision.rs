@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 
-use super::{Compute, EngineError, Model, Token, c_path, take_log};
+use super::{Compute, EngineError, Model, Token, c_path, check, take_log};
 use crate::image::Rgb;
 use crate::runtime::sys;
 
@@ -45,6 +45,7 @@ impl Vision {
     /// # Errors
     /// A file that is no projector, or one for another width.
     pub fn load(model: Model, path: &Path, compute: Compute) -> Result<Self, EngineError> {
+        check(path)?;
         take_log();
         let lib = &model.runtime.lib;
         let c = c_path(path)?;
