@@ -1,10 +1,13 @@
 //! Downloads from the Hugging Face hub into its shared cache.
 //!
 //! hf-hub 0.5, not 1.0: its blocking client needs 67 crates where 1.0 brings tokio, reqwest and 297, and it knows the
-//! same cache layout, resumes, and reports progress.
-use crate::events::{Event, Observer};
+//! same cache layout. Files are downloaded here.
+mod download;
+
+use crate::events::Observer;
+use download::Download;
+use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::api::{Progress, RepoInfo};
 use hf_hub::{Cache, Repo, RepoType};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -92,6 +95,10 @@ pub enum HubError {
     NoWeights { id: String },
     #[error("{id}: downloading {file}: {source}; run again to go on where it stopped")]
     Download { id: String, file: String, source: ApiError },
+    #[error("{id}: the hub's answer is not understood: {what} is {found:?}; check HF_ENDPOINT")]
+    Answer { id: String, what: &'static str, found: String },
+    #[error("{id}: the repository was changed while {file} came; run again")]
+    Changed { id: String, file: String },
     #[error("{file}: {found} of {expected} bytes came; run again to go on where it stopped")]
     Short { file: PathBuf, found: u64, expected: u64 },
 }
@@ -167,47 +174,70 @@ impl Hub {
             });
         }
         let info: RepoInfo = info.body_mut().read_json().map_err(|e| request(Box::new(e).into()))?;
-        let snapshot = Cache::new(self.cache.clone()).repo(id.repo()).pointer_path(&info.sha);
-        let there: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
-        let safetensors = there.iter().any(|f| wanted(f) && f.ends_with(".safetensors"));
-        // PyTorch's files only where there are no others: most repositories that have them have both.
-        let torch = |f: &str| !safetensors && !f.contains('/') && f.starts_with("pytorch_model") && f.ends_with(".bin");
-        let files: Vec<String> = there.into_iter().filter(|f| wanted(f) || torch(f)).collect();
-        if !files.iter().any(|f| is_weights(f)) {
-            return Err(HubError::NoWeights { id: id.to_string() });
-        }
-        Ok(Repository { id: id.clone(), api, snapshot, files })
+        let (commit, files) = listing(id, info)?;
+        let snapshot = Cache::new(self.cache.clone()).repo(id.repo()).pointer_path(&commit);
+        Ok(Repository { id: id.clone(), api, commit, snapshot, files })
     }
 
     /// Downloads a file that is not there yet.
     fn download(&self, repository: &Repository, file: &str, observer: &dyn Observer) -> Result<(), HubError> {
-        let Repository { id, api, snapshot, .. } = repository;
-        let path = snapshot.join(file);
+        let path = repository.snapshot.join(file);
         if path.exists() {
             return Ok(());
         }
-        let mut expected = 0;
-        let progress = Reporter { observer, expected: &mut expected, done: 0 };
-        api.download_with_progress(file, progress).map_err(|source| {
-            let refused = status(&source).and_then(|_| self.why(id, file, &api.url(file)));
-            refused.unwrap_or_else(|| HubError::Download { id: id.to_string(), file: file.into(), source })
-        })?;
-        let found = path.metadata().map(|m| m.len()).unwrap_or(0);
-        if found != expected {
-            // A server that sends less than it promised must not leave a file that looks complete.
-            let blob = path.canonicalize();
-            let _ = std::fs::remove_file(&path);
-            let _ = blob.map(std::fs::remove_file);
-            return Err(HubError::Short { file: path, found, expected });
-        }
-        Ok(())
+        let cache = Cache::new(self.cache.clone()).repo(repository.id.repo());
+        Download { hub: self, repository, cache, file, observer }.run(&path)
     }
+}
+
+/// The commit and the files to read of a hub's answer.
+///
+/// # Errors
+/// There are no weights, or the commit is no name: folders are named after it.
+fn listing(id: &HubId, info: RepoInfo) -> Result<(String, Vec<String>), HubError> {
+    if !is_plain(&info.sha) {
+        return Err(HubError::Answer { id: id.to_string(), what: "the commit", found: shortened(&info.sha) });
+    }
+    let there: Vec<String> = info.siblings.into_iter().map(|s| s.rfilename).collect();
+    let safetensors = there.iter().any(|f| wanted(f) && f.ends_with(".safetensors"));
+    // PyTorch's files only where there are no others: most repositories that have them have both.
+    let torch =
+        |f: &str| !safetensors && !f.contains(['/', '\\']) && f.starts_with("pytorch_model") && f.ends_with(".bin");
+    let files: Vec<String> = there.into_iter().filter(|f| wanted(f) || torch(f)).collect();
+    if !files.iter().any(|f| is_weights(f)) {
+        return Err(HubError::NoWeights { id: id.to_string() });
+    }
+    Ok((info.sha, files))
+}
+
+/// Whether what a server calls a commit or a file's content can be part of a path: a name that leads nowhere else.
+fn is_plain(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.chars().all(good)
+}
+
+/// The beginning of what a server sent, for messages.
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+/// For [`crate::fuzzing`].
+pub(crate) fn check_answer(json: &[u8]) -> Result<(), String> {
+    let info: RepoInfo = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let id = HubId { name: "org/name".into(), revision: "main".into() };
+    let (commit, files) = listing(&id, info).map_err(|e| e.to_string())?;
+    let snapshot = Cache::new("cache".into()).repo(id.repo()).pointer_path(&commit);
+    let folder = Path::new("cache/models--org--name/snapshots");
+    assert_eq!(snapshot.parent(), Some(folder), "{commit}");
+    files.iter().for_each(|file| assert_eq!(snapshot.join(file).parent(), Some(snapshot.as_path()), "{file}"));
+    Ok(())
 }
 
 /// A model on the hub.
 struct Repository {
     id: HubId,
     api: ApiRepo,
+    commit: String,
     /// Where its files lie, or will.
     snapshot: PathBuf,
     /// Those that a conversion reads.
@@ -215,16 +245,6 @@ struct Repository {
 }
 
 impl Hub {
-    /// Asks for the first byte of a file that was refused, for the reason.
-    fn why(&self, id: &HubId, file: &str, url: &str) -> Option<HubError> {
-        let mut request = ureq::get(url).config().http_status_as_error(false).build().header("Range", "bytes=0-0");
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
-        let response = request.call().ok()?;
-        self.refusal(id, Some(file), response.status().as_u16(), response.headers())
-    }
-
     /// What a refusal means, by the headers with which the Python library tells them apart. None: something else.
     fn refusal(
         &self,
@@ -280,46 +300,6 @@ fn wanted(file: &str) -> bool {
 
 fn is_weights(file: &str) -> bool {
     file.ends_with(".safetensors") || file.ends_with(".bin")
-}
-
-/// The HTTP status that an error is about.
-fn status(error: &ApiError) -> Option<u16> {
-    match error {
-        ApiError::RequestError(e) => match **e {
-            ureq::Error::StatusCode(code) => Some(code),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// Turns hf-hub's progress into events, one phase a file.
-struct Reporter<'a> {
-    observer: &'a dyn Observer,
-    expected: &'a mut u64,
-    /// Bytes that have been reported.
-    done: u64,
-}
-
-impl Progress for Reporter<'_> {
-    fn init(&mut self, size: usize, filename: &str) {
-        // Called once before and once when bytes begin to come.
-        if *self.expected == 0 || self.done > 0 {
-            let total = size as u64;
-            self.observer.event(Event::PhaseStart { name: filename.into(), total, unit: "B" });
-        }
-        *self.expected = size as u64;
-        self.done = 0;
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        self.observer.event(Event::Advance { n: size as u64, detail: String::new() });
-    }
-
-    fn finish(&mut self) {
-        self.observer.event(Event::PhaseEnd);
-    }
 }
 
 #[cfg(test)]

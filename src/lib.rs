@@ -7,7 +7,10 @@ pub mod digest;
 mod error;
 pub mod eval;
 pub mod events;
+mod files;
 pub mod front;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ggml;
 pub mod gguf;
 pub mod hub;

@@ -1,7 +1,7 @@
 //! Model files in memory: every map of the program is made here, and a file that can no longer be read is told.
 #![allow(unsafe_code)]
+use crate::files::open_plain;
 use memmap2::Mmap;
-use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
 use std::path::Path;
@@ -20,10 +20,7 @@ impl MappedFile {
     /// # Errors
     /// It is no file, or cannot be opened or mapped.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::other("not a file"));
-        }
+        let file = open_plain(path)?;
         // SAFETY: the map is only read. A file that another process changes meanwhile yields other bytes, and the
         // conversion looks for that before it publishes; one that is cut off raises a bus error ([`tell_bus_errors`]).
         let map = unsafe { Mmap::map(&file) }.map_err(|e| match e.kind() {
@@ -174,7 +171,7 @@ mod tests {
             tell_bus_errors();
             let other = MappedFile::open(&std::env::current_exe().unwrap()).unwrap();
             let map = MappedFile::open(Path::new(&path)).unwrap();
-            File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
+            std::fs::File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
             println!("{} {}", map[map.len() - 1], other[0]);
             return;
         }

@@ -1,6 +1,7 @@
 //! `model.mbq.json`: what a conversion read, did and wrote. docs/format.md has its keys.
 use crate::convert::Summary;
 use crate::digest::{FileDigest, file_name};
+use crate::files::read_plain;
 use crate::front::Origin;
 use crate::gguf::ShardName;
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ impl ConversionRecord {
     /// # Errors
     /// No such file, or not a record that this version reads.
     pub fn read(path: &Path) -> Result<Self, RecordError> {
-        let text = std::fs::read(path).map_err(|source| RecordError::Read { path: path.into(), source })?;
+        let text = read_plain(path).map_err(|source| RecordError::Read { path: path.into(), source })?;
         let fail = |e: serde_json::Error| RecordError::Form { path: path.into(), problem: e.to_string() };
         let json: serde_json::Value = serde_json::from_slice(&text).map_err(fail)?;
         match json.get("format").and_then(serde_json::Value::as_u64) {

@@ -21,6 +21,9 @@ struct State {
     cut_once: bool,
     /// Files, or with "info" the list of them, are refused: (which, status, X-Error-Code, X-Error-Message).
     refusal: Option<(&'static str, &'static str, &'static str, &'static str)>,
+    /// In place of the commit, and of what files' contents are called.
+    commit: Option<&'static str>,
+    etag: Option<&'static str>,
 }
 
 /// The files of a repository.
@@ -90,7 +93,8 @@ fn answer(mut stream: TcpStream, all: &BTreeMap<String, Files>, state: &Mutex<St
     let info = path.strip_prefix("/api/models/").and_then(|rest| rest.strip_suffix("/revision/main"));
     if let Some(files) = info.and_then(|name| all.get(name)) {
         let siblings: Vec<_> = files.keys().map(|f| serde_json::json!({"rfilename": f})).collect();
-        let body = serde_json::json!({"sha": SHA, "siblings": siblings}).to_string();
+        let commit = state.commit.unwrap_or(SHA);
+        let body = serde_json::json!({"sha": commit, "siblings": siblings}).to_string();
         return reply(&mut stream, "200 OK", "Content-Type: application/json\r\n", body.len(), body.as_bytes());
     }
     let file = path.strip_prefix('/').and_then(|rest| rest.split_once("/resolve/main/"));
@@ -101,8 +105,9 @@ fn answer(mut stream: TcpStream, all: &BTreeMap<String, Files>, state: &Mutex<St
     let (from, to) = range.strip_prefix("bytes=").and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
     let from: usize = from.parse().unwrap();
     let to = to.parse().map_or(bytes.len(), |to: usize| (to + 1).min(bytes.len()));
+    let etag = state.etag.map_or_else(|| format!("{name}-etag"), String::from);
     let extra = format!(
-        "ETag: \"{name}-etag\"\r\nX-Repo-Commit: {SHA}\r\nContent-Range: bytes {from}-{}/{}\r\n",
+        "ETag: \"{etag}\"\r\nX-Repo-Commit: {SHA}\r\nContent-Range: bytes {from}-{}/{}\r\n",
         to - 1,
         bytes.len()
     );
@@ -206,6 +211,33 @@ fn a_broken_download_goes_on_where_it_stopped() {
     assert!(requests.iter().any(|r| r.contains(&format!("model.safetensors bytes={half}-"))), "{requests:?}");
     let cached = home.join("hub/models--org--tiny/snapshots").join(SHA).join("model.safetensors");
     assert!(std::fs::read(cached).unwrap() == std::fs::read(model.join("model.safetensors")).unwrap());
+}
+
+/// Names that the server gives become names of files and folders, and lead nowhere else.
+#[test]
+fn a_server_names_nothing_outside_of_the_cache() {
+    let parent = tempfile::tempdir().unwrap();
+    let model = checkpoint(parent.path(), Naming::Published, 1);
+    let server = Server::start(&model);
+    let (home, out) = (parent.path().join("a/b/home"), parent.path().join("o.gguf"));
+    let absolute: &'static str = parent.path().join("escaped").display().to_string().leak();
+    for (commit, etag, word) in [
+        (Some("../../../../../escaped"), None, "the commit"),
+        (Some(absolute), None, "the commit"),
+        (Some(""), None, "the commit"),
+        (None, Some("../../../../../../escaped"), "ETag"),
+        (None, Some(absolute), "ETag"),
+        (None, Some(".."), "ETag"),
+        (Some("1111111111111111111111111111111111111111"), None, "was changed"),
+    ] {
+        let mut state = server.state.lock().unwrap();
+        (state.commit, state.etag) = (commit, etag);
+        drop(state);
+        let done = fetch(&server, &home, &out, &["org/tiny"]);
+        assert_eq!(done.status.code(), Some(1), "{commit:?} {etag:?}");
+        assert!(text(&done.stderr).contains(word), "{}", text(&done.stderr));
+        assert_eq!(listing(parent.path()).iter().filter(|name| *name != "a").collect::<Vec<_>>(), ["tiny-model"]);
+    }
 }
 
 #[test]

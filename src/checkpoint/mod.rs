@@ -15,6 +15,7 @@ pub use names::canonical;
 pub use safetensors::Dtype;
 pub(crate) use tokenizer::{ROLES, check_names, declared_tokens, optional_json, tokenizer};
 
+use crate::files::read_plain;
 use crate::mapped::MappedFile;
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, BTreeSet};
@@ -370,7 +371,7 @@ fn is_of_text(stored: &str) -> bool {
 
 /// Reads and parses a JSON file: an object, as every file of a checkpoint is.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
-    let text = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;
+    let text = read_plain(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;
     let json: serde_json::Value =
         serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })?;
     if json.is_object() { Ok(json) } else { Err(CheckpointError::NotAnObject { path: path.into() }) }

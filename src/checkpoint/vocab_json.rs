@@ -1,5 +1,6 @@
 //! `vocab.json` and `merges.txt` as the `tokenizer.json` that transformers makes of them.
 use super::{CheckpointError, read_json};
+use crate::files::read_plain_text;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -22,7 +23,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Value>, CheckpointError> {
     if config["tokenizer_class"].as_str().map(|class| class.trim_end_matches("Fast")) != Some(CLASS) {
         return Ok(None);
     }
-    let text = std::fs::read_to_string(&merges).map_err(|source| CheckpointError::Io { path: merges, source })?;
+    let text = read_plain_text(&merges).map_err(|source| CheckpointError::Io { path: merges, source })?;
     // The first line may name the format's version.
     let lines =
         text.lines().enumerate().filter(|(i, line)| !(line.is_empty() || *i == 0 && line.starts_with("#version")));

@@ -1,4 +1,5 @@
 //! What `general.*` says about a model: its name taken apart as Hugging Face spells it, and its card's front matter.
+use crate::files::read_plain;
 use crate::gguf::{Array, Metadata};
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use std::path::Path;
@@ -96,7 +97,7 @@ impl Card {
     /// In words: the front matter is no YAML, or the file cannot be read.
     pub fn read(dir: &Path) -> Result<Self, String> {
         let path = dir.join("README.md");
-        match std::fs::read(&path) {
+        match read_plain(&path) {
             Ok(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)).map_err(|e| format!("{}: {e}", path.display())),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Card::default()),
             Err(e) => Err(format!("{}: {e}", path.display())),

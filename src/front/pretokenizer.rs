@@ -5,6 +5,7 @@
 //! of `tokenizer.json` decide: they are run over a probe text beside the rules of each known name, and the name whose
 //! rules cut the text into the same pieces is taken. So the spelling of a regex does not matter, only what it does.
 use serde_json::{Value, json};
+use std::sync::OnceLock;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
@@ -73,8 +74,11 @@ fn pieces(rules: &PreTokenizerWrapper) -> Result<Vec<PatternPiece>, String> {
 pub fn detect(pre_tokenizer: &Value, ignore_merges: bool) -> Result<&'static str, String> {
     let read = |rules: &Value| serde_json::from_value::<PreTokenizerWrapper>(rules.clone()).map_err(|e| e.to_string());
     let cuts = pieces(&read(pre_tokenizer)?)?;
-    for known in KNOWN {
-        if pieces(&read(&(known.rules)())?)? == cuts {
+    // Of the known rules, once: their expressions take longer to compile than all else here.
+    static CUTS: OnceLock<[Result<Vec<PatternPiece>, String>; KNOWN.len()]> = OnceLock::new();
+    let all = CUTS.get_or_init(|| KNOWN.map(|known| pieces(&read(&(known.rules)())?)));
+    for (known, of_known) in KNOWN.iter().zip(all) {
+        if *of_known.as_ref().map_err(String::clone)? == cuts {
             return match known.ignore_merges == ignore_merges {
                 true => Ok(known.name),
                 false => Err(format!("rules of `{}`, but with ignore_merges = {ignore_merges}", known.name)),

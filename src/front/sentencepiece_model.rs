@@ -4,6 +4,7 @@
 //! Of the message only a few fields matter, so that they are walked here instead of by a generated reader.
 use super::vocabulary::{Read, Segmentation, Special, Surround, TokenType};
 use crate::checkpoint::{Checkpoint, check_names, declared_tokens, optional_json};
+use crate::files::read_plain;
 use crate::gguf::GgufError;
 use std::collections::HashMap;
 use std::path::Path;
@@ -243,7 +244,7 @@ impl SentencePieceModel {
 pub(super) fn read(checkpoint: &Checkpoint, vocab_size: usize, notes: &mut Vec<String>) -> Result<Read, GgufError> {
     let dir = checkpoint.dir();
     let path = dir.join(FILE);
-    let bytes = std::fs::read(&path).map_err(|source| GgufError::Read { path: path.clone(), source })?;
+    let bytes = read_plain(&path).map_err(|source| GgufError::Read { path: path.clone(), source })?;
     let broken = |problem| GgufError::Tokenizer { path: path.clone(), problem };
     let model = SentencePieceModel::parse(&bytes).map_err(broken)?;
     notes.extend(model.notes());

@@ -2,6 +2,7 @@
 //! BPE, or SentencePiece's.
 use super::{pretokenizer, sentencepiece, sentencepiece_model};
 use crate::checkpoint::Checkpoint;
+use crate::files::read_plain;
 use crate::gguf::{Array, GgufError, Metadata};
 use crate::prompt::PictureText;
 use serde_json::Value;
@@ -400,5 +401,5 @@ impl Special {
 /// A JSON file that need not be there; one that cannot be read counts as absent, for each is only one of several
 /// places that hold the same.
 fn readable_json(dir: &Path, file: &str) -> Value {
-    std::fs::read(dir.join(file)).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null)
+    read_plain(&dir.join(file)).ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or(Value::Null)
 }

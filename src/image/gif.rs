@@ -1,6 +1,6 @@
 //! A GIF's first frame, as Pillow shows it.
 use super::Rgb;
-use super::load::{Fault, check_size};
+use super::load::{Fault, check_memory, check_size};
 use gif::{ColorOutput, DecodeOptions, MemoryLimit};
 
 /// Decodes the first frame. Transparent pixels have their palette's colour; what the frame leaves of the screen has
@@ -20,6 +20,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Rgb, Fault> {
     let height = usize::from(decoder.height()).max(top + rows);
     check_size(width, height)?;
     check_size(columns, rows)?;
+    // Indices, their colours, the screen's.
+    check_memory(width, height, 1 + 3 + 3)?;
     let mut indices = vec![0; decoder.buffer_size()];
     decoder.read_into_buffer(&mut indices).map_err(damaged)?;
 

@@ -1,6 +1,6 @@
 //! JPEG as libjpeg-turbo and Pillow read it, by zune-jpeg in its strict mode.
 use super::Rgb;
-use super::load::{Fault, check_size, orientation, upright};
+use super::load::{Fault, check_memory, check_size, orientation, upright};
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions};
 
@@ -13,9 +13,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Rgb, Fault> {
     decoder.decode_headers().map_err(|e| damaged(&e))?;
     let (width, height) = decoder.dimensions().ok_or(damaged(&"no frame"))?;
     check_size(width, height)?;
-    if !has_end(bytes) {
-        return Err(damaged(&"the end marker is missing"));
-    }
+    let Some(several) = scans(bytes) else { return Err(damaged(&"the end marker is missing")) };
+    // Of several scans the coefficients are kept; pixels as stored and as RGB, or as RGB before and behind a turn.
+    let stored_inks = decoder.input_colorspace().map_or(4, |space| space.num_components() as u64);
+    let coefficients = if several { 2 * stored_inks } else { 0 };
+    check_memory(width, height, coefficients + stored_inks.max(3) + 3)?;
     let turn = orientation(decoder.exif().map(Vec::as_slice), decoder.xmp().map(Vec::as_slice));
     // Four inks stay as stored: their way to RGB is Pillow's, not the decoder's.
     let stored = decoder.input_colorspace();
@@ -30,24 +32,26 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Rgb, Fault> {
     upright(width as u32, height as u32, pixels, turn)
 }
 
-/// Whether the end marker follows a scan. Without it Pillow calls a file truncated, whatever was decoded.
-fn has_end(bytes: &[u8]) -> bool {
-    let (mut at, mut in_scan) = (2, false); // behind the start marker
+/// Where the end marker follows a scan, whether the file may have several (it is progressive, or has them). Without that
+/// marker Pillow calls a file truncated, whatever was decoded.
+fn scans(bytes: &[u8]) -> Option<bool> {
+    let (mut at, mut scans, mut progressive) = (2, 0, false); // behind the start marker
     while let Some(&[first, marker]) = bytes.get(at..at + 2) {
         match (first, marker) {
-            (0xFF, 0xD9) => return in_scan,
+            (0xFF, 0xD9) => return (scans > 0).then_some(progressive || scans > 1),
             // Fill bytes, stuffed zeros, restart markers.
             (0xFF, 0xFF) => at += 1,
             (0xFF, 0x00 | 0x01 | 0xD0..=0xD8) => at += 2,
             (0xFF, _) => {
-                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
+                let &[high, low] = bytes.get(at + 2..at + 4)? else { return None };
                 at += 2 + usize::from(u16::from_be_bytes([high, low]));
-                in_scan |= marker == 0xDA;
+                scans += usize::from(marker == 0xDA);
+                progressive |= marker == 0xC2;
             }
             _ => at += 1,
         }
     }
-    false
+    None
 }
 
 /// The RGB of stored cyan, magenta, yellow and black, which Pillow always takes for inverted, as Adobe writes them.

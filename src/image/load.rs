@@ -15,6 +15,8 @@ pub const VERSION: u8 = 2;
 
 /// More pixels than this are refused: Pillow's own decompression-bomb limit, 2 x 89,478,485.
 pub const MAX_PIXELS: u64 = 178_956_970;
+/// Pictures that would take more bytes than this while they are decoded are refused. (Fuzzing has less patience.)
+pub const MAX_MEMORY: u64 = if cfg!(fuzzing) { 1 << 26 } else { 1 << 30 };
 /// Longer files are refused.
 pub const MAX_BYTES: u64 = 1 << 29;
 
@@ -30,6 +32,11 @@ pub enum ImageError {
     Damaged { path: PathBuf, format: &'static str, problem: String },
     #[error("{path}: {width} x {height} pixels; at least 1 x 1 and at most {MAX_PIXELS} pixels are accepted")]
     Size { path: PathBuf, width: usize, height: usize },
+    #[error(
+        "{path}: {width} x {height} pixels take {bytes} bytes while they are decoded, more than {MAX_MEMORY}; make the \
+         picture smaller, or save it with 8 bits per colour and not as progressive JPEG"
+    )]
+    Memory { path: PathBuf, width: usize, height: usize, bytes: u64 },
     #[error("{path}: {bytes} bytes; at most {MAX_BYTES} are accepted")]
     Bytes { path: PathBuf, bytes: u64 },
 }
@@ -38,6 +45,8 @@ pub enum ImageError {
 pub(super) enum Fault {
     Damaged(String),
     Size(usize, usize),
+    /// Width, height, bytes.
+    Memory(usize, usize, u64),
 }
 
 impl From<image::ImageError> for Fault {
@@ -81,7 +90,7 @@ pub fn decode_rgb(path: &Path, bytes: &[u8]) -> Result<Rgb, ImageError> {
     let (format, decoded) = match image::guess_format(bytes) {
         Ok(ImageFormat::Jpeg) => ("JPEG", jpeg::decode(bytes)),
         Ok(ImageFormat::Png) => ("PNG", decode(bytes, ImageFormat::Png)),
-        Ok(ImageFormat::WebP) => ("WebP", webp_is_whole(bytes).and_then(|()| decode(bytes, ImageFormat::WebP))),
+        Ok(ImageFormat::WebP) => ("WebP", whole_webp(bytes).and_then(|webp| decode(webp, ImageFormat::WebP))),
         Ok(ImageFormat::Gif) => ("GIF", gif::decode(bytes)),
         Ok(ImageFormat::Bmp) => ("BMP", decode(bytes, ImageFormat::Bmp)),
         _ => return Err(ImageError::NotAPicture { path: path.into(), what: what(bytes) }),
@@ -89,6 +98,7 @@ pub fn decode_rgb(path: &Path, bytes: &[u8]) -> Result<Rgb, ImageError> {
     decoded.map_err(|fault| match fault {
         Fault::Damaged(problem) => ImageError::Damaged { path: path.into(), format, problem },
         Fault::Size(width, height) => ImageError::Size { path: path.into(), width, height },
+        Fault::Memory(width, height, bytes) => ImageError::Memory { path: path.into(), width, height, bytes },
     })
 }
 
@@ -96,6 +106,12 @@ pub fn decode_rgb(path: &Path, bytes: &[u8]) -> Result<Rgb, ImageError> {
 pub(super) fn check_size(width: usize, height: usize) -> Result<(), Fault> {
     let pixels = width as u64 * height as u64;
     if pixels == 0 || pixels > MAX_PIXELS { Err(Fault::Size(width, height)) } else { Ok(()) }
+}
+
+/// Refuses pictures of which decoding would take too much memory: `bytes` for a pixel.
+pub(super) fn check_memory(width: usize, height: usize, bytes: u64) -> Result<(), Fault> {
+    let bytes = width as u64 * height as u64 * bytes;
+    if bytes > MAX_MEMORY { Err(Fault::Memory(width, height, bytes)) } else { Ok(()) }
 }
 
 /// `pixels`, `width * height * 3` bytes, turned upright.
@@ -129,6 +145,8 @@ fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Fault> {
     check_size(width as usize, height as usize)?;
     let (exif, xmp) = (decoder.exif_metadata()?, decoder.xmp_metadata()?);
     let turn = orientation(exif.as_deref(), xmp.as_deref());
+    // As stored and as RGB, which is as much as RGB twice, before and behind a turn.
+    check_memory(width as usize, height as usize, u64::from(decoder.color_type().bytes_per_pixel()) + 3)?;
     let pixels = match DynamicImage::from_decoder(decoder)? {
         // Pillow keeps 16 bits of plain grey and clips them on the way to RGB; of all others it takes the high byte.
         DynamicImage::ImageLuma16(grey) => grey.into_raw().iter().flat_map(|&v| [v.min(255) as u8; 3]).collect(),
@@ -152,12 +170,38 @@ fn is_plain_grey(png: &[u8]) -> bool {
     png.get(25) == Some(&0) // the header's colour type
 }
 
-/// The container's length must be there, as libwebp wants it; a cut-off last frame would not be noticed.
-fn webp_is_whole(bytes: &[u8]) -> Result<(), Fault> {
-    match bytes.get(4..8) {
-        Some(&[a, b, c, d]) if u64::from(u32::from_le_bytes([a, b, c, d])) + 8 <= bytes.len() as u64 => Ok(()),
-        _ => Err(Fault::Damaged("shorter than its header says".into())),
+/// A WebP up to its container's end. That and the ends of its chunks must be there, as libwebp wants them: a cut-off last
+/// frame would not be noticed, and the decoder takes as much memory as a chunk promises before it looks.
+fn whole_webp(bytes: &[u8]) -> Result<&[u8], Fault> {
+    let shorter = || Fault::Damaged("shorter than its header says".into());
+    let whole = bytes.get(4..).and_then(|behind| bytes.get(..8 + length(behind)?)).ok_or_else(shorter)?;
+    let chunks = whole.get(12..).ok_or_else(shorter)?;
+    // An animation's frames begin with sixteen bytes, then chunks of their own.
+    let mut frames = chunks_of(chunks)?.into_iter().filter(|(name, _)| *name == b"ANMF");
+    frames.try_for_each(|(_, frame)| chunks_of(frame.get(16..).unwrap_or_default()).map(drop))?;
+    Ok(whole)
+}
+
+/// A chunk of a RIFF container: its name and what it holds.
+type Chunk<'a> = (&'a [u8], &'a [u8]);
+
+/// The chunks of a RIFF container.
+fn chunks_of(mut bytes: &[u8]) -> Result<Vec<Chunk<'_>>, Fault> {
+    let mut chunks = Vec::new();
+    while let (Some(name), Some(length)) = (bytes.get(..4), bytes.get(4..).and_then(length)) {
+        let Some(chunk) = bytes.get(8..8 + length) else {
+            let (name, left) = (name.escape_ascii(), bytes.len() - 8);
+            return Err(Fault::Damaged(format!("its chunk {name} says {length} bytes, and {left} are left")));
+        };
+        chunks.push((name, chunk));
+        bytes = bytes.get(8 + length + length % 2..).unwrap_or_default();
     }
+    Ok(chunks)
+}
+
+/// A length at the beginning of these bytes.
+fn length(bytes: &[u8]) -> Option<usize> {
+    bytes.first_chunk().map(|b| u32::from_le_bytes(*b) as usize)
 }
 
 /// What a file that is no supported picture really is, by its first bytes.
@@ -226,6 +270,25 @@ mod tests {
         png[29..33].copy_from_slice(&crc.to_be_bytes());
         let message = decode_rgb(Path::new("x.png"), &png).unwrap_err().to_string();
         assert!(message.contains("60000 x 60000 pixels"), "{message}");
+    }
+
+    /// Few enough pixels, but of eight bytes each, or with coefficients beside them: a megabyte of file, gigabytes decoded.
+    #[test]
+    fn a_header_that_promises_too_many_bytes_is_refused_unread() {
+        let golden = |name: &str| {
+            std::fs::read(format!("{}/tests/golden/pictures/load/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+        };
+        let mut png = golden("rgba16.png");
+        png[16..24].copy_from_slice(&[0, 0, 0x27, 0x10, 0, 0, 0x27, 0x10]);
+        let crc = crc(&png[12..29]);
+        png[29..33].copy_from_slice(&crc.to_be_bytes());
+        let mut jpeg = golden("444-progressive.jpg");
+        let frame = jpeg.windows(2).position(|w| w == [0xFF, 0xC2]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[0x27, 0x10, 0x27, 0x10]);
+        for (bytes, picture) in [(1_100_000_000u64, png), (1_200_000_000, jpeg)] {
+            let message = decode_rgb(Path::new("x"), &picture).unwrap_err().to_string();
+            assert!(message.contains(&format!("10000 x 10000 pixels take {bytes} bytes")), "{message}");
+        }
     }
 
     fn crc(bytes: &[u8]) -> u32 {

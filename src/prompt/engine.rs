@@ -1,5 +1,5 @@
 //! minijinja, set up as transformers sets up jinja2.
-use super::{PromptError, python};
+use super::{PromptError, kept, python};
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use std::fmt::Write as _;
@@ -19,9 +19,11 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, PromptError>
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
     env.set_fuel(Some(WORK));
+    env.set_debug(false); // errors name the line; with all variables they may be endless
     env.set_unknown_method_callback(python::method);
     env.set_formatter(|out, _, value| Ok(out.write_str(&python::str(value))?));
     minijinja_contrib::add_to_environment(&mut env);
+    kept::add_to(&mut env);
     env.add_filter("tojson", python::tojson);
     env.add_filter("string", |value: &Value| python::str(value));
     // To jinja2 whatever has a length and items is a sequence.
@@ -37,7 +39,7 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, PromptError>
         })?;
         Ok(text)
     });
-    env.add_template_owned(NAME, without_generation(source)).map_err(fail)?;
+    env.add_template_owned(NAME, prepared(source)).map_err(fail)?;
     Ok(env)
 }
 
@@ -75,8 +77,9 @@ impl Write for Limited {
 }
 
 /// The source with transformers' `{% generation %}` blocks, which mark the assistant's words for training, as blocks
-/// that minijinja has and that do as little: `{% with %}`, a scope of its own. Dashes and line ends stay as they are.
-fn without_generation(source: &str) -> String {
+/// that minijinja has and that do as little: `{% with %}`, a scope of its own; and with what is set watched ([`kept`]).
+/// Dashes and line ends stay as they are.
+fn prepared(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(at) = rest.find('{') {
@@ -94,6 +97,7 @@ fn without_generation(source: &str) -> String {
         match name {
             "generation" => out.push_str(&tag.replacen(name, "with", 1)),
             "endgeneration" => out.push_str(&tag.replacen(name, "endwith", 1)),
+            "set" => out.push_str(&kept::watch(tag)),
             "raw" => {
                 out.push_str(tag);
                 let end = raw_end(rest);

@@ -1,6 +1,7 @@
 //! Which chat template a checkpoint has, as transformers 5 looks it up: its processor's, else its tokenizer's.
 use super::{ChatTemplate, Context, LineEnd, PictureText, PromptError};
 use crate::checkpoint::ROLES;
+use crate::files::read_plain_text;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +14,7 @@ fn fail(path: &Path, problem: impl std::fmt::Display) -> PromptError {
 }
 
 fn text(path: &Path) -> Result<Option<String>, PromptError> {
-    match std::fs::read_to_string(path) {
+    match read_plain_text(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(fail(path, e)),

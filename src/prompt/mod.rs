@@ -2,6 +2,7 @@
 //! llama.cpp makes the same of it ([`gguf`]). Calibration, evaluation and the GGUF's own template all come through here.
 mod engine;
 pub mod gguf;
+mod kept;
 mod lookup;
 mod python;
 

@@ -9,14 +9,14 @@ mod card;
 mod chat;
 mod error;
 mod fields;
-mod guard;
+pub(crate) mod guard;
 mod http;
 mod job;
 mod model;
 mod page;
-mod pictures;
+pub(crate) mod pictures;
 mod prompt;
-mod request;
+pub(crate) mod request;
 mod sampler;
 mod scheduler;
 

@@ -7,6 +7,7 @@
 //!
 //! `<image>` in a text stands for the next picture of the entry. Without any, the pictures come first.
 use super::{ASSISTANT, CAPTION_QUESTION, Conversation, Picture, SYSTEM, USER};
+use crate::image::{LocateError, inside};
 use crate::prompt::{Message, Part};
 use base64::Engine;
 use serde_json::Value;
@@ -86,9 +87,17 @@ fn picture(value: &Value, root: &Path) -> Result<Picture, String> {
         return Ok(Picture::Bytes(bytes.map_err(|e| format!("a data: URL is no base64: {e}"))?));
     }
     match text.split_once("://") {
-        None => Ok(Picture::File(root.join(text))),
-        Some(("file", path)) => Ok(Picture::File(path.into())),
+        None => located(root, Path::new(text)),
+        Some(("file", path)) => located(root, Path::new(path)),
         Some(_) => Err(format!("picture {text} is not downloaded: save it and give its path")),
+    }
+}
+
+/// The picture that `path` names, which must lie below `root`. One that is missing is found out with the others.
+pub(super) fn located(root: &Path, path: &Path) -> Result<Picture, String> {
+    match inside(root, path) {
+        Err(LocateError::Missing { .. }) => Ok(Picture::File(root.join(path))),
+        found => found.map(Picture::File).map_err(|e| e.to_string()),
     }
 }
 

@@ -4,6 +4,7 @@ mod entry;
 
 use super::CalibrateError;
 use crate::Error;
+use crate::files::read_plain_text;
 use crate::image::{Rgb, decode_rgb, load_rgb};
 use crate::prompt::Message;
 use serde_json::Value;
@@ -90,9 +91,9 @@ pub struct List {
 impl List {
     /// Reads `path`, a file or a folder, in its order (a folder's by name).
     ///
-    /// Pictures are looked for under `image_root`, else beside the file. Absolute paths and `..` are followed: files
-    /// made for training name pictures by where they lie on their owner's machine, and calibration shows its pictures
-    /// to nobody (an evaluation's report does, and is strict for it). Addresses on the network are not followed.
+    /// Pictures are looked for under `image_root`, else beside the file, or in the folder. Absolute paths, `..` and
+    /// symbolic links are followed as far as they end there: a list may be a stranger's, and a report about the model
+    /// shows its pictures and captions. Addresses on the network are not followed.
     ///
     /// # Errors
     /// The file cannot be read, is empty, or no JSON.
@@ -101,7 +102,8 @@ impl List {
         if entries.is_empty() {
             return Err(fail(path, "no image-text pairs in it"));
         }
-        let root = image_root.or(path.parent()).unwrap_or(Path::new("")).into();
+        let own = if path.is_dir() { Some(path) } else { path.parent() };
+        let root = image_root.or(own).unwrap_or(Path::new("")).into();
         Ok(List { path: path.into(), root, entries })
     }
 
@@ -131,7 +133,7 @@ impl List {
     pub fn conversation(&self, index: usize) -> Result<Conversation, String> {
         let conversation = match &self.entries[index] {
             PairEntry::Json(value) => entry::conversation(value, &self.root)?,
-            PairEntry::Captioned(picture) => captioned(picture)?,
+            PairEntry::Captioned(picture) => captioned(&self.root, picture)?,
         };
         conversation.pictures.iter().try_for_each(Picture::check)?;
         Ok(conversation)
@@ -159,10 +161,14 @@ fn folder(path: &Path) -> Result<Vec<PairEntry>, Error> {
     Ok(pictures.into_iter().map(PairEntry::Captioned).collect())
 }
 
-fn captioned(picture: &Path) -> Result<Conversation, String> {
+fn captioned(root: &Path, picture: &Path) -> Result<Conversation, String> {
     let path = picture.with_extension("txt");
+    for file in [picture, &path] {
+        let file = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        entry::located(root, &file)?;
+    }
     let pictures = vec![Picture::File(picture.into())];
-    let caption = match std::fs::read_to_string(&path) {
+    let caption = match read_plain_text(&path) {
         // The model describes it itself.
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Ok(Conversation { messages: Vec::new(), pictures });

@@ -102,9 +102,11 @@ fn where_pictures_come_from() {
     let entry = |url: &str| format!(r#"{{"image":"{url}","question":"Q","answer":"A"}}"#);
     assert_eq!(told(entry("data:image/png;base64,AQID")), Ok(vec!["user: [1, 2, 3] Q | assistant: A".into()]));
     let (dir, _) = list("");
+    // A list reaches what lies below its folder, or below --image-root, and nothing else.
     let absolute = dir.path().join("a.png").display().to_string();
-    for path in [absolute.clone(), format!("file://{absolute}")] {
-        assert_eq!(told(entry(&path)), Ok(vec![format!("user: [{absolute}] Q | assistant: A")]));
+    for path in [absolute.clone(), format!("file://{absolute}"), "../a.png".into(), "file:///dev/zero".into()] {
+        let error = told(entry(&path)).unwrap_err();
+        assert!(error.contains("lies outside") && error.contains("--image-root"), "{path}: {error}");
     }
     for (url, want) in [
         ("data:image/png,x", "base64"),
@@ -120,6 +122,32 @@ fn where_pictures_come_from() {
     std::fs::write(outside.join("l.json"), entry("a.png")).unwrap();
     let list = List::read(&outside.join("l.json"), Some(dir.path())).unwrap();
     assert_eq!(list.conversation(0).unwrap().pictures, [Picture::File(dir.path().join("a.png"))]);
+    for path in [absolute.clone(), format!("file://{absolute}"), "lists/../a.png".into()] {
+        std::fs::write(outside.join("l.json"), entry(&path)).unwrap();
+        let list = List::read(&outside.join("l.json"), Some(dir.path())).unwrap();
+        assert!(matches!(&list.conversation(0).unwrap().pictures[..], [Picture::File(_)]), "{path}");
+    }
+}
+
+/// Neither pictures nor captions are read through links that leave the folder.
+#[cfg(unix)]
+#[test]
+fn links_out_of_a_folder_are_refused() {
+    let (dir, _) = list("a caption that is nobody's business");
+    let folder = dir.path().join("pictures");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("own.png"), b"x").unwrap();
+    for (to, link) in
+        [("../a.png", "link.png"), ("own.png", "inner.png"), ("own.png", "told.png"), ("../list", "told.txt")]
+    {
+        std::os::unix::fs::symlink(to, folder.join(link)).unwrap();
+    }
+    let list = List::read(&folder, None).unwrap();
+    let of = |index: usize| list.conversation(index).map(drop).map_err(|e| e.contains("lies outside"));
+    let all: Vec<_> = (0..list.len()).map(|i| (list.name(i).rsplit('/').next().unwrap().to_string(), of(i))).collect();
+    let (no, yes) = (Err(true), Ok(()));
+    let want = [("inner.png", yes), ("link.png", no), ("own.png", yes), ("told.png", no)];
+    assert_eq!(all, want.map(|(name, outcome)| (name.to_string(), outcome)));
 }
 
 #[test]

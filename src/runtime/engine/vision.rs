@@ -161,6 +161,7 @@ impl Chunks<'_> {
         let lib = &self.vision.model.runtime.lib;
         // SAFETY: the list lives, indices are below its size.
         let n = unsafe { lib.mtmd_input_chunks_size(self.ptr.as_ptr()) };
+        // SAFETY: as above.
         (0..n).map(|i| unsafe { lib.mtmd_input_chunks_get(self.ptr.as_ptr(), i) })
     }
 
