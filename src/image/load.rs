@@ -17,6 +17,8 @@ pub const VERSION: u8 = 2;
 pub const MAX_PIXELS: u64 = 178_956_970;
 /// Pictures that would take more bytes than this while they are decoded are refused. (Fuzzing has less patience.)
 pub const MAX_MEMORY: u64 = if cfg!(fuzzing) { 1 << 26 } else { 1 << 30 };
+/// What a PNG carries beside its pixels (a colour profile, EXIF, XMP) is read up to this many bytes, decompressed.
+const MAX_BESIDE: u64 = 64 << 20;
 /// Longer files are refused.
 pub const MAX_BYTES: u64 = 1 << 29;
 
@@ -138,7 +140,7 @@ pub(super) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> Orientatio
 fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb, Fault> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(MAX_PIXELS * 8 + (64 << 20)); // 16-bit RGBA, and what else the file carries
+    limits.max_alloc = Some(MAX_BESIDE);
     reader.limits(limits);
     let mut decoder = reader.into_decoder()?;
     let (width, height) = decoder.dimensions();
@@ -289,6 +291,16 @@ mod tests {
             let message = decode_rgb(Path::new("x"), &picture).unwrap_err().to_string();
             assert!(message.contains(&format!("10000 x 10000 pixels take {bytes} bytes")), "{message}");
         }
+    }
+
+    /// The limit on what lies beside the pixels is none on them: 72 MB as stored.
+    #[test]
+    fn pixels_may_be_more_than_what_lies_beside_them() {
+        let wide = image::ImageBuffer::from_pixel(4000, 3000, image::Rgb([0x1234u16, 0, 0xFFFF]));
+        let mut png = Cursor::new(Vec::new());
+        wide.write_to(&mut png, ImageFormat::Png).unwrap();
+        let picture = decode_rgb(Path::new("x"), png.get_ref()).unwrap();
+        assert!(picture.data.chunks_exact(3).all(|p| p == [0x12, 0, 0xFF]));
     }
 
     fn crc(bytes: &[u8]) -> u32 {

@@ -136,7 +136,7 @@ mod tests {
             (looped("[n.t]"), "100 deep"),
             (looped("[n.t] * 1"), "100 deep"),
             (looped("n.t ~ n.t"), "16 MiB"),
-            (looped("[n.t, n.t]"), "16 MiB"),
+            (looped("[n.t, n.t]"), "again and again"),
             (looped("[range(99999), i]"), "again and again"),
             ("{% set x = 1 %}".to_string() + &"{% set x = [x] %}".repeat(101), "100 deep"),
         ] {
