@@ -71,6 +71,7 @@ fn mtmd(tree: &Path, manifest_dir: &Path) -> bindgen::Builder {
         .dynamic_library_name("Mtmd")
         .dynamic_link_require_all(true)
         .wrap_unsafe_ops(true)
+        .allowlist_function("ggml_set_abort_callback")
         .allowlist_function("ggml_backend_load_all_from_path")
         .allowlist_function("ggml_backend_dev_(count|get|name|description|type|by_name)")
         .allowlist_function("llama_(backend_init|log_set|version|print_system_info)")

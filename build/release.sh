@@ -25,7 +25,12 @@ cp "$program" README.md LICENSE "$part/$name"
 tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -C "$part" -cf - "$name" | gzip -9n >"$part/$name.tar.gz"
 mv "$part/$name.tar.gz" "$out"
 if command -v maturin >/dev/null; then
-    (cd build/wheel && maturin build --release --quiet --out "$out")
+    tag=()
+    if [[ $host == *linux-gnu* ]]; then
+        "$program" runtime install "$part/runtime"
+        tag=(--compatibility "$(build/wheel/tag.sh "$program" "$part"/runtime/*)")
+    fi
+    (cd build/wheel && maturin build --release --quiet "${tag[@]}" --out "$out")
 else
     echo "no wheel: maturin is not installed (pip install maturin)"
 fi

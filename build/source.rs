@@ -4,6 +4,9 @@
 //! `patches/files` at its own path. Only files whose content differs are written, so that a changed
 //! patch recompiles what it touches and nothing else.
 
+#[path = "../src/runtime/hunks.rs"]
+mod hunks;
+
 use crate::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -14,9 +17,9 @@ use std::process::Command;
 /// The package that carries the pinned source.
 const PACKAGE: &str = "llama-cpp-sys-4";
 
-/// What a build of the libraries and tools reads, of all that a checkout holds.
-const TOP_LEVEL: [&str; 9] =
-    ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "src", "tools", "vendor"];
+/// What a build of the libraries and tools reads, of all that a checkout holds (`scripts`: llama-server's page).
+const TOP_LEVEL: [&str; 10] =
+    ["CMakeLists.txt", "LICENSE", "cmake", "common", "ggml", "include", "scripts", "src", "tools", "vendor"];
 
 /// Parts of these folders that no build of ours reads: backends that `patches/` does not know and that
 /// most machines lack, and test media.
@@ -61,8 +64,7 @@ pub fn patch(source: &Path, patches: &Path, tree: &Path) -> Result<()> {
     }
     for relative in &files {
         let content = match patched.get(relative) {
-            Some(Some(content)) => content.clone(),
-            Some(None) => continue,
+            Some(content) => content.clone(),
             None => read(&source.join(relative))?,
         };
         write_if_changed(&tree.join(relative), &content)?;
@@ -71,8 +73,7 @@ pub fn patch(source: &Path, patches: &Path, tree: &Path) -> Result<()> {
     let mut present = BTreeSet::new();
     list(tree, Path::new(""), &mut present)?;
     for relative in present {
-        let wanted = files.contains(&relative) && !matches!(patched.get(&relative), Some(None));
-        if !wanted {
+        if !files.contains(&relative) {
             let path = tree.join(&relative);
             fs::remove_file(&path).map_err(|e| format!("{}: cannot remove: {e}", path.display()))?;
         }
@@ -90,8 +91,9 @@ pub fn find(manifest_dir: &Path, chosen: Option<OsString>) -> Result<PathBuf> {
                 dir.display()
             ));
         }
-        for name in TOP_LEVEL {
-            println!("cargo::rerun-if-changed={}", dir.join(name).display());
+        // A path that is not there would make cargo build again every time.
+        for path in TOP_LEVEL.map(|name| dir.join(name)).iter().filter(|path| path.exists()) {
+            println!("cargo::rerun-if-changed={}", path.display());
         }
         return Ok(dir);
     }
@@ -141,21 +143,26 @@ fn package_dir(manifest_dir: &Path, offline: bool) -> Result<PathBuf> {
         .ok_or_else(|| format!("cargo metadata lists no package {PACKAGE}"))
 }
 
-/// Files that patches and overlays make or change, by path in the tree; `None` is a deleted file.
-fn patched_files(source: &Path, patches: &Path) -> Result<BTreeMap<PathBuf, Option<Vec<u8>>>> {
-    let mut changed: BTreeMap<PathBuf, Option<Vec<u8>>> = BTreeMap::new();
-    if !patches.is_dir() {
-        return Ok(changed);
+/// Files that patches and overlays make or change, by path in the tree. What has the changes already (`mbq-convert runtime
+/// patch` made them) stays as it is.
+fn patched_files(source: &Path, patches: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut changed = BTreeMap::new();
+    let texts = patch_texts(patches)?;
+    let mut failed = Vec::new();
+    for (path, edits) in hunks::edits(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())))? {
+        let at = source.join(&path);
+        let before = if at.exists() { Some(read_text(&at)?) } else { None };
+        match hunks::edited(&path, before.as_deref(), &edits) {
+            Ok(after) => drop(changed.insert(path.into(), after.into_bytes())),
+            Err(failures) => failed.extend(failures),
+        }
     }
-    let mut names: Vec<PathBuf> = fs::read_dir(patches)
-        .map_err(|e| format!("{}: {e}", patches.display()))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "patch"))
-        .collect();
-    names.sort();
-    for name in names {
-        let text = String::from_utf8(read(&name)?).map_err(|e| format!("{}: not UTF-8: {e}", name.display()))?;
-        apply(&text, source, &mut changed).map_err(|e| format!("{}: {e}", name.display()))?;
+    if !failed.is_empty() {
+        let what = failed.join("\n");
+        return Err(format!(
+            "{}: another llama.cpp than the patches are made for (see vendor/README.md)\n{what}",
+            source.display()
+        ));
     }
     let overlay = patches.join("files");
     if overlay.is_dir() {
@@ -163,51 +170,23 @@ fn patched_files(source: &Path, patches: &Path) -> Result<BTreeMap<PathBuf, Opti
         list(&overlay, Path::new(""), &mut own)?;
         for relative in own {
             let content = read(&overlay.join(&relative))?;
-            changed.insert(relative, Some(content));
+            changed.insert(relative, content);
         }
     }
     Ok(changed)
 }
 
-/// Applies one patch (git's format, any number of files) on top of `changed`, then `source`.
-fn apply(text: &str, source: &Path, changed: &mut BTreeMap<PathBuf, Option<Vec<u8>>>) -> Result<()> {
-    use diffy::patch_set::{FileOperation, ParseOptions, PatchSet};
-    for file in PatchSet::parse(text, ParseOptions::gitdiff()) {
-        let file = file.map_err(|e| e.to_string())?;
-        let operation = file.operation().strip_prefix(1);
-        let (from, to) = match &operation {
-            FileOperation::Create(to) => (None, Some(to.as_ref())),
-            FileOperation::Delete(from) => (Some(from.as_ref()), None),
-            FileOperation::Modify { original, modified } => (Some(original.as_ref()), Some(modified.as_ref())),
-            FileOperation::Rename { from, to } | FileOperation::Copy { from, to } => {
-                return Err(format!("{from} -> {to}: renames and copies are not supported"));
-            }
-        };
-        let before = match from {
-            None => String::new(),
-            Some(path) => {
-                let bytes = match changed.get(Path::new(path)) {
-                    Some(Some(bytes)) => bytes.clone(),
-                    Some(None) => return Err(format!("{path}: deleted by an earlier patch")),
-                    None => read(&source.join(path))?,
-                };
-                String::from_utf8(bytes).map_err(|e| format!("{path}: not UTF-8: {e}"))?
-            }
-        };
-        let patch = file.patch().as_text().ok_or("binary patches are not supported")?;
-        match to {
-            Some(path) => {
-                let after = diffy::apply(&before, patch).map_err(|e| {
-                    format!("{path}: {e}; this llama.cpp is too far from the version that the patch was made for (see vendor/README.md)")
-                })?;
-                changed.insert(path.into(), Some(after.into_bytes()));
-            }
-            None => {
-                changed.insert(from.unwrap_or_default().into(), None);
-            }
-        }
+/// Name and text of `patches/*.patch`, in the order of their names.
+fn patch_texts(patches: &Path) -> Result<BTreeMap<String, String>> {
+    if !patches.is_dir() {
+        return Ok(BTreeMap::new());
     }
-    Ok(())
+    fs::read_dir(patches)
+        .map_err(|e| format!("{}: {e}", patches.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "patch"))
+        .map(|path| Ok((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), read_text(&path)?)))
+        .collect()
 }
 
 /// Adds every file at or below `root/relative` to `files`, by its path below `root`.
@@ -240,6 +219,10 @@ pub fn list_all(tree: &Path) -> Result<BTreeSet<PathBuf>> {
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// Writes `content` unless the file already holds it; keeps the time stamp in that case.

@@ -1,6 +1,6 @@
 //! The main job: a checkpoint becomes `model.gguf`, `mmproj-model-f16.gguf` and `model.mbq.json`, all or none.
 use crate::Error;
-use crate::digest::FileDigest;
+use crate::digest::{FileDigest, as_text};
 use crate::events::{Event, Observer};
 use crate::front::{ModelName, Origin, Pair, Source};
 use crate::ggml::GgmlType;
@@ -65,6 +65,7 @@ pub struct Fallback {
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
 pub struct Written {
     /// Of the first file.
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Several of a split model; none in older records.
     #[serde(default)]
@@ -87,6 +88,7 @@ pub struct Written {
 pub struct Summary {
     pub model: Written,
     pub mmproj: Option<Written>,
+    #[serde(serialize_with = "as_text")]
     pub record: PathBuf,
     /// The id in both files ([`PAIR_KEY`]).
     pub pair: Option<String>,
@@ -102,6 +104,8 @@ pub struct Conversion<'p, 'a> {
     paths: Paths,
     start: Instant,
     mmproj: Option<(Output, Written)>,
+    /// Of the model as it was read first.
+    fingerprint: String,
 }
 
 impl<'p, 'a> Conversion<'p, 'a> {
@@ -121,16 +125,17 @@ impl<'p, 'a> Conversion<'p, 'a> {
         let paths = Paths::new(&pair.name, options, pair.mmproj.as_ref());
         let plan = plan::text(&pair.text.tensors, &options.types);
         list(&mut Header::default(), &plan)?;
-        shards(&paths.model, Default::default(), &plan, options.split_max_size)?;
-        for path in [&paths.model, &paths.record] {
+        let shards = shards(&paths.model, Default::default(), &plan, options.split_max_size)?;
+        for path in shards.iter().map(|shard| &shard.path).chain([&paths.record]) {
             Output::create(path)?;
         }
+        let fingerprint = pair.text.values.fingerprint();
         pair.notes.iter().for_each(|note| observer.event(Event::Note(note.clone())));
         let mmproj = match (&pair.mmproj, &paths.mmproj) {
             (Some(source), Some(path)) => Some(write_mmproj(source, options, path, observer)?),
             _ => None,
         };
-        Ok(Conversion { pair, options, paths, start, mmproj })
+        Ok(Conversion { pair, options, paths, start, mmproj, fingerprint })
     }
 
     /// Where the language model will be, as one file.
@@ -183,6 +188,9 @@ impl<'p, 'a> Conversion<'p, 'a> {
         let mut record_output = Output::create(&self.paths.record)?;
         record_output.write(&record.encode())?;
         outputs.push(record_output);
+        if source.values.fingerprint() != self.fingerprint {
+            return Err(GgufError::Changed { name: options.origin.name.clone() }.into());
+        }
         Output::publish(outputs)?;
         Ok(summary)
     }

@@ -1,8 +1,8 @@
 //! Digests as text.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// Lower-case hexadecimal digits.
@@ -30,6 +30,16 @@ impl FileDigest {
 /// A path's last part.
 pub fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// A path as text for JSON, which cannot hold every name that a file may have.
+pub(crate) fn as_text<S: Serializer>(path: &impl AsRef<Path>, to: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().to_string_lossy().serialize(to)
+}
+
+/// The same of a path that may not be there.
+pub(crate) fn as_texts<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(to)
 }
 
 /// Files of up to so many bytes together are hashed whole: a fraction of a second.

@@ -52,6 +52,17 @@ pub enum ModelFileError {
     Read { path: PathBuf, source: std::io::Error },
 }
 
+/// What to do about a place that cannot be written, to follow the error's text.
+pub(crate) fn advice(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::*;
+    match error.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => "; make room there, or name another place",
+        PermissionDenied | ReadOnlyFilesystem => "; name a place that may be written",
+        InvalidFilename => "; take a shorter name",
+        _ => "",
+    }
+}
+
 impl ModelFileError {
     pub(crate) fn unfit(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         ModelFileError::Unfit { path: path.into(), problem: problem.into() }

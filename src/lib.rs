@@ -16,6 +16,9 @@ pub mod gguf;
 pub mod hub;
 pub mod image;
 pub mod inspect;
+pub mod interrupted;
+mod mapped;
+mod memory;
 mod page;
 pub mod prompt;
 pub mod publish;
@@ -28,3 +31,4 @@ pub mod serve;
 pub mod text;
 
 pub use error::{Error, ModelFileError};
+pub use mapped::tell_bus_errors;

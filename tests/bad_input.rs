@@ -159,6 +159,21 @@ fn configuration() {
     );
 }
 
+/// Numbers that the model could be calculated with, to no use.
+#[test]
+fn numbers_out_of_range() {
+    let (file, processor) = ("config.json", "preprocessor_config.json");
+    for (key, value) in [("rms_norm_eps", -1e-5), ("rms_norm_eps", 0.0), ("rope_theta", 0.0), ("rope_theta", 1e39)] {
+        let key_path = format!("text_config.{key}");
+        refused(edit(file, |j| j["text_config"][key] = value.into()), &[file, &key_path, "positive"]);
+    }
+    for (key, value) in [("image_std", -0.5), ("image_std", 0.0), ("image_std", 1e308), ("image_mean", 9e18)] {
+        refused(edit(processor, |j| j[key][2] = value.into()), &[processor, key]);
+    }
+    let third = |j: &mut Value| j["image_grid_pinpoints"][1] = serde_json::json!([28, 56, 28]);
+    refused(edit(processor, third), &[processor, "image_grid_pinpoints"]);
+}
+
 /// Library errors hold their cause's text, and the program prints causes: once is enough.
 #[test]
 fn a_cause_is_named_once() {
@@ -179,6 +194,19 @@ fn tokenizer() {
     refused(edit(file, |j| j["model"]["merges"][2] = "one".into()), &[file, "model.merges[2]"]);
     refused(edit(file, |j| j["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"})), &[file, "pre_tokenizer"]);
     refused(edit(file, |j| j["normalizer"] = serde_json::json!({"type": "Lowercase"})), &[file, "normalizer"]);
+    refused(overwrite(file, b"\"x\"".to_vec()), &[file, "no JSON object"]);
+    refused(edit(file, |j| j["added_tokens"] = "x".into()), &[file, "added_tokens"]);
+    refused(edit(file, |j| j["added_tokens"][1]["rstrip"] = true.into()), &[file, "added_tokens[1].rstrip"]);
+    refused(edit(file, |j| j["model"]["vocab"]["unmergeable297"] = 298.into()), &[file, "<|im_start|>", "id 298"]);
+    let frame = serde_json::json!({"type": "TemplateProcessing", "special_tokens": {}, "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": "<S>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
+    refused(edit(file, |j| j["post_processor"] = frame.clone()), &[file, "post_processor", "<S>"]);
+    let config = "tokenizer_config.json";
+    refused(edit(config, |j| j["eos_token"] = true.into()), &[config, "eos_token"]);
+    refused(edit(config, |j| j["pad_token"] = serde_json::json!({"type": "x"})), &[config, "pad_token"]);
+    let decoder = |entry: Value| edit(config, move |j| j["added_tokens_decoder"] = serde_json::json!({"300": entry}));
+    refused(decoder(true.into()), &[config, "added_tokens_decoder.300"]);
+    refused(decoder(serde_json::json!({"content": null})), &[config, "added_tokens_decoder.300"]);
     // More tokens than the embedding has rows.
     refused(edit(file, |j| j["added_tokens"][0]["id"] = 320.into()), &[file, "added_tokens", "320 rows"]);
 }

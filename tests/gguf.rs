@@ -1,4 +1,5 @@
 //! Reading and writing GGUF headers, against a file laid out by hand and against ggml's own reader.
+#![allow(unsafe_code)] // ggml's reader
 use mbq_convert::ggml::{GgmlType, sys};
 use mbq_convert::gguf::{Array, GgufFile, Header, Metadata, ReadError, Value};
 use std::ffi::{CStr, CString};

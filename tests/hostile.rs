@@ -1,5 +1,6 @@
 //! The fuzz targets' parsers (`tests/fuzz`) on inputs that are broken in ways that do not change from run to run: every one
 //! ends in a value or in an error in words, soon, and within a gibibyte. `docs/notes/fuzzing.md` tells of the long runs.
+#![allow(unsafe_code)] // an allocator that counts
 #[path = "fuzz/parsers.rs"]
 mod parsers;
 
@@ -26,16 +27,19 @@ static PEAK: AtomicUsize = AtomicUsize::new(0);
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         PEAK.fetch_max(HELD.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promise is the system allocator's.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         PEAK.fetch_max(HELD.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        // SAFETY: the caller's promise is the system allocator's.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promise is the system allocator's.
         unsafe { System.dealloc(block, layout) }
     }
 }
@@ -147,7 +151,10 @@ fn parse(parser: &Parser, input: &[u8]) -> bool {
 
 /// An input that takes more than a gibibyte, or panics, does not pass.
 fn faults_are_noticed() {
-    let takes = |_: &[u8]| Ok(drop(std::hint::black_box(Vec::<u8>::with_capacity(MOST + 1))));
+    let takes = |_: &[u8]| {
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(MOST + 1)));
+        Ok(())
+    };
     for parse_fault in [takes, |_: &[u8]| panic!("on purpose")] {
         let parser = Parser { name: "fault", parse: parse_fault, max_len: 0 };
         assert!(catch_unwind(|| parse(&parser, b"")).is_err());

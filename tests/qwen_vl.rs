@@ -5,7 +5,7 @@ mod tiny;
 
 use common::compared::{Bounds, agrees, f32s, goldens, load, picture};
 use mbq_convert::gguf::GgufFile;
-use mbq_convert::runtime::engine::{Piece, Runtime};
+use mbq_convert::runtime::engine::{Decoder, Piece, Runtime};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tiny::card::carded;
@@ -302,6 +302,32 @@ fn the_runtime_computes_what_transformers_does() {
         let golden = &goldens[family];
         assert_eq!(media.tokens as u64, golden["tokens"].as_u64().unwrap(), "{family}");
         agrees(&runtime, &file, &vision, &pieces, (family, golden), Bounds { embedding: 1e-3, kl: 1e-5 });
+    }
+}
+
+/// llama.cpp b12032 reads the key for all architectures of these but Qwen2-VL's: `patches/0010`.
+#[test]
+fn the_runtime_reads_the_epsilon() {
+    let Some(dir) = common::runtime_dir() else { return };
+    let runtime = Runtime::open(&dir).unwrap();
+    let pieces = [Piece::Text(vec![259, 300, 301, 258])];
+    let logits = |file: &Path| {
+        let mut decoder = Decoder::load(&runtime, file, common::compared::COMPUTE, 64, None).unwrap();
+        decoder.prefill(&pieces).unwrap();
+        let mut logits = Vec::new();
+        decoder.score(&[&[0]], |_, _, row| logits = row.to_vec()).unwrap();
+        logits
+    };
+    for family in FAMILIES {
+        let parent = tempfile::tempdir().unwrap();
+        let [file, _] = pair(parent.path(), family, Naming::Published);
+        let before = logits(&file);
+        let mut bytes = std::fs::read(&file).unwrap();
+        let key = b"attention.layer_norm_rms_epsilon";
+        let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len() + 4;
+        bytes[at..at + 4].copy_from_slice(&0.5f32.to_le_bytes());
+        std::fs::write(&file, bytes).unwrap();
+        assert!(logits(&file) != before, "{family}");
     }
 }
 

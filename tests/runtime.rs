@@ -195,3 +195,28 @@ fn a_checkout_is_patched_whole_or_not_at_all() {
     let done = program(&["runtime", "patch", dir.path().to_str().unwrap()]);
     assert!(text(&done.stderr).contains("llama.cpp checkout"), "{}", text(&done.stderr));
 }
+
+/// The tag that a wheel gets for the versions of glibc and libstdc++ that its files ask for (PEP 600's policies).
+#[cfg(all(feature = "runtime", target_os = "linux"))]
+#[test]
+fn a_wheel_promises_no_older_system_than_its_libraries_need() {
+    use std::io::Write;
+    let tag = |symbols: &str| {
+        let mut script = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("build/wheel/tag.sh"));
+        let pipe = std::process::Stdio::piped;
+        let mut child = script.stdin(pipe()).stdout(pipe()).stderr(pipe()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(symbols.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (text(&output.stdout).trim().to_owned(), text(&output.stderr))
+    };
+    for (symbols, wanted) in [
+        ("GLIBC_2.2.5\nGLIBC_2.34 GLIBC_2.4\n", "manylinux_2_34"),
+        ("GLIBC_2.34 GLIBCXX_3.4.9 GLIBCXX_3.4.30", "manylinux_2_35"),
+        ("GLIBC_2.38 GLIBCXX_3.4.30", "manylinux_2_38"),
+        ("GLIBC_2.17 GLIBCXX_3.4.32", "manylinux_2_39"),
+    ] {
+        assert_eq!(tag(symbols).0, wanted, "{symbols}");
+    }
+    assert!(tag("GLIBC_2.50 GLIBCXX_3.4.99").1.contains("GLIBCXX_3.4.99"));
+    assert!(tag("GOMP_4.5").1.contains("no glibc"));
+}

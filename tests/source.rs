@@ -29,12 +29,6 @@ diff --git a/src/a.c b/src/a.c
  two
 +and a half
  three
-diff --git a/src/new.c b/src/new.c
-new file mode 100644
---- /dev/null
-+++ b/src/new.c
-@@ -0,0 +1 @@
-+new
 ";
 
 const SECOND: &str = "\
@@ -54,6 +48,7 @@ fn patches_apply_in_order_once_and_only_what_changed_is_written() {
     let (origin, patches, tree) = (dir.path().join("origin"), dir.path().join("patches"), dir.path().join("tree"));
     write(&origin.join("src/a.c"), "one\ntwo\nthree\n");
     write(&origin.join("src/b.c"), "untouched\n");
+    write(&origin.join("scripts/ui-assets.cmake"), "llama-server reads it\n");
     write(&origin.join("ggml/src/ggml-sycl/big.cpp"), "left out\n");
     write(&origin.join(".git/config"), "left out\n");
     write(&origin.join("models/huge.bin"), "left out\n");
@@ -65,12 +60,12 @@ fn patches_apply_in_order_once_and_only_what_changed_is_written() {
     source::patch(&origin, &patches, &tree).unwrap();
     let read = |name: &str| fs::read_to_string(tree.join(name)).unwrap();
     assert_eq!(read("src/a.c"), "one\ntwo\nand a quarter\nthree\n");
-    assert_eq!(read("src/new.c"), "new\n");
     assert_eq!(read("src/own/kernel.c"), "own\n");
+    assert_eq!(read("scripts/ui-assets.cmake"), "llama-server reads it\n");
     assert!(!tree.join("ggml").exists() && !tree.join(".git").exists() && !tree.join("models").exists());
 
     // Again: nothing is patched twice, no time stamp moves, so no compiler starts.
-    let files = ["src/a.c", "src/b.c", "src/new.c", "src/own/kernel.c"];
+    let files = ["src/a.c", "src/b.c", "src/own/kernel.c"];
     let before = files.map(|name| modified(&tree.join(name)));
     source::patch(&origin, &patches, &tree).unwrap();
     assert_eq!(files.map(|name| modified(&tree.join(name))), before);
@@ -79,8 +74,33 @@ fn patches_apply_in_order_once_and_only_what_changed_is_written() {
     // Without patches it is the origin again, and what the patches added is gone.
     source::patch(&origin, &dir.path().join("none"), &tree).unwrap();
     assert_eq!(read("src/a.c"), "one\ntwo\nthree\n");
-    assert!(!tree.join("src/new.c").exists() && !tree.join("src/own/kernel.c").exists());
+    assert!(!tree.join("src/own/kernel.c").exists());
     assert_eq!(modified(&tree.join("src/b.c")), before[1]);
+}
+
+/// `runtime patch DIR`, then `MBQ_LLAMA_CPP_DIR=DIR`.
+#[test]
+fn a_checkout_that_has_the_changes_builds_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (origin, patches, tree) = (dir.path().join("origin"), dir.path().join("patches"), dir.path().join("tree"));
+    write(&origin.join("src/a.c"), "one\ntwo\nand a quarter\nthree\n");
+    write(&patches.join("0001-first.patch"), PATCH);
+    write(&patches.join("0002-second.patch"), SECOND);
+    source::patch(&origin, &patches, &tree).unwrap();
+    assert_eq!(fs::read_to_string(tree.join("src/a.c")).unwrap(), "one\ntwo\nand a quarter\nthree\n");
+    // Half of them is neither.
+    write(&origin.join("src/a.c"), "one\ntwo\nand a half\nthree\n");
+    let error = source::patch(&origin, &patches, &tree).unwrap_err();
+    assert!(error.contains("src/a.c: 0001-first.patch, hunk 1 of 1 (line 1) does not fit"), "{error}");
+}
+
+#[test]
+fn patches_that_do_more_than_change_texts_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = "diff --git a/b.c b/b.c\nnew file mode 100644\n--- /dev/null\n+++ b/b.c\n@@ -0,0 +1 @@\n+new\n";
+    write(&dir.path().join("patches/0001.patch"), new);
+    let error = source::patch(dir.path(), &dir.path().join("patches"), &dir.path().join("tree")).unwrap_err();
+    assert!(error.contains("0001.patch: it does more than change files"), "{error}");
 }
 
 #[test]

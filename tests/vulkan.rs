@@ -38,7 +38,7 @@ impl Vulkan {
         let mut output = command.output().unwrap();
         for _ in 0..3 {
             let by_signal = output.status.signal().is_some()
-                || String::from_utf8_lossy(&output.stderr).contains("llama-mtmd-cli was ended by a signal");
+                || String::from_utf8_lossy(&output.stderr).contains("llama-mtmd-cli crashed");
             if !(self.lavapipe && by_signal) {
                 break;
             }

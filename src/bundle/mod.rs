@@ -25,7 +25,7 @@ use zip::write::SimpleFileOptions;
 pub enum BundleError {
     #[error("{path}: {problem}")]
     Unfit { path: PathBuf, problem: String },
-    #[error("{path}: {action}: {source}")]
+    #[error("{path}: {action}: {source}{}", crate::error::advice(source))]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
     #[error("{path}: cannot write the zip file: {source}")]
     Zip { path: PathBuf, source: zip::result::ZipError },

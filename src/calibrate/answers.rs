@@ -1,6 +1,7 @@
 //! The model's own answers: general questions about a calibration picture, answered by the model that is calibrated,
 //! become further turns of the picture's conversation. They cost no picture's tokens, and second moments of text then rest
 //! on several times as many tokens, of the kinds that the model itself writes.
+use super::CalibrateError;
 use super::embed::Embedder;
 use super::pairs::{ASSISTANT, CAPTION_QUESTION, SYSTEM, USER};
 use super::store::replace;
@@ -9,7 +10,7 @@ use crate::events::{Event, Observer};
 use crate::front::Source;
 use crate::ggml::GgmlType;
 use crate::gguf::plan::{self, TypeChoice};
-use crate::gguf::{Changes, FileType, Header, Output, list, write};
+use crate::gguf::{Changes, FileType, GgufError, Header, Output, list, write};
 use crate::image::Rgb;
 use crate::prompt::Message;
 use crate::prompt::gguf::MARK;
@@ -182,13 +183,28 @@ impl<'e> Answerer<'e> {
     }
 }
 
-/// An answerer, or a note why there is none: the model may be too large for the disk or for the device beside which it is
-/// calibrated block by block.
-pub fn answerer<'e>(loaded: Result<Answerer<'e>, Error>, observer: &dyn Observer) -> Option<Answerer<'e>> {
-    loaded
-        .map_err(|e| {
+/// An answerer, or a note why there is none: the model may be too large for the device beside which it is calibrated
+/// block by block.
+///
+/// # Errors
+/// The disk is full: without answers it would be another calibration, which a run with room could not resume.
+pub fn answerer<'e>(
+    loaded: Result<Answerer<'e>, Error>,
+    observer: &dyn Observer,
+) -> Result<Option<Answerer<'e>>, Error> {
+    match loaded {
+        Ok(answerer) => Ok(Some(answerer)),
+        Err(Error::Gguf(GgufError::Write { path, source })) => {
+            let problem = format!(
+                "the model that answers questions about the pictures cannot be written: {source}; make room, name another \
+                 --work-dir, or leave it out with --set own-answers=off, which makes it less exact"
+            );
+            Err(CalibrateError::File { path, problem }.into())
+        }
+        Err(e) => {
             let note = "the model does not answer questions about the calibration pictures, which makes it less exact";
             observer.event(Event::Note(format!("{note}: {e}")));
-        })
-        .ok()
+            Ok(None)
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! How the memory that calibration may take is shared out: what the work on a block needs comes first, the rest is for
 //! the activations that wait between passes.
+#![cfg_attr(feature = "cuda", allow(unsafe_code))]
 use super::batch::Batch;
 use super::compensate::GATHER;
+use super::estimate::fits;
 use super::model::TextModel;
 use super::run::CalibrateOptions;
 use super::stream::Room;
+use crate::Error;
 use crate::events::{Event, Observer};
 use crate::text::SCORES;
 #[cfg(feature = "cuda")]
@@ -42,7 +45,12 @@ pub(super) struct Budget {
 impl Budget {
     /// # Errors
     /// The device does not say how much memory it has.
-    pub fn new(model: &TextModel, batch: &Batch, options: &CalibrateOptions, observer: &dyn Observer) -> Result<Self> {
+    pub fn new(
+        model: &TextModel,
+        batch: &Batch,
+        options: &CalibrateOptions,
+        observer: &dyn Observer,
+    ) -> std::result::Result<Self, Error> {
         let c = &model.text;
         let cpu = model.device.is_cpu();
         let device = match options.device_memory {
@@ -86,8 +94,12 @@ impl Budget {
         let host = (768 << 20) + 4 * matrix;
         let budget = Budget { memory: options.memory, device, needs, host, kept, keys, gather, at_once };
         let need = if options.compensation.is_some() { needs[2] } else { needs[1] };
+        if cpu {
+            // What the program has taken is not left any more.
+            fits("the work on one block", need - base)?;
+        }
         if need > total {
-            let flag = if cpu { "--memory" } else { "--gpu-memory" };
+            let flag = if cpu { "--memory" } else { "--memory's second number" };
             let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
             observer.event(Event::Note(format!(
                 "work on one block takes about {:.1} GiB, more than the {:.1} GiB of {flag}: all else waits elsewhere",

@@ -1,17 +1,48 @@
 //! How long a calibration will take, and how much memory it may.
-use super::TextModel;
+use super::{CalibrateError, TextModel};
 use crate::Error;
 use crate::events::{Event, Observer};
+use crate::memory::{self, MemoryLimit};
 use candle_core::{DType, Tensor};
 use std::time::Instant;
 
-/// Half of the memory that no one uses, or 4 GiB where the system does not say.
-pub(super) fn half_of_free() -> usize {
-    let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-        line.trim().trim_end_matches("kB").trim().parse::<usize>().ok()
-    });
-    free.map_or(4 << 30, |kib| kib * 512)
+/// What the program and the runtime take, whatever the model.
+const BASE: usize = 256 << 20;
+/// What a thread reserves of the address space.
+const THREAD: usize = 128 << 20;
+
+/// Bytes that a calibration may take: what the user allows, else half of what is free, or 4 GiB where the system does not
+/// say.
+///
+/// # Errors
+/// The system gives less than the user allows, or than any calibration takes.
+pub(super) fn allowed(asked: Option<usize>) -> Result<usize, CalibrateError> {
+    let threads = rayon::current_num_threads();
+    for limit in memory::limits() {
+        let least = if limit.by == memory::ADDRESS_SPACE { 2 * BASE + threads * THREAD } else { BASE };
+        fits_in("a calibration", least, limit)?;
+        fits_in("--memory", asked.unwrap_or(0), limit)?;
+    }
+    Ok(asked.unwrap_or_else(|| memory::free().map_or(4 << 30, |free| free / 2)))
+}
+
+/// Refuses work of `need` bytes where the system would end it.
+///
+/// # Errors
+/// A cgroup or a ulimit leaves less.
+pub(super) fn fits(what: &str, need: usize) -> Result<(), CalibrateError> {
+    memory::limits().try_for_each(|limit| fits_in(what, need, limit))
+}
+
+fn fits_in(what: &str, need: usize, limit: MemoryLimit) -> Result<(), CalibrateError> {
+    match need > limit.left {
+        true => Err(CalibrateError::Memory { what: what.into(), need: gib(need), left: gib(limit.left), by: limit.by }),
+        false => Ok(()),
+    }
+}
+
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
 }
 
 /// Says how long the calibration will take, from the model's shape, its `passes` and a short product.

@@ -6,7 +6,7 @@ use super::bits::{self, BlockPart};
 use super::clock::Clock;
 use super::compensate::{Compensation, CompensationSettings, VisionWeight};
 use super::embed::Embedder;
-use super::estimate::{estimate, half_of_free};
+use super::estimate::{allowed, estimate};
 use super::grid::{Activations, PerChannel, WeightGrid, stored};
 use super::importance::{Importance, Weighting};
 use super::mbq::FoundScales;
@@ -233,7 +233,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             }
         };
         let files = WorkFiles::take(stem, &format!("{origin} to {}", output.display()), observer)?;
-        let memory = job.memory.unwrap_or_else(half_of_free);
+        let memory = allowed(job.memory)?;
         // What does not fit waits beside the progress.
         let progress = files.progress();
         let spill = progress.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
@@ -260,6 +260,7 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             let place = (&*spill, earlier.as_deref());
             answerer(Answerer::load(&embedder, &pair.text, (&runtime, compute), place, observer), observer)
         });
+        let answerer = answerer.transpose()?;
         let samples = samples::embed(&embedder, answerer.flatten(), draw, CHUNK_TOKENS, &room, observer)?;
         drop(embedder);
         let embedding_seconds = start.elapsed().as_secs_f64();
@@ -315,8 +316,8 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         let found = run_packed(&model, &batch, inputs, &options, observer)?;
         let record = json!({
             "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped,
-            "own_answers": answers.as_ref().map(Answers::turns), "image_root": job.image_root,
-            "imatrix_file": job.imatrix_file(), "bpw": job.bpw, "tokens": batch.tokens, "loss": found.loss,
+            "own_answers": answers.as_ref().map(Answers::turns), "image_root": job.image_root.as_deref().map(as_name),
+            "imatrix_file": job.imatrix_file().map(as_name), "bpw": job.bpw, "tokens": batch.tokens, "loss": found.loss,
             "sensitivities": found.sensitivities, "ratios": found.ratios,
             "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(),
             "parts": parts, "compensated": found.compensated,
@@ -329,6 +330,11 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             Calibration { folds: found.folds, encoder, importance, linears: types.linears, record: Some(record) };
         Ok(Calibrated { calibration, importance: found.importance, files: Some(self.files) })
     }
+}
+
+/// A path for the record, whose JSON cannot hold every name that a file may have.
+fn as_name(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// What a search rounds weights and activations to.

@@ -66,6 +66,11 @@ pub enum CalibrateError {
     Importance { tensor: String, problem: String },
     #[error("{flag} changes nothing {with}: leave it out")]
     NoEffect { flag: &'static str, with: String },
+    #[error(
+        "{what} takes about {need:.2} GiB, and {by} leaves {left:.2}: allow more there, take less (--memory), or convert \
+         with --method rtn, which calibrates nothing"
+    )]
+    Memory { what: String, need: f64, left: f64, by: &'static str },
     #[error("{what}: {problem}")]
     Setting { what: String, problem: String },
     #[error("{path}: {problem}")]

@@ -50,3 +50,18 @@ impl Progress {
         replace(path, &serde_json::to_vec(self).unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers come back with all their bits, or a resumed run would weigh errors otherwise than an undisturbed one.
+    #[test]
+    fn numbers_are_kept_exactly() {
+        for loss in [0.00023215782619291782, 0.00010868789853539893, 1.0 / 3.0, f64::MIN_POSITIVE, f64::MAX] {
+            let progress = Progress { loss: Some(loss), ..Progress::default() };
+            let read: Progress = serde_json::from_slice(&serde_json::to_vec(&progress).unwrap()).unwrap();
+            assert_eq!(read.loss, Some(loss));
+        }
+    }
+}

@@ -3,12 +3,14 @@
 use super::CalibrateError;
 use crate::Error;
 use crate::digest::hex;
+use crate::error::advice;
 use crate::events::{Event, Observer};
 use crate::ggml::GgmlType;
+use crate::interrupted::Leftover;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{File, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// Which calibration something belongs to.
@@ -29,6 +31,8 @@ impl JobId {
     }
 }
 
+const ANSWERS: &str = ".answers.json";
+
 /// A calibration's files, named from one stem and locked against other processes.
 pub struct WorkFiles {
     stem: PathBuf,
@@ -41,6 +45,12 @@ impl WorkFiles {
     /// # Errors
     /// Another process has them; the directory cannot be written.
     pub fn take(stem: PathBuf, who: &str, observer: &dyn Observer) -> Result<Self, Error> {
+        // The longest name first, which would else be refused only when there are answers.
+        let answers = with(&stem, ANSWERS);
+        match answers.symlink_metadata() {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(fail(&answers, &e)),
+            _ => {}
+        }
         let lock = Lock::take(with(&stem, ".lock"), who)?;
         if lock.is_none() {
             let note = "this file system has no locks: see to it that no other conversion writes here";
@@ -56,7 +66,7 @@ impl WorkFiles {
 
     /// Where the model's own answers are.
     pub fn answers(&self) -> PathBuf {
-        with(&self.stem, ".answers.json")
+        with(&self.stem, ANSWERS)
     }
 
     /// The tensors of `job`: those of another are never read.
@@ -70,20 +80,38 @@ impl WorkFiles {
     /// They cannot be removed.
     pub fn clear(&self) -> Result<(), Error> {
         let removed = |path: &Path, result: std::io::Result<()>| match result {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(fail(path, &e)),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(fail(path, &e)),
             _ => Ok(()),
         };
         for path in [self.progress(), self.answers()] {
-            removed(&path, std::fs::remove_file(&path))?;
+            for path in [part(&path), path] {
+                removed(&path, std::fs::remove_file(&path))?;
+            }
         }
         removed(&self.stem, std::fs::remove_dir_all(&self.stem))
     }
 }
 
-/// Writes `path` beside, then renames it: an interruption leaves the last whole state.
+/// Where [`replace`] writes what will be at `path`.
+fn part(path: &Path) -> PathBuf {
+    path.with_extension("part")
+}
+
+/// Writes `path` beside, then renames it: an interruption, of the power too, leaves the last whole state.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let beside = path.with_extension("part");
-    std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path)).map_err(|e| fail(path, &e))
+    write_beside(&part(path), path, bytes).map_err(|e| fail(path, &e))
+}
+
+/// Writes `beside`, which is on disk before it becomes `path`. Nothing of it is left where it cannot be written.
+fn write_beside(beside: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let _unfinished = Leftover::new(beside);
+    let write = || {
+        let mut file = File::create(beside)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        std::fs::rename(beside, path)
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(beside)))
 }
 
 /// `path` with `ending` after its name.
@@ -97,6 +125,7 @@ fn with(path: &Path, ending: &str) -> PathBuf {
 /// is of no matter.
 struct Lock {
     path: PathBuf,
+    _leftover: Leftover,
     _file: File,
 }
 
@@ -113,7 +142,7 @@ impl Lock {
                 Ok(()) => {
                     let text = format!("process {}: {who}", std::process::id());
                     file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(io)?;
-                    return Ok(Some(Lock { path, _file: file }));
+                    return Ok(Some(Lock { _leftover: Leftover::new(&path), path, _file: file }));
                 }
                 Err(TryLockError::WouldBlock) => {
                     let holder = std::fs::read_to_string(&path).unwrap_or_default();
@@ -174,8 +203,7 @@ impl Store {
         let beside = self.dir.join("part");
         let write = || {
             std::fs::create_dir_all(&self.dir)?;
-            std::fs::write(&beside, bytes)?;
-            std::fs::rename(&beside, &path)
+            write_beside(&beside, &path, bytes)
         };
         write().map_err(|e| fail(&path, &e))
     }
@@ -187,7 +215,7 @@ impl Store {
     pub(super) fn get(&self, source: &str, ty: GgmlType) -> Result<Vec<u8>, Error> {
         let path = self.path(source, ty);
         match std::fs::read(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
                 let problem = "is missing: start without --resume".into();
                 Err(CalibrateError::File { path, problem }.into())
             }
@@ -197,7 +225,7 @@ impl Store {
 }
 
 fn fail(path: &Path, e: &std::io::Error) -> Error {
-    CalibrateError::File { path: path.into(), problem: e.to_string() }.into()
+    CalibrateError::File { path: path.into(), problem: format!("{e}{}", advice(e)) }.into()
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ pub enum CheckpointError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}: not valid JSON: {source}")]
     Json { path: PathBuf, source: serde_json::Error },
+    #[error("{path}: holds no JSON object; save the file again, or download it again")]
+    NotAnObject { path: PathBuf },
     #[error("{path}: field `{field}` is missing or not {want}")]
     Field { path: PathBuf, field: String, want: &'static str },
     #[error(

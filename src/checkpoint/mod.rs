@@ -13,10 +13,10 @@ mod widen;
 pub use error::CheckpointError;
 pub use names::canonical;
 pub use safetensors::Dtype;
-pub(crate) use tokenizer::{ROLES, declared_tokens, optional_json, tokenizer};
+pub(crate) use tokenizer::{ROLES, check_names, declared_tokens, optional_json, tokenizer};
 
-use crate::files::{open_plain, read_plain};
-use memmap2::Mmap;
+use crate::files::read_plain;
+use crate::mapped::MappedFile;
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -35,7 +35,7 @@ struct StoredTensor {
 
 struct WeightFile {
     path: PathBuf,
-    map: Mmap,
+    map: MappedFile,
 }
 
 /// A tensor as it lies in the file: little-endian, row-major.
@@ -127,10 +127,7 @@ impl Checkpoint {
         strays: &mut Vec<StoredTensor>,
     ) -> Result<(), CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.clone(), source };
-        let file = open_plain(&path).map_err(io)?;
-        // SAFETY: the map is only read; a checkpoint that another process truncates while we read it raises SIGBUS,
-        // the usual contract of memory-mapped model files.
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let map = MappedFile::open(&path).map_err(io)?;
         let found = match path.extension().is_some_and(|end| end == "bin") {
             true => torch::tensors(&map).map_err(|problem| CheckpointError::Torch { path: path.clone(), problem })?,
             false => in_safetensors(&path, &map)?,
@@ -281,17 +278,9 @@ impl Checkpoint {
     /// Tells the system that the tensor will not be read again soon, so that its pages stop counting as this
     /// process's memory. Reading it again is allowed.
     pub fn release(&self, name: &str) {
-        #[cfg(unix)]
         if let Ok((entry, shard)) = self.entry(name) {
-            let bytes = entry.bytes.clone();
-            // SAFETY: a shared, read-only map of a file: pages dropped here come back from the file when touched.
-            // A failure only leaves them resident.
-            let _ = unsafe {
-                shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, bytes.start, bytes.len())
-            };
+            shard.map.release(entry.bytes.clone());
         }
-        #[cfg(not(unix))]
-        let _ = name;
     }
 
     /// The whole tensor widened to f32, row-major.
@@ -325,7 +314,7 @@ impl Checkpoint {
 }
 
 /// The tensors of a safetensors file.
-fn in_safetensors(path: &Path, map: &Mmap) -> Result<Vec<torch::Found>, CheckpointError> {
+fn in_safetensors(path: &Path, map: &[u8]) -> Result<Vec<torch::Found>, CheckpointError> {
     let invalid = |source| CheckpointError::Safetensors { path: path.into(), size: map.len(), source };
     let parsed = SafeTensors::deserialize(map).map_err(invalid)?;
     let place = |view: &safetensors::tensor::TensorView| {
@@ -380,10 +369,12 @@ fn is_of_text(stored: &str) -> bool {
     parts.iter().any(|part| stored.starts_with(part))
 }
 
-/// Reads and parses a JSON file.
+/// Reads and parses a JSON file: an object, as every file of a checkpoint is.
 pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, CheckpointError> {
     let text = read_plain(path).map_err(|source| CheckpointError::Io { path: path.into(), source })?;
-    serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })?;
+    if json.is_object() { Ok(json) } else { Err(CheckpointError::NotAnObject { path: path.into() }) }
 }
 
 fn read_index(path: &Path) -> Result<WeightIndex, CheckpointError> {

@@ -19,6 +19,7 @@ pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
     let made = if path.exists() { None } else { vocab_json::read(dir)? };
     let mut json = made.map_or_else(|| read_json(&path), Ok)?;
     let (config, added) = (optional_json(dir, "tokenizer_config.json")?, optional_json(dir, "added_tokens.json")?);
+    check_names(&dir.join("tokenizer_config.json"), &config)?;
     let mut missing = declared_tokens(&config, &added);
     missing.retain(|(_, t)| t["content"].as_str().is_some_and(|content| !has(&json, content)));
     if missing.is_empty() {
@@ -32,9 +33,13 @@ pub(crate) fn tokenizer(dir: &Path) -> Result<Value, CheckpointError> {
             return Err(CheckpointError::Field { path: dir.join("tokenizer_config.json"), field, want });
         }
         token["id"] = next.into();
-        match json.get_mut("added_tokens").and_then(Value::as_array_mut) {
-            Some(list) => list.push(token),
-            None => json["added_tokens"] = json!([token]),
+        match json.get_mut("added_tokens") {
+            Some(Value::Array(list)) => list.push(token),
+            None | Some(Value::Null) => json["added_tokens"] = json!([token]),
+            Some(_) => {
+                let field = "added_tokens".into();
+                return Err(CheckpointError::Field { path, field, want: "a list" });
+            }
         }
     }
     Ok(json)
@@ -59,6 +64,29 @@ fn next_id(json: &Value) -> u64 {
     let added = json["added_tokens"].as_array().into_iter().flatten().filter_map(|t| t["id"].as_u64());
     let vocab = json["model"]["vocab"].as_object().into_iter().flatten().filter_map(|(_, id)| id.as_u64());
     added.chain(vocab).max().map_or(0, |id| id + 1)
+}
+
+/// Refuses special tokens of `tokenizer_config.json` that are no tokens: transformers would, and a model without its end of an
+/// answer never ends one.
+///
+/// # Errors
+/// The first of them.
+pub(crate) fn check_names(path: &Path, config: &Value) -> Result<(), CheckpointError> {
+    let bad = |field: String, want| Err(CheckpointError::Field { path: path.into(), field, want });
+    let is_token = |v: &Value| v.get("content").is_some_and(Value::is_string);
+    for role in ROLES {
+        if !(config[role].is_null() || config[role].is_string() || is_token(&config[role])) {
+            return bad(role.into(), "a token: a string, or an object with `content`");
+        }
+    }
+    match &config["added_tokens_decoder"] {
+        Value::Null => Ok(()),
+        Value::Object(map) => match map.iter().find(|(id, token)| id.parse::<u32>().is_err() || !is_token(token)) {
+            Some((id, _)) => bad(format!("added_tokens_decoder.{id}"), "the id of an object with `content`"),
+            None => Ok(()),
+        },
+        _ => bad("added_tokens_decoder".into(), "an object"),
+    }
 }
 
 /// Tokens that `tokenizer_config.json` and `added_tokens.json` name, as entries of `tokenizer.json`'s list, with the ids

@@ -4,7 +4,7 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 use mbq_convert::gguf::{GgufFile, check_pair};
 use mbq_convert::image::load_rgb;
-use mbq_convert::runtime;
+use mbq_convert::runtime::{self, assumed};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -39,11 +39,25 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     let pictures = args.image.iter().map(|path| PictureArg::of(path)).collect::<Result<Vec<_>>>()?;
     let mmproj = args.mmproj.map_or_else(|| runtime::find_mmproj(&args.model), Ok)?;
     // llama.cpp would say less of a file that is cut off or of a shard that is missing.
-    check_pair(&GgufFile::open(&args.model)?, &GgufFile::open(&mmproj)?)?;
+    let (model, vision) = (GgufFile::open(&args.model)?, GgufFile::open(&mmproj)?);
+    if model.is_projector() {
+        bail!("{}: a vision file (mmproj), not a language model", args.model.display());
+    }
+    if !vision.is_projector() {
+        bail!("{}: no vision file (mmproj); --mmproj names it", mmproj.display());
+    }
+    check_pair(&model, &vision)?;
+    let given = args.more.iter().any(|word| word.to_string_lossy().starts_with("--chat-template"));
+    if model.metadata.get("tokenizer.chat_template").is_none() && !given {
+        let model = args.model.display();
+        bail!("{model}: has no chat template; give one: -- --chat-template NAME, or --chat-template-file FILE");
+    }
+    assumed::check(&model)?;
+    assumed::check(&vision)?;
     let tool = runtime::tool(&runtime::directory(common.runtime.as_deref())?, "llama-mtmd-cli")?;
 
     let mut command = Command::new(&tool);
-    command.arg("-m").arg(&args.model).arg("--mmproj").arg(mmproj);
+    command.arg("-m").arg(&args.model).arg("--mmproj").arg(&mmproj);
     // The model's own chat template: llama-mtmd-cli would write ChatML of its own, with other tokens than the model's.
     command.arg("--jinja");
     if !pictures.is_empty() {
@@ -62,13 +76,34 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     if !args.verbose {
         command.args(["--verbosity", "1"]);
     }
-    command.args(args.more);
+    // Where ggml gives up, it would start a debugger.
+    command.env("GGML_NO_BACKTRACE", "1").args(args.more);
+    ends_with_us(&mut command);
     let status = command.status().with_context(|| format!("{} does not start", tool.display()))?;
+    let on = format!("on {} with {}", args.model.display(), vision.path.display());
     match status.code() {
         Some(0) => Ok(()),
-        Some(code) => bail!("llama-mtmd-cli failed with status {code}; --verbose shows its log"),
-        None => bail!("llama-mtmd-cli was ended by a signal"),
+        Some(code) => bail!("llama-mtmd-cli failed with status {code} {on}; --verbose shows its log"),
+        None => bail!("llama-mtmd-cli crashed {on}; `mbq-convert inspect --verify` checks a file"),
     }
+}
+
+/// Has the tool end when this program is ended.
+fn ends_with_us(command: &mut Command) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::process::CommandExt;
+        // SAFETY: one system call, which may be made between fork and exec.
+        #[allow(unsafe_code)]
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM as libc::c_ulong) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            });
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
 }
 
 /// A picture as our loader reads it, upright and in a form and under a name that llama-mtmd-cli takes, which splits

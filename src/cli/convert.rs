@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory of a Hugging Face checkpoint, a hub id org/name[@revision], or a GGUF file (F32, F16, BF16, Q8_0)
-    model: Option<String>,
+    model: Option<PathBuf>,
     /// The language model's file; mmproj-… is written beside it [default: named after the model, here]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -108,7 +108,7 @@ fn split_max_size(s: &str) -> Result<u64, String> {
 
 pub fn run(args: Args, common: &Common) -> Result<()> {
     let Some(model) = &args.model else { bail!("no MODEL given; see --help") };
-    let bars = common.bars();
+    let (bars, name) = (common.bars(), model.display());
     let found = FoundModel::find(model, args.mmproj.as_deref(), &common.hub(), &bars)?;
     let options = ConvertOptions {
         output: args.output.clone(),
@@ -122,15 +122,15 @@ pub fn run(args: Args, common: &Common) -> Result<()> {
         origin: found.origin(),
     };
     let job = args.calibration.job(args.method.into(), common.runtime.as_deref())?;
-    let pair = found.pair().with_context(|| format!("converting {model}"))?;
+    let pair = found.pair().with_context(|| format!("converting {name}"))?;
     let pair = rotated_if(&args, pair, &bars)?;
-    let mut conversion = Conversion::begin(&pair, &options, &bars).with_context(|| format!("converting {model}"))?;
+    let mut conversion = Conversion::begin(&pair, &options, &bars).with_context(|| format!("converting {name}"))?;
     let mmproj = conversion.mmproj()?;
     let output = conversion.model().to_path_buf();
     let done = job
         .run(&pair, &options.types, mmproj.as_deref(), (&options.origin.name, &output), &bars)
-        .with_context(|| format!("calibrating {model}"))?;
-    let summary = conversion.finish(&done.calibration, &bars).with_context(|| format!("converting {model}"))?;
+        .with_context(|| format!("calibrating {name}"))?;
+    let summary = conversion.finish(&done.calibration, &bars).with_context(|| format!("converting {name}"))?;
     if let Some(importance) = &done.importance {
         let path = output.with_extension("imatrix.gguf");
         importance.write(&job::linears(&pair, &options.types), &args.calibration.source(), &path)?;

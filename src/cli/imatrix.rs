@@ -12,7 +12,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     /// Checkpoint (a directory, or org/name[@revision] on the Hugging Face hub), or a GGUF file
-    model: String,
+    model: PathBuf,
     /// The vision file of a GGUF model [default: the mmproj*.gguf beside it]
     #[arg(long, value_name = "FILE")]
     mmproj: Option<PathBuf>,
@@ -48,7 +48,7 @@ pub fn run(args: Args, common: &Common) -> Result<()> {
     let mmproj = conversion.mmproj()?;
     let done = job
         .run(&pair, &types, mmproj.as_deref(), (&options.origin.name, &args.output), &bars)
-        .with_context(|| format!("gathering the importance matrix of {}", args.model))?;
+        .with_context(|| format!("gathering the importance matrix of {}", args.model.display()))?;
     let Some(importance) = done.importance else { bail!("nothing was gathered") };
     importance.write(&job::linears(&pair, &types), &args.calibration.source(), &args.output)?;
     if let Some(files) = done.files {

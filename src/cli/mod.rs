@@ -84,6 +84,10 @@ enum Command {
 /// Runs the program; every failure is a message on stderr and a non-zero status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    mbq_convert::tell_bus_errors();
+    if !matches!(cli.command, Some(Command::Serve(_) | Command::Chat(_) | Command::Bundle(_))) {
+        interrupt::end_cleanly();
+    }
     let result = match cli.command {
         None => convert::run(cli.convert, &cli.common),
         Some(Command::Eval(args)) => eval::run(args, &cli.common),

@@ -44,8 +44,6 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn patch(dir: &Path) -> Result<()> {
-    // Ctrl-C does not come between the files' names: it waits for the end, which is near.
-    let _waits = super::interrupt::flag()?;
     let done = runtime::patch(dir)?;
     if !done.failed.is_empty() {
         done.failed.iter().for_each(|what| eprintln!("{what}"));

@@ -106,7 +106,11 @@ async fn serve(setup: Setup, quiet: bool, no_browser: bool) -> Result<()> {
     if !no_browser {
         open_browser(&url);
     }
-    Ok(server.run(super::interrupt::signal()).await?)
+    Ok(server
+        .run(async {
+            super::interrupt::signal().await;
+        })
+        .await?)
 }
 
 fn setup(args: Args, common: &super::Common) -> Result<Setup> {

@@ -11,6 +11,8 @@ use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use crate::digest::hex;
+use crate::error::advice;
+use crate::interrupted::Leftover;
 use sha2::{Digest, Sha256};
 
 /// Names a record: a digest of everything its content depends on beyond the header.
@@ -23,7 +25,7 @@ const CHECK: usize = 8;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    #[error("cache file {path}: {source}")]
+    #[error("cache file {path}: {source}{}", advice(source))]
     Io { path: PathBuf, source: std::io::Error },
     #[error("cache file {path} is in use by another evaluation; wait for it or give another --cache")]
     Busy { path: PathBuf },
@@ -55,12 +57,17 @@ impl CacheStore {
         std::fs::create_dir_all(dir).map_err(io)?;
         if !path.exists() {
             let mut beside = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+            let _unfinished = Leftover::new(beside.path());
             let mut head = MAGIC.to_vec();
             head.extend((text.len() as u64).to_le_bytes());
             head.extend(&text);
             head.extend(&digest[..CHECK]);
             beside.write_all(&head).map_err(io)?;
-            beside.persist(&path).map_err(|e| io(e.error))?;
+            // Another evaluation may have made it meanwhile, and have it open.
+            match beside.persist_noclobber(&path) {
+                Err(e) if e.error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(e.error)),
+                _ => {}
+            }
         }
         let mut file = File::options().read(true).write(true).open(&path).map_err(io)?;
         match file.try_lock() {

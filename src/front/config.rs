@@ -67,8 +67,10 @@ impl<'a> Section<'a> {
         self.size_opt(key)?.ok_or_else(|| self.missing(key))
     }
 
+    /// An epsilon, a base, a factor: none of them is zero or less, and f32 holds them.
     pub fn float_opt(&self, key: &str) -> Result<Option<f64>, ConfigError> {
-        self.typed(key, "a finite number", |v| v.as_f64().filter(|x| x.is_finite()))
+        let fits = |x: &f64| *x as f32 > 0.0 && (*x as f32).is_finite();
+        self.typed(key, "a positive number", |v| v.as_f64().filter(fits))
     }
 
     pub fn bool_opt(&self, key: &str) -> Result<Option<bool>, ConfigError> {

@@ -91,8 +91,13 @@ impl FoundModel {
     ///
     /// # Errors
     /// Nothing is there, the hub does not have it, or several mmproj files lie beside the model.
-    pub fn find(model: &str, mmproj: Option<&Path>, hub: &Hub, observer: &dyn Observer) -> Result<Self, Error> {
-        let path = Path::new(model);
+    pub fn find(
+        model: impl AsRef<Path>,
+        mmproj: Option<&Path>,
+        hub: &Hub,
+        observer: &dyn Observer,
+    ) -> Result<Self, Error> {
+        let path = model.as_ref();
         let fail = |problem: String| FrontError::File { file: path.into(), problem };
         if path.is_file() {
             if path.extension().is_none_or(|end| end != "gguf") {
@@ -115,7 +120,7 @@ impl FoundModel {
             let repository = repository_of(path);
             return Ok(FoundModel::Checkpoint { checkpoint: open(path, hub, observer)?, repository });
         }
-        let id: HubId = model.parse()?;
+        let id: HubId = path.to_string_lossy().parse()?;
         let dir = hub.fetch(&id, observer, accept)?;
         Ok(FoundModel::Checkpoint { checkpoint: open(&dir, hub, observer)?, repository: Some(id.name) })
     }

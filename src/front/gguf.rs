@@ -4,6 +4,7 @@ use crate::Error;
 use crate::digest::{self, WHOLE, hex};
 use crate::ggml::{GgmlType, dequantize};
 use crate::gguf::{GgufError, GgufFile, ShardName, TensorInfo, belongs};
+use crate::runtime::assumed;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,9 +22,10 @@ struct File {
 /// Opens a GGUF file (the first of a split model's).
 ///
 /// # Errors
-/// Not a GGUF file, or a damaged one; a tensor of a type that is quantised already.
+/// Not a GGUF file, a damaged one, or one that llama.cpp would not survive; a tensor of a type that is quantised already.
 pub fn open(path: &Path) -> Result<Source<'static>, Error> {
     let file = GgufFile::open(path).map_err(GgufError::from)?;
+    assumed::check(&file).map_err(GgufError::from)?;
     let tensors = file.tensors.iter().map(|t| spec(&file, t)).collect::<Result<Vec<_>, _>>()?;
     let mut metadata = file.metadata.clone();
     // Of the files that it was read from, not of those that are written.

@@ -87,7 +87,7 @@ impl Normalisation {
             };
             return Err(p.invalid("resample", want));
         }
-        Ok(Normalisation { mean: triple(p, "image_mean")?, std: triple(p, "image_std")? })
+        Ok(Normalisation { mean: triple(p, "image_mean", -SHIFT)?, std: triple(p, "image_std", f32::MIN_POSITIVE)? })
     }
 
     pub(super) fn write(&self, keys: &mut Metadata) {
@@ -96,10 +96,16 @@ impl Normalisation {
     }
 }
 
-fn triple(s: &Section, key: &str) -> Result<[f32; 3], ConfigError> {
+/// Colours, from 0 to 1 or to 255, are shifted and divided by no more than this.
+const SHIFT: f32 = 1000.0;
+
+/// Three numbers from `least` to [`SHIFT`].
+fn triple(s: &Section, key: &str, least: f32) -> Result<[f32; 3], ConfigError> {
     let list = s.get(key).ok_or_else(|| s.missing(key))?.as_array();
-    let values: Option<Vec<f32>> = list.and_then(|l| l.iter().map(|v| v.as_f64().map(|x| x as f32)).collect());
-    values.and_then(|v| v.try_into().ok()).ok_or_else(|| s.invalid(key, "three numbers"))
+    let number = |v: &Value| v.as_f64().map(|x| x as f32).filter(|x| (least..=SHIFT).contains(x));
+    let values: Option<Vec<f32>> = list.and_then(|l| l.iter().map(number).collect());
+    let want = "three numbers to shift colours (image_mean) or to divide them (image_std) by";
+    values.and_then(|v| v.try_into().ok()).ok_or_else(|| s.invalid(key, want))
 }
 
 /// A canvas' sides, pixels.
@@ -118,11 +124,12 @@ pub(super) fn pinpoints(s: &Section, side: usize) -> Result<Option<Vec<Size>>, C
     let bad = || s.invalid(KEY, "a list of [height, width], multiples of image_size");
     let Some(list) = s.get(KEY) else { return Ok(None) };
     let list = list.as_array().ok_or_else(bad)?;
-    let side_of = |v: Option<&Value>| {
-        v.and_then(|v| v.as_u64()).map(|n| n as usize).filter(|n| *n > 0 && n % side == 0 && *n < 1 << 16)
+    let side_of = |v: &Value| v.as_u64().map(|n| n as usize).filter(|n| *n > 0 && n % side == 0 && *n < 1 << 16);
+    let size = |p: &Value| match p.as_array()?.as_slice() {
+        [height, width] => Some(Size { height: side_of(height)?, width: side_of(width)? }),
+        _ => None,
     };
-    let all: Option<Vec<Size>> =
-        list.iter().map(|p| Some(Size { height: side_of(p.get(0))?, width: side_of(p.get(1))? })).collect();
+    let all: Option<Vec<Size>> = list.iter().map(size).collect();
     all.filter(|v| !v.is_empty()).map(Some).ok_or_else(bad)
 }
 

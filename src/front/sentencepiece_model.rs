@@ -3,7 +3,7 @@
 //!
 //! Of the message only a few fields matter, so that they are walked here instead of by a generated reader.
 use super::vocabulary::{Read, Segmentation, Special, Surround, TokenType};
-use crate::checkpoint::{Checkpoint, declared_tokens, optional_json};
+use crate::checkpoint::{Checkpoint, check_names, declared_tokens, optional_json};
 use crate::files::read_plain;
 use crate::gguf::GgufError;
 use std::collections::HashMap;
@@ -249,6 +249,7 @@ pub(super) fn read(checkpoint: &Checkpoint, vocab_size: usize, notes: &mut Vec<S
     let model = SentencePieceModel::parse(&bytes).map_err(broken)?;
     notes.extend(model.notes());
     let config = optional_json(dir, "tokenizer_config.json")?;
+    check_names(&dir.join("tokenizer_config.json"), &config)?;
     let space_prefix = config["add_prefix_space"].as_bool().unwrap_or(model.space_prefix);
     let mut table = Table::new(&model, vocab_size).map_err(broken)?;
     for (id, token) in declared_tokens(&config, &optional_json(dir, "added_tokens.json")?) {

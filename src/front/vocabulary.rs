@@ -174,6 +174,7 @@ impl Read {
             Some(pieces) => pieces.segmentation(&tokens, &types),
             None => byte_level(&source, merges)?,
         };
+        frames(&source)?;
         let tokenizer = Tokenizer::from_bytes(source.json.to_string()).map_err(|e| broken(e.to_string()))?;
         for t in &added {
             // The library numbers added tokens on from the vocabulary, whatever the file says, and so does transformers.
@@ -274,7 +275,13 @@ fn added_tokens(s: &TokenizerFile) -> Result<Vec<Added>, GgufError> {
             let (Some(content), Some(id)) = (content, id) else {
                 return Err(s.field(&format!("added_tokens[{i}]"), "has no content or no id"));
             };
-            let special = t.get("special").and_then(Value::as_bool).unwrap_or(false);
+            let flag = |key: &str| t.get(key).and_then(Value::as_bool).unwrap_or(false);
+            if let Some(key) = ["lstrip", "rstrip", "single_word"].into_iter().find(|key| flag(key)) {
+                let problem =
+                    format!("true for {content:?}; llama.cpp takes no spaces or words around a token into account");
+                return Err(s.field(&format!("added_tokens[{i}].{key}"), problem));
+            }
+            let special = flag("special");
             Ok(Added { id, content: content.to_string(), special })
         })
         .collect()
@@ -303,11 +310,31 @@ fn table(
     for t in added {
         let kind = if t.special { TokenType::Control } else { TokenType::UserDefined };
         let slot = tokens.get_mut(t.id).ok_or_else(|| too_many("added_tokens", &t.content, t.id))?;
+        if let Some((other, _)) = slot
+            && *other != t.content
+        {
+            return Err(s.field("added_tokens", format!("{:?} and {other:?} both have id {}", t.content, t.id)));
+        }
         // llama.cpp looks for user-defined tokens in the text as it is written.
         let spaced = pieces.is_some() && !t.special;
         *slot = Some((if spaced { t.content.replace('▁', " ") } else { t.content.clone() }, kind));
     }
     Ok(tokens.into_iter().enumerate().map(|(i, t)| t.unwrap_or((format!("[PAD{i}]"), TokenType::Unused))).unzip())
+}
+
+/// The library panics where a template of the post-processor names a token that it does not define.
+fn frames(s: &TokenizerFile) -> Result<(), GgufError> {
+    let processor = &s.json["post_processor"];
+    for p in std::iter::once(processor).chain(processor["processors"].as_array().into_iter().flatten()) {
+        let parts = ["single", "pair"].iter().flat_map(|side| p[*side].as_array().into_iter().flatten());
+        let mut names = parts.filter_map(|part| part["SpecialToken"]["id"].as_str());
+        if let Some(name) = names.find(|name| p["special_tokens"].get(name).is_none()) {
+            return Err(
+                s.field("post_processor", format!("{name:?} stands in a template, but not in its special_tokens"))
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The ids that the tokenizer puts before and behind a text.

@@ -2,8 +2,9 @@
 //!
 //! [`sys`] holds bindgen's bindings to the statically linked ggml-base; everything else here is a safe
 //! wrapper that checks what ggml itself would only assert.
+#![allow(unsafe_code)]
 
-#[allow(missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals)]
+#[allow(clippy::undocumented_unsafe_blocks, missing_docs, non_camel_case_types, non_snake_case, non_upper_case_globals)]
 pub mod sys;
 mod types;
 

@@ -1,3 +1,4 @@
+use crate::error::advice;
 use std::path::PathBuf;
 
 /// What can stop the making of a GGUF file, apart from the checkpoint's own faults.
@@ -18,8 +19,10 @@ pub enum GgufError {
     EncoderSize { file: PathBuf, tensor: String, given: usize, want: usize },
     #[error("scales are to be folded into tensor `{tensor}`, which no output file holds")]
     UnknownFold { tensor: String },
-    #[error("{path}: cannot write: {source}")]
+    #[error("{path}: cannot write: {source}{}", advice(source))]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("{name}: a file of it changed while it was converted; nothing was written, convert it again")]
+    Changed { name: String },
     #[error("{path}: {problem}")]
     Output { path: PathBuf, problem: &'static str },
     #[error("{path} cannot be written: there is no folder {folder}; make it, or name another output")]

@@ -1,10 +1,10 @@
 //! GGUF files, read: every length is checked against the file before it is believed.
 use super::header::{ALIGNMENT, DIMENSIONS, Metadata};
 use super::shard::{ShardKeys, ShardName};
-use super::value::{ARRAY, Array, STRING, Value, number, width};
+use super::value::{ARRAY, Array, BOOL, STRING, Value, number, width};
 use crate::digest::file_name;
 use crate::ggml::GgmlType;
-use memmap2::Mmap;
+use crate::mapped::MappedFile;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -42,7 +42,7 @@ impl TensorInfo {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    map: Mmap,
+    map: MappedFile,
 }
 
 /// A GGUF file, or all files of a split model, mapped.
@@ -144,17 +144,10 @@ impl GgufFile {
 
     /// Tells the system that a tensor's data will not be read again soon. Reading it again is allowed.
     pub fn release(&self, tensor: &TensorInfo) {
-        #[cfg(unix)]
         if let (Some(shard), Some(size)) = (self.shards.get(tensor.shard), tensor.size) {
-            // SAFETY: a shared, read-only map of a file: pages dropped here come back from the file when touched.
-            // A failure only leaves them resident.
-            let _ = unsafe {
-                let (start, len) = (tensor.offset as usize, size as usize);
-                shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
-            };
+            let start = tensor.offset as usize;
+            shard.map.release(start..start + size as usize);
         }
-        #[cfg(not(unix))]
-        let _ = tensor;
     }
 
     pub fn architecture(&self) -> &str {
@@ -227,17 +220,8 @@ fn bits<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Option<f64> {
     (elements > 0).then(|| bytes as f64 * 8.0 / elements as f64)
 }
 
-fn map(path: &Path) -> Result<Mmap, ReadError> {
-    let open = || {
-        let file = std::fs::File::open(path)?;
-        if !file.metadata()?.is_file() {
-            return Err(std::io::Error::other("not a file"));
-        }
-        // SAFETY: mapped for reading; a file changed by another process meanwhile yields other bytes, all of
-        // which are checked, or a bus error when cut, as with any mapped model file.
-        unsafe { Mmap::map(&file) }
-    };
-    open().map_err(|source| ReadError::Read { path: path.into(), source })
+fn map(path: &Path) -> Result<MappedFile, ReadError> {
+    MappedFile::open(path).map_err(|source| ReadError::Read { path: path.into(), source })
 }
 
 struct Cursor<'a> {
@@ -286,6 +270,10 @@ impl<'a> Cursor<'a> {
                 Ok(Value::String(self.take(len)?.to_vec()))
             }
             (ARRAY, _) => self.array().map(Value::Array),
+            (BOOL, Some(_)) => match self.take(1)?[0] {
+                n @ 0..=1 => Ok(Value::Bool(n == 1)),
+                n => self.damaged(format!("a Bool is {n}")),
+            },
             (_, Some(n)) => match number(kind, self.take(n as u64)?) {
                 Some(value) => Ok(value),
                 None => self.damaged(format!("metadata type {kind} does not exist")),

@@ -1,6 +1,7 @@
 //! Files that appear whole or not at all: written without a name (or under a temporary one) in the directory of
 //! their destination, named when all of them are complete.
 use super::GgufError;
+use crate::interrupted::{self, Leftover};
 use std::fs::File;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,8 @@ use tempfile::TempPath;
 pub struct Output {
     path: PathBuf,
     writer: BufWriter<Inner>,
+    /// Its temporary name, if it has one.
+    temporary: Option<Leftover>,
 }
 
 enum Inner {
@@ -67,14 +70,25 @@ impl Output {
     /// Begins a file that will be `path`.
     ///
     /// # Errors
-    /// The directory does not exist or cannot be written, or `path` is a directory.
+    /// The directory does not exist or cannot be written, `path` is a directory, or a name that cannot be.
     pub fn create(path: &Path) -> Result<Self, GgufError> {
         if path.is_dir() {
             return Err(GgufError::Output { path: path.into(), problem: "is a directory; name a file" });
         }
         folder_of(path)?;
+        // A name that the file system does not take would else be known only when the file is whole.
+        if let Err(source) = path.symlink_metadata()
+            && source.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(GgufError::Write { path: path.into(), source });
+        }
         let inner = open(path).map_err(|source| GgufError::Write { path: path.into(), source })?;
-        Ok(Output { path: path.into(), writer: BufWriter::with_capacity(1 << 20, inner) })
+        let temporary = match &inner {
+            #[cfg(target_os = "linux")]
+            Inner::Unnamed(_) => None,
+            Inner::Named(file) => Some(Leftover::new(file.path())),
+        };
+        Ok(Output { path: path.into(), writer: BufWriter::with_capacity(1 << 20, inner), temporary })
     }
 
     /// Where the file will be.
@@ -134,6 +148,17 @@ impl Output {
     pub fn publish(outputs: Vec<Output>) -> Result<(), GgufError> {
         publish_with(outputs, &|new, path| new.persist(path).map_err(|e| e.error))
     }
+
+    /// Gives one output its name without waiting for the disk: for what can be made again.
+    ///
+    /// # Errors
+    /// The disk is full, or the name cannot be given.
+    pub fn appear(self) -> Result<(), GgufError> {
+        let fail = |source| GgufError::Write { path: self.path.clone(), source };
+        let inner = self.writer.into_inner().map_err(|e| fail(e.into_error()))?;
+        let _name = interrupted::uninterrupted();
+        name(inner, &self.path).and_then(|new| new.persist(&self.path).map_err(|e| e.error)).map_err(fail)
+    }
 }
 
 /// Gives a complete file its name.
@@ -141,13 +166,15 @@ type Rename<'a> = &'a dyn Fn(TempPath, &Path) -> std::io::Result<()>;
 
 fn publish_with(outputs: Vec<Output>, rename: Rename) -> Result<(), GgufError> {
     let fail = |path: &Path, source| GgufError::Write { path: path.into(), source };
-    let mut complete = Vec::new();
+    let (mut complete, mut temporary) = (Vec::new(), Vec::new());
     for output in outputs {
         let path = output.path;
+        temporary.extend(output.temporary);
         let mut inner = output.writer.into_inner().map_err(|e| fail(&path, e.into_error()))?;
         inner.file().sync_all().map_err(|e| fail(&path, e))?;
         complete.push((inner, path));
     }
+    let _names = interrupted::uninterrupted();
     // Two conversions to the same names must not end as one's model beside the other's mmproj. A file system without
     // such locks goes without.
     let _lock = complete.first().and_then(|(_, path)| {

@@ -30,7 +30,8 @@ pub struct Array {
     bytes: Vec<u8>,
 }
 
-/// GGUF's ids of strings and arrays.
+/// GGUF's ids of booleans, strings and arrays.
+pub(super) const BOOL: u32 = 7;
 pub(super) const STRING: u32 = 8;
 pub(super) const ARRAY: u32 = 9;
 

@@ -9,6 +9,7 @@ pub(crate) use verify::compare;
 pub use verify::{Finding, Severity, Verification};
 
 use crate::ModelFileError;
+use crate::digest::{as_text, as_texts};
 use crate::gguf::{GgufFile, TensorInfo, belongs};
 use crate::runtime::{RuntimeError, find_mmproj};
 use serde::Serialize;
@@ -28,6 +29,7 @@ pub struct InspectOptions {
 /// A file, described. Its fields' names are the keys of `inspect --json`.
 #[derive(Debug, Serialize)]
 pub struct Inspection {
+    #[serde(serialize_with = "as_text")]
     pub file: PathBuf,
     pub gguf_version: u32,
     /// Several of a split model.
@@ -43,6 +45,7 @@ pub struct Inspection {
     pub types: Vec<TypeShare>,
     pub runtime: RuntimeNeed,
     /// The vision file of a language model.
+    #[serde(serialize_with = "as_texts")]
     pub mmproj: Option<PathBuf>,
     /// Of a language model.
     pub memory: Option<MemoryEstimate>,

@@ -1,9 +1,10 @@
 //! Whether a file is sound: where its data lies, whether every number is one, whether it is what was written.
 use crate::ModelFileError;
-use crate::digest::{FileDigest, file_name};
+use crate::digest::{FileDigest, as_texts, file_name};
 use crate::ggml::{GgmlType, dequantize, validate};
-use crate::gguf::{GgufFile, PAIR_KEY, TensorInfo, belongs};
+use crate::gguf::{GgufFile, PAIR_KEY, ReadError, TensorInfo, belongs};
 use crate::record::ConversionRecord;
+use crate::runtime::assumed;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ pub struct Verification {
     /// No finding is an error.
     pub sound: bool,
     /// The record that the files were compared with.
+    #[serde(serialize_with = "as_texts")]
     pub record: Option<PathBuf>,
     /// Of the model's files and of its mmproj's.
     pub digests: Vec<FileDigest>,
@@ -66,6 +68,7 @@ impl Verification {
         let contents: Vec<(&Path, &[u8])> = files.iter().flat_map(|f| f.contents()).collect();
         let digests: Vec<FileDigest> = contents.par_iter().map(|(path, bytes)| FileDigest::of(path, bytes)).collect();
         let mut findings: Vec<Finding> = files.iter().flat_map(|f| layout(f)).collect();
+        findings.extend(files.iter().filter_map(|f| assumed::check(f).err()).filter_map(unfit));
         findings.extend(files.iter().flat_map(|f| values(f)));
         let record = ConversionRecord::beside(&file.path)?;
         match &record {
@@ -77,6 +80,14 @@ impl Verification {
         }
         let sound = !findings.iter().any(|f| f.severity == Severity::Error);
         Ok(Verification { sound, record: record.map(|(path, _)| path), digests, findings })
+    }
+}
+
+/// What llama.cpp would not survive.
+fn unfit(error: ReadError) -> Option<Finding> {
+    match error {
+        ReadError::Unfit { path, what } => Some(found(Severity::Error, &path, what)),
+        _ => None,
     }
 }
 

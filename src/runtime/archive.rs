@@ -1,6 +1,7 @@
-//! The embedded zip archives. Nothing is written in place: files and folders get their names when whole.
+//! The embedded zip archives. Nothing is written in place: files get their names when whole.
 
 use super::RuntimeError;
+use crate::gguf::Output;
 use std::fs;
 use std::io::{self, Cursor};
 use std::path::Path;
@@ -27,38 +28,8 @@ impl Archive {
         })
     }
 
-    /// Makes `dir`, all at once; another process may do the same at the same time. A folder that exists
-    /// is completed.
-    pub fn extract_as(&self, dir: &Path) -> Result<(), RuntimeError> {
-        if dir.exists() {
-            return self.extract_into(dir);
-        }
-        let parent = dir.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(io_error(parent, "cannot make the folder"))?;
-        let temporary = tempfile::Builder::new()
-            .prefix(".runtime-")
-            .tempdir_in(parent)
-            .map_err(io_error(parent, "cannot write"))?;
-        self.extract_into(temporary.path())?;
-        match fs::rename(temporary.path(), dir) {
-            Ok(()) => {
-                // It has its new name; there is nothing left to remove.
-                let _ = temporary.keep();
-                // A temporary folder is closed to others, which an installed one need not be.
-                #[cfg(unix)]
-                {
-                    use std::os::unix::fs::PermissionsExt;
-                    fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
-                        .map_err(io_error(dir, "cannot set permissions"))?;
-                }
-                Ok(())
-            }
-            Err(_) if self.is_extracted(dir) => Ok(()),
-            Err(e) => Err(io_error(dir, "cannot make the folder")(e)),
-        }
-    }
-
-    /// Writes every file into `dir`, each under a temporary name first.
+    /// Writes every file into `dir`, which is made if need be. Each gets its name when it is whole, so that other
+    /// processes may do the same at the same time, and the next one completes what an interrupted one began.
     pub fn extract_into(&self, dir: &Path) -> Result<(), RuntimeError> {
         fs::create_dir_all(dir).map_err(io_error(dir, "cannot make the folder"))?;
         let mut zip = self.zip.clone();
@@ -68,15 +39,15 @@ impl Archive {
             let path = dir.join(name);
             let parent = path.parent().unwrap_or(dir);
             fs::create_dir_all(parent).map_err(io_error(parent, "cannot make the folder"))?;
-            let mut file = tempfile::NamedTempFile::new_in(parent).map_err(io_error(parent, "cannot write"))?;
-            io::copy(&mut entry, &mut file).map_err(io_error(&path, "cannot write"))?;
+            let mut file = Output::create(&path).map_err(Box::new)?;
+            io::copy(&mut entry, file.stream()).map_err(io_error(&path, "cannot write"))?;
             #[cfg(unix)]
             {
                 use std::os::unix::fs::PermissionsExt;
                 let permissions = fs::Permissions::from_mode(entry.unix_mode().unwrap_or(0o644) & 0o777);
-                file.as_file().set_permissions(permissions).map_err(io_error(&path, "cannot set permissions"))?;
+                file.permit(permissions).map_err(Box::new)?;
             }
-            file.persist(&path).map_err(|e| io_error(&path, "cannot write")(e.error))?;
+            file.appear().map_err(Box::new)?;
         }
         Ok(())
     }

@@ -6,10 +6,21 @@
 //! taken from a folder that the user names (a CUDA runtime for a CPU build of this program, say).
 
 mod archive;
+pub mod assumed;
 pub mod engine;
+mod hunks;
 mod mmproj;
 mod patch;
-#[allow(clippy::all, dead_code, non_camel_case_types, non_snake_case, non_upper_case_globals, missing_docs)]
+#[allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    unsafe_code,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    missing_docs
+)]
 pub(crate) mod sys;
 
 pub use mmproj::find_mmproj;
@@ -46,7 +57,7 @@ pub enum RuntimeError {
     NotACheckout { path: PathBuf, missing: String },
     #[error("no cache folder: {0}; name a runtime with --runtime DIR, a cache with --cache DIR")]
     NoCache(&'static str),
-    #[error("{path}: {action}: {source}")]
+    #[error("{path}: {action}: {source}{}", crate::error::advice(source))]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
     #[error(transparent)]
     Write(#[from] Box<crate::gguf::GgufError>),
@@ -90,7 +101,7 @@ fn cached(archive: Option<&'static [u8]>, cache: &Path) -> Result<PathBuf, Runti
     let dir = cache.join(format!("runtime-{digest}"));
     let archive = Archive::open(Some(bytes))?;
     if !archive.is_extracted(&dir) {
-        archive.extract_as(&dir)?;
+        archive.extract_into(&dir)?;
     }
     Ok(dir)
 }

@@ -153,7 +153,7 @@ fn checkpoint(data: &[u8]) -> Outcome {
     folder(&files, |dir| {
         append_zeros(&dir.join("model.safetensors"), data_bytes(header, 1 << 30));
         let hub = Hub { endpoint: String::new(), cache: dir.join("cache"), token: None, offline: true };
-        let found = FoundModel::find(&dir.to_string_lossy(), None, &hub, &Silent).map_err(words)?;
+        let found = FoundModel::find(dir, None, &hub, &Silent).map_err(words)?;
         let pair = found.pair().map_err(words)?;
         read(&pair.text)?;
         pair.mmproj.as_ref().map_or(Ok(()), read)?;

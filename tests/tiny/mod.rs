@@ -268,7 +268,20 @@ pub fn program() -> Command {
     command
 }
 
+/// Copies a checkpoint into the folder that `MBQ_FIXTURES` names, where it is set: inputs for tests/bench/mutants.py.
+fn keep(model: &Path) {
+    let Some(folder) = std::env::var_os("MBQ_FIXTURES").map(PathBuf::from).filter(|_| model.is_dir()) else { return };
+    let family = std::env::current_exe().unwrap().file_stem().unwrap().to_string_lossy().into_owned();
+    let family = family.rsplit_once('-').unwrap().0;
+    let kept =
+        (1..).map(|n| folder.join(format!("{family}-{n}"))).find(|dir| std::fs::create_dir(dir).is_ok()).unwrap();
+    for file in std::fs::read_dir(model).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        std::fs::copy(&file, kept.join(file.file_name().unwrap())).unwrap();
+    }
+}
+
 pub fn convert(model: &Path, output: &Path, args: &[&str]) -> Output {
+    keep(model);
     program().arg(model).arg("-o").arg(output).args(["--method", "rtn"]).args(args).output().unwrap()
 }
 

@@ -3,13 +3,15 @@
 //! [`Runtime`] is the loaded library, [`Vision`] tokenises prompts and embeds pictures with the
 //! projector, [`Decoder`] runs one text model. All unsafe calls of the evaluation are here. Each
 //! safe type owns its pointers, which are non-null once it exists and freed when it is dropped.
+#![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex};
 
-use crate::runtime::sys;
+use crate::gguf::{GgufFile, ReadError};
+use crate::runtime::{assumed, sys};
 
 mod decoder;
 mod model;
@@ -28,6 +30,8 @@ pub type Token = i32;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
+    #[error(transparent)]
+    File(#[from] ReadError),
     #[error("cannot load the runtime from {path}: {what}; install one with `mbq-convert runtime install`")]
     Runtime { path: PathBuf, what: String },
     #[error("the runtime cannot load {path}: {log}")]
@@ -59,6 +63,36 @@ unsafe extern "C" fn keep_log(level: sys::ggml_log_level, text: *const c_char, _
         }
         log.push(text);
     }
+}
+
+/// The files that were given to llama.cpp, for [`on_abort`].
+static FILES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Refuses a file that llama.cpp would not survive, and remembers one that it gets.
+fn check(path: &Path) -> Result<(), EngineError> {
+    assumed::check(&GgufFile::open(path)?)?;
+    let name = path.display().to_string();
+    if let Ok(mut files) = FILES.lock()
+        && !files.contains(&name)
+    {
+        files.push(name);
+    }
+    Ok(())
+}
+
+/// Ends the program where ggml ends it, as an error and not as a crash: what is half written has no name yet.
+unsafe extern "C" fn on_abort(message: *const c_char) {
+    unsafe extern "C" {
+        fn _exit(status: std::ffi::c_int) -> !;
+    }
+    // SAFETY: ggml hands over a C string that lives for the call.
+    let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+    let files = FILES.try_lock().map(|files| files.join(", ")).unwrap_or_default();
+    eprintln!(
+        "error: llama.cpp gave up ({message}) on one of {files}: it is damaged, or no model that it can run; `mbq-convert inspect --verify` checks a file"
+    );
+    // SAFETY: it may be called at any time. Other threads are still inside of the library: exit() would take it from them.
+    unsafe { _exit(1) }
 }
 
 fn take_log() -> String {
@@ -118,6 +152,7 @@ impl Runtime {
         let c_dir = c_path(&dir)?;
         // SAFETY: the callback is a plain function without user data; the path outlives the call.
         unsafe {
+            lib.ggml_set_abort_callback(Some(on_abort));
             lib.llama_log_set(Some(keep_log), ptr::null_mut());
             lib.mtmd_helper_log_set(Some(keep_log), ptr::null_mut());
             lib.ggml_backend_load_all_from_path(c_dir.as_ptr());
@@ -173,6 +208,11 @@ impl Runtime {
     }
 }
 
+/// The path as llama.cpp takes it: its bytes on Unix, UTF-8 elsewhere.
 fn c_path(path: &Path) -> Result<CString, EngineError> {
-    path.to_str().and_then(|p| CString::new(p).ok()).ok_or_else(|| EngineError::Path(path.into()))
+    #[cfg(unix)]
+    let bytes = Some(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+    #[cfg(not(unix))]
+    let bytes = path.to_str().map(str::as_bytes);
+    bytes.and_then(|b| CString::new(b).ok()).ok_or_else(|| EngineError::Path(path.into()))
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use super::{Compute, EngineError, Runtime, Token, c_path, take_log};
+use super::{Compute, EngineError, Runtime, Token, c_path, check, take_log};
 use crate::prompt::gguf::MARK;
 use crate::prompt::{ChatTemplate, Context, PromptError};
 use crate::runtime::sys;
@@ -29,8 +29,9 @@ impl Model {
     /// type, a missing tensor or a wrong shape.
     ///
     /// # Errors
-    /// What the runtime refuses, with its own words.
+    /// What the runtime would not survive ([`assumed`](crate::runtime::assumed)) or refuses, with its own words.
     pub fn load(runtime: &Arc<Runtime>, path: &Path, compute: Compute, weights: bool) -> Result<Self, EngineError> {
+        check(path)?;
         take_log();
         let lib = &runtime.lib;
         let c = c_path(path)?;

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 
-use super::{Compute, EngineError, Model, Token, c_path, take_log};
+use super::{Compute, EngineError, Model, Token, c_path, check, take_log};
 use crate::image::Rgb;
 use crate::runtime::sys;
 
@@ -45,6 +45,7 @@ impl Vision {
     /// # Errors
     /// A file that is no projector, or one for another width.
     pub fn load(model: Model, path: &Path, compute: Compute) -> Result<Self, EngineError> {
+        check(path)?;
         take_log();
         let lib = &model.runtime.lib;
         let c = c_path(path)?;
@@ -160,6 +161,7 @@ impl Chunks<'_> {
         let lib = &self.vision.model.runtime.lib;
         // SAFETY: the list lives, indices are below its size.
         let n = unsafe { lib.mtmd_input_chunks_size(self.ptr.as_ptr()) };
+        // SAFETY: as above.
         (0..n).map(|i| unsafe { lib.mtmd_input_chunks_get(self.ptr.as_ptr(), i) })
     }
 

@@ -1,0 +1,152 @@
+//! A slice of tests/bench/mutants.py: real inputs, damaged field by field, end in success or in a clear error.
+mod common;
+mod tiny;
+
+use common::{convert, root, runtime_dir};
+use mbq_convert::ggml::GgmlType;
+use mbq_convert::gguf::{Array, GgufFile, Header, Value};
+use mbq_convert::runtime::assumed;
+use std::path::Path;
+use std::process::Command;
+use tiny::{Naming, checkpoint, llava, text};
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for path in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()) {
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// Checkpoints, pairs, pictures and questions, as tests/bench/mutants.sh gathers more of.
+fn gather(folder: &Path) {
+    let made = tempfile::tempdir().unwrap();
+    copy(&checkpoint(made.path(), Naming::Published, 1), &folder.join("onevision"));
+    copy(&checkpoint(&made.path().join("shards"), Naming::Nested, 2), &folder.join("shards"));
+    copy(&llava::checkpoint(&made.path().join("llava"), true, Naming::Published, 1), &folder.join("llava"));
+    copy(&root().join("demo/model"), &folder.join("demo"));
+    for (name, kind) in [("onevision", "f16"), ("llava", "f16"), ("demo", "mbq3")] {
+        let pair = folder.join(format!("{name}-pair"));
+        std::fs::create_dir(&pair).unwrap();
+        convert(&folder.join(name), kind, &pair);
+    }
+    copy(&root().join("tests/golden/pictures/load"), &folder.join("pictures"));
+    std::fs::remove_file(folder.join("pictures/expected.json")).unwrap();
+    let question =
+        r#"{"image": "rgb.png", "question": "What is in the picture?", "answer": "a star", "kind": "shape"}"#;
+    std::fs::write(folder.join("questions.jsonl"), format!("{question}\n{question}\n")).unwrap();
+}
+
+#[test]
+fn a_slice_of_mutants() {
+    let folder = tempfile::tempdir().unwrap();
+    gather(folder.path());
+    let mut kinds = vec![("convert,inspect,requantize,publish", "60")];
+    kinds.extend(runtime_dir().map(|_| ("chat,eval,serve", "12")));
+    for (kinds, count) in kinds {
+        let mut command = Command::new("python3");
+        command.arg(root().join("tests/bench/mutants.py")).arg(env!("CARGO_BIN_EXE_mbq-convert")).arg(folder.path());
+        command.args(["--only", kinds, "--count", count]);
+        match command.output() {
+            Ok(done) => assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr)),
+            Err(e) => return eprintln!("skipped: python3: {e}"),
+        }
+    }
+}
+
+/// A tower of one block, 8 wide, 2x2 patches of 4, changed by `edit`: what `assumed::check` says of it.
+fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<(), String> {
+    let mut header = Header::default();
+    header.metadata.set("general.architecture", "clip").set("clip.projector_type", "mlp");
+    header.metadata.set("clip.vision.attention.layer_norm_epsilon", 1e-6f32).set("clip.use_gelu", true);
+    let counts = [
+        ("image_size", 8),
+        ("patch_size", 4),
+        ("embedding_length", 8),
+        ("feed_forward_length", 16),
+        ("block_count", 1),
+        ("attention.head_count", 2),
+    ];
+    for (key, n) in counts {
+        header.metadata.set(&format!("clip.vision.{key}"), n as u32);
+    }
+    header.metadata.set_array("clip.vision.image_std", [0.5f32; 3].as_slice());
+    edit(&mut header);
+    let usual: [(&str, &[usize]); 4] = [
+        ("v.blk.0.attn_q.weight", &[8, 8]),
+        ("v.blk.0.ffn_up.weight", &[8, 16]),
+        ("v.position_embd.weight", &[8, 4]),
+        ("v.patch_embd.weight", &[4, 4, 3, 8]),
+    ];
+    for (name, shape) in usual {
+        let shape = shapes.iter().find(|(n, _)| *n == name).map_or(shape, |(_, shape)| shape);
+        header.add_tensor(name, GgmlType::F32, shape).unwrap();
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes = header.encode();
+    bytes.resize(bytes.len() + header.data_bytes() as usize, 0);
+    std::fs::write(file.path(), bytes).unwrap();
+    assumed::check(&GgufFile::open(file.path()).unwrap()).map_err(|e| e.to_string())
+}
+
+#[test]
+fn keys_that_clip_would_not_survive() {
+    assert_eq!(checked(|_| (), &[]), Ok(()));
+    let set = |key: &'static str, value: Value| {
+        let with = |h: &mut Header| {
+            h.metadata.set(key, value.clone());
+        };
+        let error = checked(with, &[]).unwrap_err();
+        assert!(error.contains(key) || error.contains(key.trim_start_matches("clip.vision.")), "{key}: {error}");
+    };
+    set("clip.use_gelu", 1u32.into());
+    set("clip.projector_type", 1u32.into());
+    set("general.name", true.into());
+    set("general.alignment", 8u32.into());
+    set("clip.vision.image_size", 8i32.into());
+    set("clip.vision.patch_size", 0u32.into());
+    set("clip.vision.image_size", 3u32.into());
+    set("clip.vision.image_size", (1u32 << 20).into());
+    set("clip.vision.attention.head_count", 0u32.into());
+    set("clip.vision.attention.head_count", 3u32.into());
+    set("clip.vision.attention.layer_norm_epsilon", f32::NAN.into());
+    set("clip.vision.attention.layer_norm_epsilon", (-1f32).into());
+    set("clip.vision.image_std", Value::Array([0.5f32, 0.0, 0.5].as_slice().into()));
+    set("clip.vision.image_grid_pinpoints", Value::Array([8i32, -8].as_slice().into()));
+    set("qwen2.rope.freq_base", 0f32.into());
+    set("clip.vision.spatial_merge_size", 0u32.into());
+}
+
+#[test]
+fn keys_of_a_language_model_that_llama_would_not_survive() {
+    let refused = |key: &str, value: Value| {
+        let model = |h: &mut Header| {
+            h.metadata.set("general.architecture", "qwen2").set("qwen2.block_count", 1u32);
+            h.metadata.set("qwen2.embedding_length", 8u32).set("qwen2.attention.head_count", 2u32);
+            h.metadata.set_array("tokenizer.ggml.tokens", Array::strings(&["a", "b"]));
+            h.metadata.set(key, value.clone());
+        };
+        let error = checked(model, &[]).unwrap_err();
+        assert!(error.contains(key), "{key}: {error}");
+    };
+    refused("tokenizer.ggml.eos_token_id", 2u32.into());
+    refused("tokenizer.ggml.scores", Value::Array([0f32].as_slice().into()));
+    refused("qwen2.block_count", u32::MAX.into());
+    refused("qwen2.rope.dimension_count", 6u32.into());
+    refused("qwen2.rope.dimension_count", 3u32.into());
+}
+
+#[test]
+fn shapes_that_are_not_the_towers() {
+    for (name, shape) in [
+        ("v.blk.0.attn_q.weight", &[8usize, 4] as &[usize]),
+        ("v.blk.0.ffn_up.weight", &[9, 16]),
+        ("v.position_embd.weight", &[8, 3]),
+        ("v.position_embd.weight", &[8, 16]),
+        ("v.patch_embd.weight", &[2, 4, 3, 8]),
+    ] {
+        let error = checked(|_| (), &[(name, shape)]).unwrap_err();
+        assert!(error.contains(name), "{error}");
+    }
+    // As older converters have it.
+    assert_eq!(checked(|_| (), &[("v.blk.0.ffn_up.weight", &[16, 8])]), Ok(()));
+}
