@@ -171,7 +171,7 @@ fn every_input_ends_in_a_value_or_an_error() {
         let sound = own.iter().filter(|seed| parse(parser, seed)).count();
         assert!(sound > 0, "{}: all of its seeds are refused", parser.name);
         // A checkpoint, a vocabulary or a template is a hundred times the work of the others.
-        let (inputs, mut passed) = (if COSTLY.contains(&parser.name) { 100 } else { 1000 }, 0);
+        let (inputs, mut passed) = (if COSTLY.contains(&parser.name) { 500 } else { 2000 }, 0);
         for i in 0..inputs {
             let mut input = own[i % own.len()].clone();
             (0..=random.below(3)).for_each(|_| mutate(&mut input, own, &mut random));

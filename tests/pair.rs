@@ -67,7 +67,10 @@ fn one_id_for_all_files_of_a_model() {
 fn chat(parent: &Path, model: &Path, more: &[&str]) -> String {
     let empty = parent.join("empty");
     std::fs::create_dir_all(&empty).unwrap();
-    let done = program().arg("chat").arg(model).args(["-p", "?", "--runtime"]).arg(empty).args(more).output().unwrap();
+    let mut command = program();
+    command.arg("chat").arg(model).args(["-p", "?", "--runtime"]).arg(empty).args(more);
+    // The checkpoints here have no template of their own.
+    let done = command.args(["--", "--chat-template", "chatml"]).output().unwrap();
     assert!(!done.status.success());
     text(&done.stderr)
 }

@@ -202,7 +202,7 @@ fn sentencepiece(data: &[u8]) -> Outcome {
     let config =
         br#"{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
                       "pad_token": "<pad>", "legacy": false, "add_bos_token": true, "add_eos_token": false}"#;
-    vocabulary(&[("tokenizer.model", data), ("tokenizer_config.json", config)], 1024)
+    vocabulary(&[("tokenizer.model", data), ("tokenizer_config.json", config)], 2048)
 }
 
 fn torch(data: &[u8]) -> Outcome {

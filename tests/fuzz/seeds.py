@@ -250,8 +250,8 @@ def records(folder):
         record = json.loads(path.read_bytes())
         written = record["summary"]["model"]
         written.update(files=[digest], bytes=len(model), tensors=0)
-        record["summary"]["mmproj"] = None
-        return json.dumps(record, separators=(",", ":")).encode()
+        record["summary"]["mmproj"] = record["summary"]["pair"] = None
+        return json.dumps(record, separators=(",", ":")).replace(str(HERE.parents[1]), "/home/me/mbq-convert").encode()
 
     plain = sorted(folder.rglob("*.mbq.json"))
     yield "record/plain", own(plain[0])
