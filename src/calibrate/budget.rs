@@ -3,7 +3,7 @@
 #![cfg_attr(feature = "cuda", allow(unsafe_code))]
 use super::batch::Batch;
 use super::compensate::GATHER;
-use super::estimate::fits;
+use super::estimate::{fits, gib};
 use super::model::TextModel;
 use super::run::CalibrateOptions;
 use super::stream::Room;
@@ -100,7 +100,6 @@ impl Budget {
         }
         if need > total {
             let flag = if cpu { "--memory" } else { "--memory's second number" };
-            let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
             observer.event(Event::Note(format!(
                 "work on one block takes about {:.1} GiB, more than the {:.1} GiB of {flag}: all else waits elsewhere",
                 gib(need),

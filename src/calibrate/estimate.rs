@@ -41,7 +41,8 @@ fn fits_in(what: &str, need: usize, limit: MemoryLimit) -> Result<(), CalibrateE
     }
 }
 
-fn gib(bytes: usize) -> f64 {
+/// Bytes in GiB, for messages.
+pub(super) fn gib(bytes: usize) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 

@@ -316,8 +316,9 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
         let found = run_packed(&model, &batch, inputs, &options, observer)?;
         let record = json!({
             "method": method.name(), "settings": all_settings, "data_sha256": data, "skipped": skipped,
-            "own_answers": answers.as_ref().map(Answers::turns), "image_root": job.image_root.as_deref().map(as_name),
-            "imatrix_file": job.imatrix_file().map(as_name), "bpw": job.bpw, "tokens": batch.tokens, "loss": found.loss,
+            "own_answers": answers.as_ref().map(Answers::turns),
+            "image_root": job.image_root.as_deref().map(Path::to_string_lossy),
+            "imatrix_file": job.imatrix_file().map(Path::to_string_lossy), "bpw": job.bpw, "tokens": batch.tokens, "loss": found.loss,
             "sensitivities": found.sensitivities, "ratios": found.ratios,
             "blocks": found.blocks.iter().map(|b| b.iter().map(FoundScales::record).collect()).collect::<Vec<Vec<_>>>(),
             "parts": parts, "compensated": found.compensated,
@@ -330,11 +331,6 @@ impl<'j, 'p, 'a> Work<'j, 'p, 'a> {
             Calibration { folds: found.folds, encoder, importance, linears: types.linears, record: Some(record) };
         Ok(Calibrated { calibration, importance: found.importance, files: Some(self.files) })
     }
-}
-
-/// A path for the record, whose JSON cannot hold every name that a file may have.
-fn as_name(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// What a search rounds weights and activations to.

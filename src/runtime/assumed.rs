@@ -236,7 +236,7 @@ fn tower(file: &GgufFile) -> Found {
             None if joins(kind, &t.name) => {
                 (trimmed(t).first() != Some(&rows)).then(|| format!("rows of {rows}: patches that are merged"))
             }
-            None => outside(t, width, (cells * cells, kind.starts_with("qwen")), size("patch_size").unwrap_or(0)),
+            None => outside(t, width, (cells * cells, rotated), size("patch_size").unwrap_or(0)),
         };
         if let Some(wanted) = wanted {
             return Err(format!("tensor `{}` has the shape {:?}, not {wanted}", t.name, t.shape));
