@@ -2,6 +2,7 @@
 use crate::quant::levels::{
     Codebook, Even, Fit, Format, Grid, Halfs, LANES, Lanes, Levels, Metric, Multiples, Quad, Simple, Uneven,
 };
+use pulp::Simd;
 
 /// Columns that are rounded one after the other: whole blocks of the type.
 pub(super) struct Columns<'a> {
@@ -33,15 +34,15 @@ impl<'a> Columns<'a> {
 
     /// Rounds a row's targets `t` for the weights `original`; errors are left in `t`.
     #[inline(always)]
-    pub fn round(&self, t: &mut [f32], original: &[f32], out: RowPart) {
+    pub fn round(&self, simd: impl Simd, t: &mut [f32], original: &[f32], out: RowPart) {
         match self.format {
-            Format::Simple(simple) => self.simple(simple, t, original, out),
-            Format::Q2K => self.sub_blocks(Even::<0, 3>, t, original, out),
-            Format::Q3K => self.sub_blocks(Even::<-4, 3>, t, original, out),
-            Format::Q4K => self.sub_blocks(Even::<0, 15>, t, original, out),
-            Format::Q5K => self.sub_blocks(Even::<0, 31>, t, original, out),
-            Format::Q6K => self.sub_blocks(Even::<-32, 31>, t, original, out),
-            Format::Iq4Nl | Format::Iq4Xs => self.sub_blocks(Uneven::new(), t, original, out),
+            Format::Simple(simple) => self.simple(simd, simple, t, original, out),
+            Format::Q2K => self.sub_blocks(simd, Even::<0, 3>, t, original, out),
+            Format::Q3K => self.sub_blocks(simd, Even::<-4, 3>, t, original, out),
+            Format::Q4K => self.sub_blocks(simd, Even::<0, 15>, t, original, out),
+            Format::Q5K => self.sub_blocks(simd, Even::<0, 31>, t, original, out),
+            Format::Q6K => self.sub_blocks(simd, Even::<-32, 31>, t, original, out),
+            Format::Iq4Nl | Format::Iq4Xs => self.sub_blocks(simd, Uneven::new(), t, original, out),
             Format::Iq3S | Format::Iq3Xxs => {
                 if let Some(grid) = Grid::of(self.format) {
                     self.points(grid, t, original, out);
@@ -64,13 +65,17 @@ impl<'a> Columns<'a> {
     }
 
     #[inline(always)]
-    fn simple(&self, simple: Simple, t: &mut [f32], original: &[f32], out: RowPart) {
+    fn simple(&self, simd: impl Simd, simple: Simple, t: &mut [f32], original: &[f32], out: RowPart) {
         match (self.fit, simple) {
             (Fit::Plain, _) => self.plain(simple, t, original, out),
-            (Fit::Search, Simple::Mbq3) => self.search::<128>(simple, Even::<0, 7>, t, original, out),
-            (Fit::Search, Simple::Q4_0 | Simple::Q4_1) => self.search::<32>(simple, Even::<0, 15>, t, original, out),
-            (Fit::Search, Simple::Q5_0 | Simple::Q5_1) => self.search::<32>(simple, Even::<0, 31>, t, original, out),
-            (Fit::Search, Simple::Q8_0) => self.search::<32>(simple, Even::<1, 255>, t, original, out),
+            (Fit::Search, Simple::Mbq3) => self.search::<128>(simd, simple, Even::<0, 7>, t, original, out),
+            (Fit::Search, Simple::Q4_0 | Simple::Q4_1) => {
+                self.search::<32>(simd, simple, Even::<0, 15>, t, original, out)
+            }
+            (Fit::Search, Simple::Q5_0 | Simple::Q5_1) => {
+                self.search::<32>(simd, simple, Even::<0, 31>, t, original, out)
+            }
+            (Fit::Search, Simple::Q8_0) => self.search::<32>(simd, simple, Even::<1, 255>, t, original, out),
         }
     }
 
@@ -100,6 +105,7 @@ impl<'a> Columns<'a> {
     #[inline(always)]
     fn search<const N: usize>(
         &self,
+        simd: impl Simd,
         simple: Simple,
         book: impl Codebook,
         t: &mut [f32],
@@ -115,7 +121,7 @@ impl<'a> Columns<'a> {
             for pass in 0..Simple::PASSES {
                 let levels = simple.candidates(best, pass);
                 let mut places = [[0.0; LANES]; N];
-                let (lane, error) = self.race(book, &levels, original, (&t[k..k + N], k), &mut places);
+                let (lane, error) = self.race(simd, book, &levels, original, (&t[k..k + N], k), &mut places);
                 if error < least || pass == 0 {
                     (best, least, codes) = (levels[lane], error, places.map(|place| place[lane]));
                 }
@@ -134,7 +140,7 @@ impl<'a> Columns<'a> {
     }
 
     #[inline(always)]
-    fn sub_blocks(&self, book: impl Codebook, t: &mut [f32], original: &[f32], out: RowPart) {
+    fn sub_blocks(&self, simd: impl Simd, book: impl Codebook, t: &mut [f32], original: &[f32], out: RowPart) {
         let (len, group, size) = (t.len(), self.format.group(), self.format.sub_group());
         let (mut room, mut halfs) = ([0.0; 256], Halfs::default());
         for k in (0..len).step_by(size) {
@@ -146,7 +152,7 @@ impl<'a> Columns<'a> {
             let candidates = self.format.candidates(book, halfs, (ahead, &self.share[k..k + size]), self.fit);
             let levels = candidates.map(|(halfs, multiples)| self.format.levels(halfs, multiples));
             let mut places = [[0.0; LANES]; 32];
-            let (best, _) = self.race(book, &levels, original, (&t[k..k + size], k), &mut places);
+            let (best, _) = self.race(simd, book, &levels, original, (&t[k..k + size], k), &mut places);
             (out.halfs[k / group], out.multiples[k / size]) = candidates[best];
             halfs = candidates[best].0;
             for i in k..k + size {
@@ -252,40 +258,57 @@ impl<'a> Columns<'a> {
 
     /// Rounds the columns from `k` on, of targets `t`, with the levels of each candidate; which of them leaves the
     /// least error, counting how errors are handed on within these columns. Ties go to the first.
+    ///
+    /// Here columns fetch what the errors before them ask for, four at a time, so that their targets stay in registers.
     #[inline(always)]
-    fn race<const N: usize>(
+    fn race<const N: usize, S: Simd>(
         &self,
+        _: S,
         book: impl Codebook,
         levels: &[Levels; LANES],
         original: &[f32],
         (t, k): (&[f32], usize),
         places: &mut [Lanes; N],
     ) -> (usize, f32) {
+        const AT_ONCE: usize = 4;
         let len = original.len();
         let (d, m): (Lanes, Lanes) = (levels.map(|l| l.d), levels.map(|l| l.m));
         let per_d = d.map(|d| 1.0 / d);
-        let mut targets = [[0.0; LANES]; N];
-        targets.iter_mut().zip(t).for_each(|(lanes, &t)| *lanes = [t; LANES]);
-        let mut cost = [0.0; LANES];
-        for i in 0..t.len() {
-            let (now, later) = targets[..t.len()].split_at_mut(i + 1);
-            let (now, share, original) = (now[i], self.share[k + i], original[k + i]);
-            let mut e = [0.0; LANES];
-            for lane in 0..LANES {
-                let place = book.nearest((now[lane] - m[lane]) * per_d[lane]);
-                let value = d[lane] * place + m[lane];
-                places[i][lane] = place;
-                cost[lane] += share * (now[lane] - value) * (now[lane] - value);
-                e[lane] = original - value;
+        let (mut errors, mut cost) = ([[0.0; LANES]; N], [0.0; LANES]);
+        for start in (0..t.len()).step_by(AT_ONCE) {
+            let mut targets: [Lanes; AT_ONCE] = std::array::from_fn(|j| [t[start + j]; LANES]);
+            let corner = &self.m[k * len + k + start..];
+            for (e, row) in errors[..start].iter().zip(corner.chunks(len)) {
+                let row = &row[..AT_ONCE];
+                targets.iter_mut().zip(row).for_each(|(target, &m)| add_product::<S>(target, e, m));
             }
-            let row = &self.m[(k + i) * len + k + i + 1..];
-            for (later, &m) in later.iter_mut().zip(row) {
-                (0..LANES).for_each(|lane| later[lane] += e[lane] * m);
+            for j in 0..AT_ONCE {
+                let i = start + j;
+                let (now, share, original) = (targets[j], self.share[k + i], original[k + i]);
+                for lane in 0..LANES {
+                    let place = book.nearest((now[lane] - m[lane]) * per_d[lane]);
+                    let value = d[lane] * place + m[lane];
+                    places[i][lane] = place;
+                    cost[lane] += share * (now[lane] - value) * (now[lane] - value);
+                    errors[i][lane] = original - value;
+                }
+                let (e, row) = (&errors[i], &corner[i * len..][..AT_ONCE]);
+                for next in j + 1..AT_ONCE {
+                    add_product::<S>(&mut targets[next], e, row[next]);
+                }
             }
         }
         let mut best = 0;
         (1..LANES).for_each(|lane| best = if cost[lane] < cost[best] { lane } else { best });
         (best, cost[best])
+    }
+}
+
+/// Adds `e` times `m`, rounded once where the processor has an instruction for it.
+#[inline(always)]
+fn add_product<S: Simd>(sum: &mut Lanes, e: &Lanes, m: f32) {
+    for (sum, &e) in sum.iter_mut().zip(e) {
+        *sum = if S::IS_SCALAR { *sum + e * m } else { e.mul_add(m, *sum) };
     }
 }
 

@@ -8,6 +8,7 @@
 use super::columns::{Columns, RowPart};
 use crate::quant::levels::{Fit, Format, Halfs, Multiples};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Columns that are rounded before their errors are handed on in one product.
@@ -26,7 +27,12 @@ pub struct Factor {
     d: Vec<f64>,
     /// What was added to H's diagonal.
     lift: Vec<f64>,
+    /// M's corners along its diagonal, of CORNER columns each, row-major, on the host: rows ask for them again and again.
+    corners: Vec<Vec<f32>>,
 }
+
+/// Columns of a kept corner: a multiple of what is rounded at once.
+const CORNER: usize = 256;
 
 /// Factors `h` `[n, n]`. `damping` times the mean of its diagonal (or ten times its median, if that is less) is added
 /// to the diagonal, ten times more where that is too little; channels that are never active count as ones of mean activity.
@@ -46,7 +52,12 @@ pub fn factor(h: &Tensor, damping: f64) -> Result<Factor> {
     for _ in 0..4 {
         let lift: Vec<f64> = diagonal.iter().map(|&d| if d > 0.0 { damp } else { mean }).collect();
         if let Some((m, d)) = upper(h, &lift)? {
-            return Ok(Factor { m, d, lift });
+            let corner = |start: usize| {
+                let len = CORNER.min(n - start);
+                m.narrow(0, start, len)?.narrow(1, start, len)?.flatten_all()?.to_vec1()
+            };
+            let corners = (0..n).step_by(CORNER).map(corner).collect::<Result<_>>()?;
+            return Ok(Factor { m, d, lift, corners });
         }
         damp = (10.0 * damp).max(1e-3 * mean);
     }
@@ -196,6 +207,13 @@ impl Factor {
         Tensor::cat(&parts, 1)
     }
 
+    /// M's corner of `len` columns from `start` on, which are among one kept corner's.
+    fn corner(&self, start: usize, len: usize) -> Vec<f32> {
+        let (kept, at) = (&self.corners[start / CORNER], start % CORNER);
+        let width = CORNER.min(self.d.len() - (start - at));
+        kept.chunks(width).skip(at).take(len).flat_map(|row| &row[at..at + len]).copied().collect()
+    }
+
     /// What was added to H's diagonal.
     pub fn added(&self) -> &[f64] {
         &self.lift
@@ -321,14 +339,16 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
     let block = BLOCK.max(group);
     for start in (0..n).step_by(block) {
         let len = block.min(n - start);
-        let mut t = w.narrow(1, start, len)?;
-        let m = factor.m.narrow(1, start, len)?;
+        let original = w.narrow(1, start, len)?;
+        let mut t = original.clone();
         if start > 0 {
-            t = (t + product(&errors.narrow(1, 0, start)?, &m.narrow(0, 0, start)?)?)?;
+            let m = factor.m.narrow(1, start, len)?.narrow(0, 0, start)?;
+            t = (t + product(&errors.narrow(1, 0, start)?, &m)?)?;
         }
-        let mut t: Vec<f32> = t.flatten_all()?.to_vec1()?;
-        let original: Vec<f32> = w.narrow(1, start, len)?.flatten_all()?.to_vec1()?;
-        let m: Vec<f32> = m.narrow(0, start, len)?.flatten_all()?.to_vec1()?;
+        // Together: what waits for a GPU here is the transfer's beginning, not its length.
+        let mut both: Vec<f32> = Tensor::cat(&[t, original], 0)?.flatten_all()?.to_vec1()?;
+        let (t, original) = both.split_at_mut(rows * len);
+        let m = factor.corner(start, len);
         let columns = Columns::new(format, fit, &m, &factor.d[start..start + len]);
         // Each row on its own, for the widest vectors that the processor has; `t` becomes the row's errors.
         t.par_chunks_mut(len)
@@ -342,9 +362,26 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
                     halfs: &mut halfs[start / group..(start + len) / group],
                     multiples: &mut multiples[start / size..(start + len) / size],
                 };
-                pulp::Arch::new().dispatch(|| columns.round(t, original, part));
+                pulp::Arch::new().dispatch(RoundRow { columns: &columns, t, original, part });
             });
-        errors.slice_set(&Tensor::from_vec(t, (rows, len), w.device())?, 1, start)?;
+        errors.slice_set(&Tensor::from_slice(t, (rows, len), w.device())?, 1, start)?;
     }
     Ok(Coded { format, rows, codes, halfs, multiples })
+}
+
+/// [`Columns::round`] for the widest vectors that the processor has.
+struct RoundRow<'a> {
+    columns: &'a Columns<'a>,
+    t: &'a mut [f32],
+    original: &'a [f32],
+    part: RowPart<'a>,
+}
+
+impl WithSimd for RoundRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.columns.round(simd, self.t, self.original, self.part);
+    }
 }

@@ -3,6 +3,7 @@ use super::{Fit, LANES, Levels};
 use crate::ggml::GgmlType;
 use crate::quant::mbq3::{self, Grid};
 use half::f16;
+use pulp::NullaryFnOnce;
 
 /// Shares of the plain range that [`Fit::Search`] begins with.
 const SHARES: [f32; 9] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6];
@@ -117,7 +118,7 @@ impl Simple {
             return plain;
         }
         // Compiled for the widest vectors that the processor has; the arithmetic is the same with any.
-        pulp::Arch::new().dispatch(|| self.search(w, importance, plain))
+        pulp::Arch::new().dispatch(Search { simple: self, w, importance, plain })
     }
 
     #[inline(always)]
@@ -214,6 +215,23 @@ impl Simple {
         };
         let next = self.stored(d as f32, m as f32);
         (next.d.is_finite() && next.m.is_finite()).then_some(next)
+    }
+}
+
+/// [`Simple::search`], inlined into what is compiled for those vectors; a closure may not be.
+struct Search<'a> {
+    simple: Simple,
+    w: &'a [f32],
+    importance: &'a [f64],
+    plain: Levels,
+}
+
+impl NullaryFnOnce for Search<'_> {
+    type Output = Levels;
+
+    #[inline(always)]
+    fn call(self) -> Levels {
+        self.simple.search(self.w, self.importance, self.plain)
     }
 }
 
