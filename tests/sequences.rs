@@ -2,8 +2,10 @@
 mod common;
 
 use common::served::demo;
-use mbq_convert::runtime::engine::{BatchEntry, Compute, Model, Runtime, Sequences};
-use std::path::Path;
+use mbq_convert::image;
+use mbq_convert::runtime;
+use mbq_convert::runtime::engine::{BatchEntry, Compute, Decoder, Model, Runtime, Sequences, Vision};
+use std::path::{Path, PathBuf};
 
 const PROMPT: usize = 40;
 const STEPS: usize = 30;
@@ -15,7 +17,7 @@ fn token(sequence: i32, at: usize) -> i32 {
 
 fn open(path: &Path) -> Sequences {
     let runtime = Runtime::open(&common::runtime_dir().unwrap()).unwrap();
-    let compute = Compute { threads: 1, gpu_layers: 0, batch: 512, exact: false };
+    let compute = Compute { threads: 1, gpu_layers: 0, batch: 512, exact: true };
     let model = Model::load(&runtime, path, compute, true).unwrap();
     Sequences::apart(model, compute, 1024, COUNT as u32).unwrap()
 }
@@ -69,3 +71,50 @@ fn others_do_not_change_a_sequence() {
     assert!(alone[0] != alone[1], "the sequences are different ones");
     assert!(chosen.is_some() || most < 1e-3, "{most}");
 }
+
+/// Questions about one picture that are answered together, sharing it, are answered as each alone. `MBQ_MODEL`, `MBQ_MMPROJ` and
+/// `MBQ_PICTURES` (a folder) name others, of which only the number of differences is told.
+#[test]
+fn questions_about_one_picture_are_answered_together() {
+    let Some(demo) = demo() else { return };
+    let named = |name| std::env::var_os(name).map(PathBuf::from);
+    let chosen = named("MBQ_MODEL");
+    let model = chosen.clone().unwrap_or(demo.into());
+    let mmproj = named("MBQ_MMPROJ").unwrap_or_else(|| runtime::find_mmproj(&model).unwrap());
+    let pictures = named("MBQ_PICTURES").unwrap_or_else(|| common::root().join("demo/calib/images"));
+    let runtime = Runtime::open(&common::runtime_dir().unwrap()).unwrap();
+    // Sums in one order, whatever else is in the batch: kernels for many columns add up otherwise.
+    let compute = Compute { threads: 1, gpu_layers: 0, batch: 512, exact: true };
+    let vision = Vision::load(Model::load(&runtime, &model, compute, false).unwrap(), &mmproj, compute).unwrap();
+    let mut decoder = Decoder::load_for(QUESTIONS.len(), &runtime, &model, compute, 2048, Some(&vision)).unwrap();
+    let (mut answers, mut differ) = (0, 0);
+    let mut files: Vec<_> = std::fs::read_dir(pictures).unwrap().map(|f| f.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|e| e == "png"));
+    files.sort();
+    for file in files.iter().take(12) {
+        let picture = image::load::load_rgb(file).unwrap();
+        let prompt = |question: &&str| {
+            let text = format!("<|im_start|>user\n<__media__>\n{question}<|im_end|>\n<|im_start|>assistant\n");
+            let chunks = vision.tokenize(&text, file, std::slice::from_ref(&picture)).unwrap();
+            (chunks.pieces(true).unwrap(), 12)
+        };
+        let prompts: Vec<_> = QUESTIONS.iter().map(prompt).collect();
+        let together = decoder.answer(&prompts).unwrap();
+        for ((pieces, limit), together) in prompts.iter().zip(&together) {
+            decoder.prefill(pieces).unwrap();
+            let alone = decoder.generate(&[], *limit).unwrap();
+            differ += usize::from(alone != *together);
+            answers += 1;
+        }
+    }
+    eprintln!("{}: {differ} of {answers} answers differ", model.display());
+    assert!(answers == 60 && (chosen.is_some() || differ == 0), "{differ} of {answers}");
+}
+
+const QUESTIONS: [&str; 5] = [
+    "What is in the picture?",
+    "What color is the background?",
+    "Where?",
+    "How many things are there in it?",
+    "Describe it.",
+];

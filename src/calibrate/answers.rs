@@ -14,7 +14,7 @@ use crate::gguf::{Changes, FileType, GgufError, Header, Output, list, write};
 use crate::image::Rgb;
 use crate::prompt::Message;
 use crate::prompt::gguf::MARK;
-use crate::runtime::engine::{Compute, Decoder, Media, Runtime};
+use crate::runtime::engine::{Compute, Decoder, Media, Runtime, Token};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -110,7 +110,8 @@ impl<'e> Answerer<'e> {
         let mut file = Output::create(&dir.join("answers.gguf"))?;
         write(text, &header, &plan, Changes::NONE, &mut file, observer)?;
         let context = embedder.context_length().min(CONTEXT);
-        let decoder = Decoder::load(runtime, &file.readable()?, compute, context, embedder.vision())?;
+        let vision = embedder.vision();
+        let decoder = Decoder::load_for(TURNS + 1, runtime, &file.readable()?, compute, context, vision)?;
         let model = text.values.fingerprint();
         let answers = match earlier {
             Some(path) => Answers::read(path, model),
@@ -130,23 +131,28 @@ impl<'e> Answerer<'e> {
         what: &str,
         messages: &[Message],
         pictures: &[Rgb],
-        seen: &mut Vec<Media>,
+        seen: &mut Vec<Arc<Media>>,
     ) -> Result<Option<Vec<Message>>, Error> {
         let [_] = pictures else { return Ok(None) };
         let system: Vec<Message> = messages.iter().take_while(|m| m.role == SYSTEM).cloned().collect();
         let first = self.asked * TURNS;
         self.asked += 1;
         if !self.answers.turns.contains_key(what) {
-            let mut turns = Turns::new();
             let described = messages.is_empty().then_some((CAPTION_QUESTION, 2 * LONGEST));
             let general = (first..first + TURNS).map(|i| (QUESTIONS[i % QUESTIONS.len()], LONGEST));
+            let (mut questions, mut prompts) = (Vec::new(), Vec::new());
             for (question, longest) in described.into_iter().chain(general) {
                 let mut prompt = system.clone();
                 prompt.push(Message::new(USER, 1, question));
-                if let Some(answer) = self.answer(what, &prompt, pictures, longest, seen)? {
-                    turns.push((question.into(), answer));
+                let most = self.context - longest.min(self.context);
+                if let Some(pieces) = self.embedder.prompt(what, &prompt, pictures, most, seen)? {
+                    questions.push(question);
+                    prompts.push((pieces, longest));
                 }
             }
+            let answers = self.decoder.answer(&prompts)?;
+            let turn = |(&question, tokens): (&&str, Vec<Token>)| Some((question.into(), self.text(&tokens)?));
+            let turns: Turns = questions.iter().zip(answers).filter_map(turn).collect();
             self.answers.turns.insert(what.into(), turns);
         }
         let turns = &self.answers.turns[what];
@@ -158,24 +164,13 @@ impl<'e> Answerer<'e> {
         Ok((!turns.is_empty()).then_some(all))
     }
 
-    /// Nothing where the answer is empty, or the prompt too long.
-    fn answer(
-        &mut self,
-        what: &str,
-        prompt: &[Message],
-        pictures: &[Rgb],
-        longest: usize,
-        seen: &mut Vec<Media>,
-    ) -> Result<Option<String>, Error> {
-        let pieces = self.embedder.prompt(what, prompt, pictures, self.context - longest.min(self.context), seen)?;
-        let Some(pieces) = pieces else { return Ok(None) };
-        self.decoder.prefill(&pieces)?;
-        let tokens = self.decoder.generate(&[], longest)?;
+    /// An answer in words; nothing where there are none.
+    fn text(&self, tokens: &[Token]) -> Option<String> {
         let model = self.decoder.model();
         // A special token in the middle would be read as one again.
         let end = tokens.iter().position(|&t| model.ends(t) || model.is_special(t)).unwrap_or(tokens.len());
         let answer = model.text(&tokens[..end]).trim().to_string();
-        Ok((!answer.is_empty() && !answer.contains(MARK)).then_some(answer))
+        (!answer.is_empty() && !answer.contains(MARK)).then_some(answer)
     }
 
     pub fn answers(self) -> Answers {

@@ -98,7 +98,7 @@ impl<'a> Embedder<'a> {
         messages: &[Message],
         pictures: &[Rgb],
         most: usize,
-        seen: &mut Vec<Media>,
+        seen: &mut Vec<Arc<Media>>,
     ) -> Result<Option<Vec<Piece>>, Error> {
         let Some(vision) = self.vision() else { return Ok(None) };
         let unfit = |e: PromptError| CalibrateError::Sample { what: what.into(), problem: e.to_string() };
@@ -121,7 +121,7 @@ impl<'a> Embedder<'a> {
         messages: &[Message],
         pictures: &[Rgb],
         max_tokens: usize,
-        seen: &mut Vec<Media>,
+        seen: &mut Vec<Arc<Media>>,
     ) -> Result<Sample, Error> {
         let unfit = |problem: String| Error::from(CalibrateError::Sample { what: what.into(), problem });
         let Some((last, before)) = messages.split_last().filter(|(last, _)| last.role == ASSISTANT) else {
@@ -239,14 +239,19 @@ impl<'a> Embedder<'a> {
 }
 
 /// A prompt's parts. Pictures are embedded where `seen` is empty, and are there after it.
-fn pieces(chunks: &Chunks, seen: &mut Vec<Media>) -> Result<Vec<Piece>, EngineError> {
+fn pieces(chunks: &Chunks, seen: &mut Vec<Arc<Media>>) -> Result<Vec<Piece>, EngineError> {
     let mut pieces = chunks.pieces(seen.is_empty())?;
     let media = pieces.iter_mut().filter_map(|p| if let Piece::Media(media) = p { Some(media) } else { None });
     if seen.is_empty() {
-        *seen = media.map(|m| m.clone()).collect();
+        *seen = media.map(|media| Arc::clone(media)).collect();
     } else {
         // The same pictures have the same parts, in any prompt.
-        media.zip(seen).for_each(|(media, seen)| media.embedding.clone_from(&seen.embedding));
+        for (media, seen) in media.zip(seen) {
+            *media = match media.layout == seen.layout {
+                true => Arc::clone(seen),
+                false => Arc::new(Media { embedding: seen.embedding.clone(), ..Media::clone(media) }),
+            };
+        }
     }
     Ok(pieces)
 }

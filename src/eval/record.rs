@@ -1,5 +1,7 @@
 //! What the caches hold for each question: its prompt, the reference's answer, a candidate's measures.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -46,7 +48,7 @@ pub fn picture_key(bytes: &[u8]) -> CacheKey {
 
 /// The parts of an embedded picture as bytes: number of parts, then for each the layout, the number of tokens and
 /// the embedding in f32, every length in front.
-pub fn media_to_bytes(parts: &[&Media]) -> Vec<u8> {
+pub fn media_to_bytes(parts: &[Arc<Media>]) -> Vec<u8> {
     let mut out = (parts.len() as u64).to_le_bytes().to_vec();
     for part in parts {
         out.extend((part.layout.len() as u64).to_le_bytes());
@@ -59,7 +61,7 @@ pub fn media_to_bytes(parts: &[&Media]) -> Vec<u8> {
 }
 
 /// The reverse; `None` where the bytes are not of that form.
-pub fn media_from_bytes(mut bytes: &[u8]) -> Option<Vec<Media>> {
+pub fn media_from_bytes(mut bytes: &[u8]) -> Option<Vec<Arc<Media>>> {
     fn number(bytes: &mut &[u8]) -> Option<usize> {
         let (head, rest) = bytes.split_first_chunk::<8>()?;
         *bytes = rest;
@@ -76,7 +78,7 @@ pub fn media_from_bytes(mut bytes: &[u8]) -> Option<Vec<Media>> {
         let (values, rest) = bytes.split_at_checked(len.checked_mul(4)?)?;
         bytes = rest;
         let embedding = values.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        parts.push(Media { layout: layout.to_vec(), tokens, embedding });
+        parts.push(Arc::new(Media { layout: layout.to_vec(), tokens, embedding }));
     }
     bytes.is_empty().then_some(parts)
 }
@@ -104,7 +106,7 @@ impl Prompt {
     }
 
     /// Puts the picture's parts back; `None` where one is missing.
-    pub fn with_media(&self, media: &[Media]) -> Option<Vec<Piece>> {
+    pub fn with_media(&self, media: &[Arc<Media>]) -> Option<Vec<Piece>> {
         let piece = |p: &PromptPiece| match p {
             PromptPiece::Text(t) => Some(Piece::Text(t.clone())),
             PromptPiece::Media(i) => media.get(*i).cloned().map(Piece::Media),
@@ -226,8 +228,9 @@ mod tests {
     fn pictures_survive_as_bytes() {
         let a = Media { layout: vec![1, 2, 3], tokens: 2, embedding: vec![0.5, f32::MIN_POSITIVE, -3.0, 4.0] };
         let b = Media { layout: vec![], tokens: 0, embedding: vec![] };
-        let bytes = media_to_bytes(&[&a, &b]);
-        assert_eq!(media_from_bytes(&bytes).unwrap(), [a, b]);
+        let parts = [Arc::new(a), Arc::new(b)];
+        let bytes = media_to_bytes(&parts);
+        assert_eq!(media_from_bytes(&bytes).unwrap(), parts);
         for len in 0..bytes.len() {
             assert!(media_from_bytes(&bytes[..len]).is_none());
         }

@@ -293,7 +293,7 @@ fn remember(
     let prompt = Prompt::new(pieces, given);
     if let Some(picture) = picture.filter(|picture| !prompts.has(picture)) {
         let media: Vec<_> =
-            pieces.iter().filter_map(|p| if let Piece::Media(m) = p { Some(m) } else { None }).collect();
+            pieces.iter().filter_map(|p| if let Piece::Media(m) = p { Some(Arc::clone(m)) } else { None }).collect();
         prompts.put(picture, &record::media_to_bytes(&media))?;
     }
     // invariant: numbers always serialise.

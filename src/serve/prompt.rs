@@ -84,7 +84,7 @@ impl<'v> Prompt<'v> {
     ///
     /// # Errors
     /// The runtime cannot encode it.
-    pub fn embed(&self, index: usize) -> Result<Media, ApiError> {
+    pub fn embed(&self, index: usize) -> Result<Arc<Media>, ApiError> {
         let embedded = match (&self.chunks, self.places.get(&index)) {
             (Some(chunks), Some(place)) => chunks.embedded(*place),
             _ => Ok(None),

@@ -11,7 +11,6 @@ use super::sampler::Sampler;
 use crate::runtime::engine::{BatchEntry, EngineError, Sequences, Token, Vision};
 use axum::http::StatusCode;
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -227,7 +226,7 @@ impl<'v> Scheduler<'v> {
             let media = match pictures.get(key) {
                 Some(media) => media,
                 None => {
-                    let media = Arc::new(running.prompt.embed(at)?);
+                    let media = running.prompt.embed(at)?;
                     pictures.put(*key, media.clone());
                     media
                 }

@@ -24,9 +24,15 @@ const PROMPT: i32 = 0;
 const GENERATION: i32 = 3;
 const SEQUENCES: u32 = 4;
 
+/// A prompt and how many tokens its answer may have.
+pub type Asked = (Vec<Piece>, usize);
+
 /// One text model at work.
 pub struct Decoder<'v> {
     sequences: Sequences,
+    /// How many sequences there are, and cells for all of them.
+    count: u32,
+    cells: usize,
     vision: Option<&'v Vision>,
     /// What the prompt sequence holds: each piece and the position behind it.
     held: Vec<(Piece, i32)>,
@@ -47,11 +53,27 @@ impl<'v> Decoder<'v> {
         context: usize,
         vision: Option<&'v Vision>,
     ) -> Result<Self, EngineError> {
+        Self::load_for(1, runtime, path, compute, context, vision)
+    }
+
+    /// As [`Self::load`], for up to `answers` at once ([`Self::answer`]).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_for(
+        answers: usize,
+        runtime: &Arc<Runtime>,
+        path: &Path,
+        compute: Compute,
+        context: usize,
+        vision: Option<&'v Vision>,
+    ) -> Result<Self, EngineError> {
         let start = Instant::now();
         let model = Model::load(runtime, path, compute, true)?;
-        let sequences = Sequences::shared(model, compute, context, SEQUENCES)?;
+        let count = SEQUENCES.max(answers as u32 + 1);
+        let sequences = Sequences::shared(model, compute, context, count)?;
         let times = Times { load: start.elapsed().as_secs_f64(), ..Times::default() };
-        Ok(Self { sequences, vision, held: Vec::new(), first: Vec::new(), times })
+        Ok(Self { sequences, count, cells: context, vision, held: Vec::new(), first: Vec::new(), times })
     }
 
     pub fn model(&self) -> &Model {
@@ -70,7 +92,7 @@ impl<'v> Decoder<'v> {
         let shared = self.held.iter().zip(&pieces[..limit]).take_while(|((a, _), b)| a == *b).count();
         self.held.truncate(shared);
         let mut past = self.held.last().map_or(0, |(_, end)| *end);
-        (1..SEQUENCES as i32).for_each(|s| {
+        (1..self.count as i32).for_each(|s| {
             self.sequences.cut(s, 0);
         });
         if past == 0 || !self.sequences.cut(PROMPT, past) {
@@ -193,6 +215,78 @@ impl<'v> Decoder<'v> {
                 return Ok(tokens);
             }
         }
+    }
+
+    /// Answers prompts greedily, each with up to its limit of tokens or one that ends the turn, which is part of the
+    /// answer. Those that differ in their last text alone are answered side by side: then all read the weights once a token.
+    ///
+    /// # Errors
+    /// The runtime fails to decode.
+    pub fn answer(&mut self, prompts: &[Asked]) -> Result<Vec<Vec<Token>>, EngineError> {
+        let mut answers = Vec::new();
+        while let rest @ [(first, limit), ..] = &prompts[answers.len()..] {
+            match self.alike(rest) {
+                0 | 1 => {
+                    self.prefill(first)?;
+                    answers.push(self.generate(&[], *limit)?);
+                }
+                count => answers.extend(self.answer_alike(&rest[..count])?),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// How many of the first prompts can be answered side by side.
+    fn alike(&self, prompts: &[Asked]) -> usize {
+        let Some((_, shared)) = prompts.first().and_then(|(first, _)| first.split_last()) else { return 0 };
+        let mut cells = self.cells.saturating_sub(shared.iter().map(Piece::tokens).sum());
+        let fits = |(pieces, limit): &&Asked| {
+            let Some((Piece::Text(tail), head)) = pieces.split_last() else { return false };
+            let wanted = tail.len() + limit;
+            let fits = head == shared && !tail.is_empty() && wanted <= cells;
+            cells = cells.saturating_sub(wanted);
+            fits
+        };
+        prompts.iter().take(self.count as usize - 1).take_while(fits).count()
+    }
+
+    /// Answers prompts that are [`Self::alike`].
+    fn answer_alike(&mut self, prompts: &[Asked]) -> Result<Vec<Vec<Token>>, EngineError> {
+        let heads = prompts.first().and_then(|(first, _)| first.split_last());
+        self.prefill(heads.map_or(&[][..], |(_, shared)| shared))?;
+        let start = Instant::now();
+        let (mut entries, mut ends) = (Vec::new(), Vec::new());
+        for (sequence, (pieces, _)) in (1..).zip(prompts) {
+            self.branch(sequence);
+            let mut position = self.past();
+            if let Some(Piece::Text(tail)) = pieces.last() {
+                for &token in tail {
+                    entries.push(BatchEntry { token, position, sequence, output: false });
+                    position += 1;
+                }
+            }
+            entries.iter_mut().next_back().into_iter().for_each(|last| last.output = true);
+            ends.push(position);
+        }
+        let mut answers = vec![Vec::new(); prompts.len()];
+        let mut open: Vec<usize> = (0..prompts.len()).collect();
+        while !open.is_empty() {
+            let mut next = open.iter();
+            self.sequences.decode(&entries, |_, logits| {
+                next.next().into_iter().for_each(|&a| answers[a].push(stats::argmax(logits) as Token));
+            })?;
+            self.times.decode_tokens += open.len() as u64;
+            let ended = |answer: &Vec<Token>| answer.last().is_none_or(|&token| self.sequences.model().ends(token));
+            open.retain(|&a| answers[a].len() < prompts[a].1 && !ended(&answers[a]));
+            entries.clear();
+            for &a in &open {
+                let position = ends[a] + answers[a].len() as i32 - 1;
+                let token = answers[a][answers[a].len() - 1];
+                entries.push(BatchEntry { token, position, sequence: a as i32 + 1, output: true });
+            }
+        }
+        self.times.decode += start.elapsed().as_secs_f64();
+        Ok(answers)
     }
 
     /// Measures decoding: `count` tokens one by one behind the prompt, the end of the turn ignored.

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use super::{Compute, EngineError, Model, Token, c_path, check, take_log};
 use crate::image::Rgb;
@@ -12,7 +13,16 @@ use crate::runtime::sys;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Piece {
     Text(Vec<Token>),
-    Media(Media),
+    Media(Arc<Media>),
+}
+
+impl Piece {
+    pub fn tokens(&self) -> usize {
+        match self {
+            Piece::Text(tokens) => tokens.len(),
+            Piece::Media(media) => media.tokens,
+        }
+    }
 }
 
 /// A picture (or a part of one) behind the projector.
@@ -247,7 +257,7 @@ impl Chunks<'_> {
                 }
                 media.embedding = std::slice::from_raw_parts(values, tokens * model.embedding_width()).to_vec();
             }
-            Ok(Piece::Media(media))
+            Ok(Piece::Media(Arc::new(media)))
         }
     }
 
