@@ -265,16 +265,18 @@ impl<'v> Decoder<'v> {
                     position += 1;
                 }
             }
-            entries.iter_mut().next_back().into_iter().for_each(|last| last.output = true);
+            // Each has a text behind the picture, or it would not be here.
+            if let Some(last) = entries.last_mut() {
+                last.output = true;
+            }
             ends.push(position);
         }
         let mut answers = vec![Vec::new(); prompts.len()];
         let mut open: Vec<usize> = (0..prompts.len()).collect();
         while !open.is_empty() {
-            let mut next = open.iter();
-            self.sequences.decode(&entries, |_, logits| {
-                next.next().into_iter().for_each(|&a| answers[a].push(stats::argmax(logits) as Token));
-            })?;
+            let mut next = Vec::new();
+            self.sequences.decode(&entries, |_, logits| next.push(stats::argmax(logits) as Token))?;
+            open.iter().zip(next).for_each(|(&a, token)| answers[a].push(token));
             self.times.decode_tokens += open.len() as u64;
             let ended = |answer: &Vec<Token>| answer.last().is_none_or(|&token| self.sequences.model().ends(token));
             open.retain(|&a| answers[a].len() < prompts[a].1 && !ended(&answers[a]));
