@@ -58,7 +58,7 @@ fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<()
     checked_with(edit, shapes, &[])
 }
 
-/// The same with `more` tensors of 8 or 8 x 8.
+/// The same with `more` tensors.
 fn checked_with(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])], more: &[&str]) -> Result<(), String> {
     let mut header = Header::default();
     header.metadata.set("general.architecture", "clip").set("clip.projector_type", "mlp");
@@ -87,7 +87,12 @@ fn checked_with(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])], more: &
         header.add_tensor(name, GgmlType::F32, shape).unwrap();
     }
     for name in more {
-        header.add_tensor(name, GgmlType::F32, if name.ends_with("weight") { &[8, 8] } else { &[8] }).unwrap();
+        let shape: &[usize] = match *name {
+            "v.blk.1.ffn_up.weight" => &[8, 16],
+            name if name.ends_with("weight") => &[8, 8],
+            _ => &[8],
+        };
+        header.add_tensor(name, GgmlType::F32, shape).unwrap();
     }
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut bytes = header.encode();
@@ -144,7 +149,9 @@ fn keys_of_a_language_model_that_llama_would_not_survive() {
     let split = |model: &str, pre: Option<&str>| {
         let vocabulary = |h: &mut Header| {
             h.metadata.set("general.architecture", "llama").set("tokenizer.ggml.model", model);
-            pre.into_iter().for_each(|pre| drop(h.metadata.set("tokenizer.ggml.pre", pre)));
+            if let Some(pre) = pre {
+                h.metadata.set("tokenizer.ggml.pre", pre);
+            }
         };
         checked(vocabulary, &[])
     };

@@ -50,11 +50,14 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     check_pair(&model, &vision)?;
     let given = args.more.iter().any(|word| word.to_string_lossy().starts_with("--chat-template"));
     if !given {
-        const GIVE: &str = "give one: -- --chat-template NAME, or --chat-template-file FILE";
+        const GIVE: &str = "-- --chat-template NAME, or --chat-template-file FILE";
+        let path = args.model.display();
         let Some(template) = model.metadata.str("tokenizer.chat_template") else {
-            bail!("{}: has no chat template; {GIVE}", args.model.display());
+            bail!("{path}: has no chat template; give one: {GIVE}");
         };
-        prompt::gguf::check(template).with_context(|| format!("{}: {GIVE}", args.model.display()))?;
+        if let Err(problem) = prompt::gguf::check(template) {
+            bail!("{path}: {problem}; give another: {GIVE}");
+        }
     }
     assumed::check(&model)?;
     assumed::check(&vision)?;

@@ -15,7 +15,7 @@ const LONGEST: usize = 16 << 20;
 /// Bytes of a template; the longest known has some 20,000. Each two of them may take a kilobyte of stack.
 const LONGEST_SOURCE: usize = 64 << 10;
 /// Steps may be large: a step may repeat a text a hundred million times.
-const BOUNDS: Bounds = Bounds { bytes: 256 << 20, time: Duration::from_secs(10), stack: 64 << 20 };
+const BOUNDS: Bounds = Bounds { bytes: 256 << 20, time: Duration::from_secs(5), stack: 64 << 20 };
 /// The one template of an environment.
 const NAME: &str = "chat";
 
