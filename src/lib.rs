@@ -1,4 +1,5 @@
 //! Hugging Face vision-language models to GGUF, quantised with MBQ (modality-balanced quantization, arXiv 2412.19509).
+pub mod bounded;
 pub mod bundle;
 pub mod calibrate;
 pub mod checkpoint;

@@ -4,9 +4,10 @@
 #[path = "fuzz/parsers.rs"]
 mod parsers;
 
+use mbq_convert::bounded::Allocator;
 use mbq_convert::random::Rng;
 use parsers::{PARSERS, Parser};
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::{GlobalAlloc, Layout};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::panic::catch_unwind;
@@ -18,29 +19,29 @@ const MOST: usize = 1 << 30;
 /// For one input.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// The system's allocator, counting.
+/// The program's allocator, counting.
 struct Counting;
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call goes to the program's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         PEAK.fetch_max(HELD.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise is the system allocator's.
-        unsafe { System.alloc(layout) }
+        // SAFETY: the caller's promise is the allocator's.
+        unsafe { Allocator.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         PEAK.fetch_max(HELD.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        // SAFETY: the caller's promise is the system allocator's.
-        unsafe { System.alloc_zeroed(layout) }
+        // SAFETY: the caller's promise is the allocator's.
+        unsafe { Allocator.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promise is the system allocator's.
-        unsafe { System.dealloc(block, layout) }
+        // SAFETY: the caller's promise is the allocator's.
+        unsafe { Allocator.dealloc(block, layout) }
     }
 }
 

@@ -55,6 +55,11 @@ fn a_slice_of_mutants() {
 
 /// A tower of one block, 8 wide, 2x2 patches of 4, changed by `edit`: what `assumed::check` says of it.
 fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<(), String> {
+    checked_with(edit, shapes, &[])
+}
+
+/// The same with `more` tensors.
+fn checked_with(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])], more: &[&str]) -> Result<(), String> {
     let mut header = Header::default();
     header.metadata.set("general.architecture", "clip").set("clip.projector_type", "mlp");
     header.metadata.set("clip.vision.attention.layer_norm_epsilon", 1e-6f32).set("clip.use_gelu", true);
@@ -79,6 +84,14 @@ fn checked(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])]) -> Result<()
     ];
     for (name, shape) in usual {
         let shape = shapes.iter().find(|(n, _)| *n == name).map_or(shape, |(_, shape)| shape);
+        header.add_tensor(name, GgmlType::F32, shape).unwrap();
+    }
+    for name in more {
+        let shape: &[usize] = match *name {
+            "v.blk.1.ffn_up.weight" => &[8, 16],
+            name if name.ends_with("weight") => &[8, 8],
+            _ => &[8],
+        };
         header.add_tensor(name, GgmlType::F32, shape).unwrap();
     }
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -133,6 +146,29 @@ fn keys_of_a_language_model_that_llama_would_not_survive() {
     refused("qwen2.block_count", u32::MAX.into());
     refused("qwen2.rope.dimension_count", 6u32.into());
     refused("qwen2.rope.dimension_count", 3u32.into());
+    let split = |model: &str, pre: Option<&str>| {
+        let vocabulary = |h: &mut Header| {
+            h.metadata.set("general.architecture", "llama").set("tokenizer.ggml.model", model);
+            if let Some(pre) = pre {
+                h.metadata.set("tokenizer.ggml.pre", pre);
+            }
+        };
+        checked(vocabulary, &[])
+    };
+    assert_eq!([split("llama", None), split("gpt2", Some("default"))], [Ok(()), Ok(())]);
+    assert!(split("gpt2", None).unwrap_err().contains("tokenizer.ggml.pre"));
+}
+
+#[test]
+fn biases_that_only_some_have() {
+    const SECOND: [&str; 2] = ["v.blk.1.attn_q.weight", "v.blk.1.ffn_up.weight"];
+    let with = |more: &[&str]| checked_with(|_| (), &[], &[&SECOND, more].concat());
+    assert_eq!(with(&["v.blk.0.attn_q.bias", "v.blk.1.attn_q.bias"]), Ok(()));
+    assert!(with(&["v.blk.0.attn_q.bias"]).unwrap_err().contains("`v.blk.1.attn_q.bias` is missing"));
+    let linears = ["mm.0.weight", "mm.2.weight", "mm.0.bias"];
+    assert_eq!(with(&[&linears[..], &["mm.2.bias"]].concat()), Ok(()));
+    assert_eq!(with(&linears[..2]), Ok(()));
+    assert!(with(&linears).unwrap_err().contains("`mm.2.bias` is missing"));
 }
 
 #[test]

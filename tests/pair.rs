@@ -76,6 +76,19 @@ fn chat(parent: &Path, model: &Path, more: &[&str]) -> String {
 }
 
 #[test]
+fn chat_refuses_a_template_without_bounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = checkpoint(dir.path(), Naming::Published, 1);
+    let endless = "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ m('a', 60) }}";
+    std::fs::write(model.join("chat_template.jinja"), endless).unwrap();
+    let [path, _] = convert(&model, dir.path(), "endless", &[]);
+    assert!(chat(dir.path(), &path, &[]).contains("is not in it"), "--chat-template names another");
+    let done = program().arg("chat").arg(&path).args(["-p", "?", "--runtime"]).arg(dir.path()).output().unwrap();
+    let said = text(&done.stderr);
+    assert!(said.contains(path.to_str().unwrap()) && said.contains("256 MiB of memory"), "{said}");
+}
+
+#[test]
 fn chat_refuses_a_wrong_pair_of_ours() {
     let dir = tempfile::tempdir().unwrap();
     let model = checkpoint(dir.path(), Naming::Published, 1);

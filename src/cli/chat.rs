@@ -4,6 +4,7 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 use mbq_convert::gguf::{GgufFile, check_pair};
 use mbq_convert::image::load_rgb;
+use mbq_convert::prompt;
 use mbq_convert::runtime::{self, assumed};
 use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
@@ -48,9 +49,15 @@ pub fn run(args: Args, common: &super::Common) -> Result<()> {
     }
     check_pair(&model, &vision)?;
     let given = args.more.iter().any(|word| word.to_string_lossy().starts_with("--chat-template"));
-    if model.metadata.get("tokenizer.chat_template").is_none() && !given {
-        let model = args.model.display();
-        bail!("{model}: has no chat template; give one: -- --chat-template NAME, or --chat-template-file FILE");
+    if !given {
+        const GIVE: &str = "-- --chat-template NAME, or --chat-template-file FILE";
+        let path = args.model.display();
+        let Some(template) = model.metadata.str("tokenizer.chat_template") else {
+            bail!("{path}: has no chat template; give one: {GIVE}");
+        };
+        if let Err(problem) = prompt::gguf::check(template) {
+            bail!("{path}: {problem}; give another: {GIVE}");
+        }
     }
     assumed::check(&model)?;
     assumed::check(&vision)?;

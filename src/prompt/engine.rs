@@ -1,20 +1,39 @@
 //! minijinja, set up as transformers sets up jinja2.
 use super::{PromptError, kept, python};
+use crate::bounded::{self, Bounds, Unfinished};
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Instructions that one rendering may take, a fraction of a second; a long conversation takes some ten thousand.
 const WORK: u64 = 1_000_000;
 /// Bytes that one rendering may write.
 const LONGEST: usize = 16 << 20;
+/// Bytes of a template; the longest known has some 20,000. Each two of them may take a kilobyte of stack.
+const LONGEST_SOURCE: usize = 64 << 10;
+/// Steps may be large: a step may repeat a text a hundred million times.
+const BOUNDS: Bounds = Bounds { bytes: 256 << 20, time: Duration::from_secs(5), stack: 64 << 20 };
 /// The one template of an environment.
 const NAME: &str = "chat";
 
+/// A template that is compiled.
+#[derive(Debug, Clone)]
+pub(super) struct Compiled(Arc<Environment<'static>>);
+
 /// # Errors
-/// The source is not Jinja.
-pub(super) fn compile(source: &str) -> Result<Environment<'static>, PromptError> {
+/// The source is not Jinja, or takes more than its share of time or room.
+pub(super) fn compile(source: &str) -> Result<Compiled, PromptError> {
+    if source.len() > LONGEST_SOURCE {
+        return Err(PromptError::Exhausts(format!("has more than {} KiB", LONGEST_SOURCE >> 10)));
+    }
+    let source = prepared(source);
+    Ok(Compiled(Arc::new(within_bounds(move || environment(source))?)))
+}
+
+fn environment(source: String) -> Result<Environment<'static>, PromptError> {
     let mut env = Environment::new();
     env.set_trim_blocks(true);
     env.set_lstrip_blocks(true);
@@ -39,24 +58,47 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, PromptError>
         })?;
         Ok(text)
     });
-    env.add_template_owned(NAME, prepared(source)).map_err(fail)?;
+    env.add_template_owned(NAME, source).map_err(fail)?;
     Ok(env)
 }
 
 /// # Errors
 /// The template fails, or takes more than its share of work or room.
-pub(super) fn render(env: &Environment, values: &Value) -> Result<String, PromptError> {
-    let mut out = Limited(Vec::new());
-    env.get_template(NAME).and_then(|t| t.render_captured_to(values, &mut out).map(drop)).map_err(fail)?;
-    String::from_utf8(out.0).map_err(|e| PromptError::Template(e.to_string()))
+pub(super) fn render(Compiled(env): &Compiled, values: Value) -> Result<String, PromptError> {
+    let env = env.clone();
+    within_bounds(move || {
+        let mut out = Limited(Vec::new());
+        env.get_template(NAME).and_then(|t| t.render_captured_to(values, &mut out).map(drop)).map_err(fail)?;
+        String::from_utf8(out.0).map_err(|e| PromptError::Template(e.to_string()))
+    })
+}
+
+fn within_bounds<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PromptError> + Send + 'static,
+) -> Result<T, PromptError> {
+    bounded::run(BOUNDS, work).map_err(|unfinished| match unfinished {
+        Unfinished::Memory => PromptError::Exhausts(format!("takes more than {} MiB of memory", BOUNDS.bytes >> 20)),
+        Unfinished::Time => {
+            PromptError::Exhausts(format!("takes more than {} seconds of the processor", BOUNDS.time.as_secs()))
+        }
+        Unfinished::Panic => PromptError::Template("the template engine fails on it".into()),
+        Unfinished::NoThread => PromptError::Template("the system has no room for a thread".into()),
+    })?
 }
 
 fn fail(error: Error) -> PromptError {
-    PromptError::Template(match error.kind() {
-        ErrorKind::OutOfFuel => format!("it does not come to an end within {WORK} steps"),
-        ErrorKind::WriteFailure => format!("it writes more than {} MiB", LONGEST >> 20),
-        _ => format!("{error:#}"),
-    })
+    match error.kind() {
+        ErrorKind::OutOfFuel => {
+            let steps = || format!("does not come to an end within {WORK} steps");
+            PromptError::Exhausts(error.detail().map_or_else(steps, String::from))
+        }
+        // Of what is written, and of what is called.
+        _ if error.detail().is_some_and(|detail| detail.contains("recursion limit")) => {
+            PromptError::Exhausts("is nested too deep".into())
+        }
+        ErrorKind::WriteFailure => PromptError::Exhausts(format!("writes more than {} MiB", LONGEST >> 20)),
+        _ => PromptError::Template(format!("{error:#}")),
+    }
 }
 
 /// Text that may not grow without end.
@@ -150,4 +192,70 @@ fn raw_end(text: &str) -> usize {
         from += at + 2;
     }
     text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use minijinja::context;
+
+    /// What is said of a template with `source` before a prompt.
+    fn said(source: &str) -> String {
+        match compile(source).and_then(|template| render(&template, context!(a => 1))) {
+            Ok(text) => format!("made {text}"),
+            Err(PromptError::Exhausts(problem)) => problem,
+            Err(other) => other.to_string(),
+        }
+    }
+
+    #[test]
+    fn one_step_may_not_take_all_memory() {
+        let text = "{% set t = 'a' * 16000000 %}";
+        for step in [
+            "('a' * 10000)|replace('a', t)",
+            "t.join([''] * 9999)",
+            "([t] * 9999)|tojson",
+            "'%999999999d'|format(1)",
+            "([1] * 99999999999)|list",
+            "('b\\n' * 100000)|indent(100000)",
+            "['a' * 100000000, 'a' * 100000000, 'a' * 100000000]",
+        ] {
+            assert_eq!(
+                said(&format!("{text}{{% if {step} %}}{{% endif %}}")),
+                "takes more than 256 MiB of memory",
+                "{step}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_no_variable_holds_may_not_either() {
+        let filled = "{% for i in range(9999) %}{{ 'a' * 16000000 }}{% endfor %}";
+        for source in [
+            format!("{{% set a %}}{filled}{{% endset %}}"),
+            format!("{{% macro m() %}}{filled}{{% endmacro %}}{{% if m() %}}{{% endif %}}"),
+            format!("{{% filter upper %}}{filled}{{% endfilter %}}"),
+            "{% macro m(x, n) %}{% if n %}{{ m(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ m('a', 40) }}".into(),
+            (0..300).map(|i| format!("{{% set a{i} = 'a' * 16000000 %}}")).collect(),
+        ] {
+            assert_eq!(said(&source), "takes more than 256 MiB of memory", "{source:.60}");
+        }
+        assert_eq!(said(filled), "writes more than 16 MiB");
+    }
+
+    #[test]
+    fn chains_and_nests_end() {
+        let chain = |start: &str, link: &str, end: &str| {
+            let links = (LONGEST_SOURCE - start.len() - end.len()) / link.len();
+            said(&format!("{start}{}{end}", link.repeat(links)))
+        };
+        for link in ["+1", "~1", "|e", "**1", "<1"] {
+            chain("{{ 1", link, " }}");
+        }
+        chain("{{ ", "not ", "1 }}");
+        chain("{% if 0 %}", "{%elif 0%}", "{% endif %}");
+        assert_eq!(said(&" ".repeat(LONGEST_SOURCE + 1)), "has more than 64 KiB");
+        assert_eq!(said(&format!("{{{{ {}1{} }}}}", "(".repeat(1000), ")".repeat(1000))), "is nested too deep");
+        assert_eq!(said("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"), "is nested too deep");
+    }
 }

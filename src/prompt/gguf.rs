@@ -123,6 +123,20 @@ fn completed(prompt: &str) -> String {
     out
 }
 
+/// Whether a GGUF file's template may be given to llama.cpp, whose own engine knows no bounds of memory and time.
+///
+/// # Errors
+/// [`PromptError::Exhausts`] alone: what else our engine does not take, llama.cpp's may.
+pub fn check(source: &str) -> Result<(), PromptError> {
+    let exhausts = |error: PromptError| if error.exhausts() { Err(error) } else { Ok(()) };
+    let context = Context { strings: true, image: MARK.into(), ..Context::default() };
+    let template = match ChatTemplate::new(source.into(), context) {
+        Ok(template) => template,
+        Err(error) => return exhausts(error),
+    };
+    conversations().iter().try_for_each(|messages| template.render(messages, true).map(drop).or_else(exhausts))
+}
+
 /// Whether llama.cpp makes of `source` what transformers makes of `original`, `image` standing for a picture.
 ///
 /// # Errors

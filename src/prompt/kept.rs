@@ -46,7 +46,7 @@ struct Seen(AtomicUsize);
 impl Object for Seen {}
 
 fn fail(problem: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("a variable is set to {problem}"))
+    Error::new(ErrorKind::OutOfFuel, format!("sets a variable to {problem}"))
 }
 
 fn kept(state: &State, value: Value, namespaces: bool) -> Result<Value, Error> {
@@ -98,8 +98,8 @@ mod tests {
     }
 
     fn rendered(source: &str) -> Result<String, String> {
-        let env = compile(source).map_err(|e| e.to_string())?;
-        render(&env, &context!(messages => [context!(role => "user")])).map_err(|e| e.to_string())
+        let template = compile(source).map_err(|e| e.to_string())?;
+        render(&template, context!(messages => [context!(role => "user")])).map_err(|e| e.to_string())
     }
 
     #[test]

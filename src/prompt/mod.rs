@@ -6,7 +6,7 @@ mod kept;
 mod lookup;
 mod python;
 
-use minijinja::{Environment, Value};
+use minijinja::Value;
 use serde_json::json;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -140,10 +140,18 @@ pub enum PromptError {
     File { path: PathBuf, problem: String },
     #[error("the chat template cannot be applied: {0}")]
     Template(String),
+    #[error("the chat template {0}: no prompt needs that")]
+    Exhausts(String),
     #[error("the chat template drops the {0}'s text")]
     Drops(String),
     #[error("the chat template rewrites earlier answers: their tokens cannot be told from the prompt's")]
     Rewrites,
+}
+
+impl PromptError {
+    fn exhausts(&self) -> bool {
+        matches!(self, PromptError::Exhausts(_))
+    }
 }
 
 /// What else shapes a prompt, beside the template's source.
@@ -168,7 +176,7 @@ pub struct ChatTemplate {
     source: String,
     context: Context,
     form: Form,
-    env: Environment<'static>,
+    compiled: engine::Compiled,
 }
 
 /// A conversation as text, with the places of the assistant's answers.
@@ -185,12 +193,15 @@ impl ChatTemplate {
     /// # Errors
     /// What is not Jinja as transformers takes it, or makes no prompt of a plain question in either form.
     pub fn new(source: String, context: Context) -> Result<Self, PromptError> {
-        let env = engine::compile(&source)?;
+        let compiled = engine::compile(&source)?;
         let prefer = if context.strings { Form::Text } else { Form::Parts };
-        let mut this = ChatTemplate { source, context, form: prefer, env };
+        let mut this = ChatTemplate { source, context, form: prefer, compiled };
         if let Err(error) = this.probe(prefer) {
+            if error.exhausts() {
+                return Err(error);
+            }
             // A template that takes neither is reported with what it says to the form that was preferred.
-            this.probe(prefer.other()).map_err(|_| error)?;
+            this.probe(prefer.other()).map_err(|other| if other.exhausts() { other } else { error })?;
             this.form = prefer.other();
         }
         Ok(this)
@@ -232,7 +243,7 @@ impl ChatTemplate {
         let mut values = self.context.variables.clone();
         values.insert("messages".into(), messages);
         values.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        engine::render(&self.env, &Value::from_serialize(values))
+        engine::render(&self.compiled, Value::from_serialize(values))
     }
 
     /// The conversation as text; with `add_generation_prompt` the assistant's next turn is opened.
@@ -245,7 +256,7 @@ impl ChatTemplate {
             self.apply(values.into(), add_generation_prompt)
         };
         let text = given(&|_| self.form).or_else(|error| {
-            if self.form == Form::Text {
+            if self.form == Form::Text || error.exhausts() {
                 return Err(error);
             }
             // A template may take lists from users and want a string from the system (InternVL3's does).

@@ -5,6 +5,7 @@
 //! vision files, checks few. Ranges are generous: no published model comes near their ends.
 use crate::ggml::GgmlType;
 use crate::gguf::{GgufFile, ReadError, TensorInfo, Value};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What llama.cpp reads a key of a vision file as; it stops where the file says otherwise.
 #[derive(Clone, Copy)]
@@ -68,7 +69,11 @@ pub fn check(file: &GgufFile) -> Result<(), ReadError> {
     if !file.is_projector() {
         text(file).map_err(unfit)?;
     } else {
-        keys(file).and_then(|()| relations(file)).and_then(|()| tower(file)).map_err(unfit)?;
+        keys(file)
+            .and_then(|()| relations(file))
+            .and_then(|()| tower(file))
+            .and_then(|()| siblings(file))
+            .map_err(unfit)?;
     }
     Ok(())
 }
@@ -105,6 +110,10 @@ fn layout(file: &GgufFile) -> Found {
 
 /// Of a language model: its vocabulary, and what its graph is made by.
 fn text(file: &GgufFile) -> Found {
+    // llama.cpp would split texts in a way that no model was trained with.
+    if file.metadata.str("tokenizer.ggml.model") == Some("gpt2") && file.metadata.str("tokenizer.ggml.pre").is_none() {
+        return Err("tokenizer.ggml.pre, which says how texts are split, is missing".into());
+    }
     let list = |key: &str| file.metadata.get(&format!("tokenizer.ggml.{key}")).and_then(Value::as_array);
     if let Some(tokens) = list("tokens").map(|tokens| tokens.len()) {
         for key in ["scores", "token_type"] {
@@ -243,6 +252,33 @@ fn tower(file: &GgufFile) -> Found {
         }
     }
     Ok(())
+}
+
+/// Tensors that one block or layer lacks and another has. llama.cpp leaves a bias out that it does not find.
+fn siblings(file: &GgufFile) -> Found {
+    let kind = file.metadata.str("clip.projector_type").unwrap_or_default();
+    if !PLAIN.contains(&kind) {
+        return Ok(());
+    }
+    let mut blocks: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for t in &file.tensors {
+        if let Some((block, part)) = t.name.strip_prefix("v.blk.").and_then(|rest| rest.split_once('.')) {
+            blocks.entry(block).or_default().insert(part);
+        }
+    }
+    let parts: BTreeSet<&str> = blocks.values().flatten().copied().collect();
+    for (block, own) in &blocks {
+        if let Some(part) = parts.difference(own).next() {
+            return Err(format!("tensor `v.blk.{block}.{part}` is missing, which other blocks have"));
+        }
+    }
+    let is_linear = |t: &&TensorInfo| t.name.starts_with("mm.") && t.name.ends_with(".weight") && trimmed(t).len() == 2;
+    let biases = file.tensors.iter().filter(is_linear).map(|t| t.name.trim_end_matches("weight").to_owned() + "bias");
+    let (there, missing): (Vec<_>, Vec<_>) = biases.partition(|bias| file.tensors.iter().any(|t| t.name == *bias));
+    match missing.first() {
+        Some(bias) if !there.is_empty() => Err(format!("tensor `{bias}` is missing; `{}` is there", there[0])),
+        _ => Ok(()),
+    }
 }
 
 /// Whether a tensor takes patches that are merged already.

@@ -6,6 +6,10 @@ mod parsers;
 use libfuzzer_sys::fuzz_target;
 use std::sync::OnceLock;
 
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: mbq_convert::bounded::Allocator = mbq_convert::bounded::Allocator;
+
 static CHOSEN: OnceLock<&'static parsers::Parser> = OnceLock::new();
 
 fuzz_target!(
