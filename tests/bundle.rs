@@ -119,12 +119,14 @@ fn the_script_starts_the_program_with_the_pair() {
     // It may be moved.
     let moved = dir.path().join("other 'place'");
     std::fs::rename(&folder, &moved).unwrap();
-    let stub = |needs: &str| {
+    let stub = |name: &str, needs: &str| {
         let text = format!(
             "#!/bin/sh\n[ \"$1\" = --version ] && {{ {needs}; exit; }}\nprintf '%s\\n' \"$@\" \"lib=$LD_LIBRARY_PATH\"\n"
         );
-        std::fs::write(moved.join("mbq-convert"), text).unwrap();
+        std::fs::write(moved.join(name), text).unwrap();
     };
+    let (tool, carried) = ("runtime/llama-mtmd-cli", "[ -n \"$LD_LIBRARY_PATH\" ]");
+    stub(tool, "true");
     let run = |command: &mut Command| {
         let done = command.env_remove("LD_LIBRARY_PATH").current_dir("/").output().unwrap();
         assert!(done.status.success(), "{}", text(&done.stderr));
@@ -139,13 +141,16 @@ fn the_script_starts_the_program_with_the_pair() {
         all.push(format!("lib={libraries}"));
         all
     };
-    stub("true");
+    stub("mbq-convert", "true");
     let mut start = Command::new(moved.join("start.sh"));
     start.args(["--port", "9 9"]);
     assert_eq!(run(&mut start), arguments(""));
-    // Without the system's C++ library the one in the bundle is used.
-    stub("[ -n \"$LD_LIBRARY_PATH\" ]");
-    assert_eq!(run(&mut start), arguments(&inside("lib")));
+    // Where the system's C++ library is too old for llama.cpp, or there is none, the one in the bundle is used.
+    for (program, runtime) in [("true", carried), (carried, "true")] {
+        stub("mbq-convert", program);
+        stub(tool, runtime);
+        assert_eq!(run(&mut start), arguments(&inside("lib")));
+    }
     assert!(moved.join("lib/libstdc++.so.6").is_file());
     // By links from elsewhere, one to the other.
     let links = dir.path().join("links");

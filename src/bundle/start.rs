@@ -82,8 +82,8 @@ here=$(CDPATH= cd -- "$(dirname -- "$self")" && pwd) || exit 1
 program=$here/'{program}'
 # Copying may have lost the permission to run.
 [ -x "$program" ] || chmod +x "$program" "$here"/runtime/* 2>/dev/null
-# Where the C++ library is missing or too old, the one in lib/ is used.
-if ! "$program" --version >/dev/null 2>&1; then
+# Where the C++ library is missing or too old, the one in lib/ is used. llama.cpp may ask for a newer one than the program.
+if ! {{ "$program" --version && "$here"/runtime/llama-mtmd-cli --version; }} >/dev/null 2>&1; then
     LD_LIBRARY_PATH=$here/lib${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}
     export LD_LIBRARY_PATH
 fi

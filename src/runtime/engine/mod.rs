@@ -32,7 +32,7 @@ pub type Token = i32;
 pub enum EngineError {
     #[error(transparent)]
     File(#[from] ReadError),
-    #[error("cannot load the runtime from {path}: {what}; install one with `mbq-convert runtime install`")]
+    #[error("cannot load the runtime from {path}: {what}; {}", remedy(what))]
     Runtime { path: PathBuf, what: String },
     #[error("the runtime cannot load {path}: {log}")]
     Model { path: PathBuf, log: String },
@@ -46,6 +46,15 @@ pub enum EngineError {
     Device { wanted: String, runtime: PathBuf, found: String },
     #[error("{0} is not a path the runtime can take: it holds a zero byte or is not UTF-8")]
     Path(PathBuf),
+}
+
+/// What helps where the loader says `what`. A copy of the same libraries asks for the same system.
+fn remedy(what: &str) -> &'static str {
+    if what.contains("version `") {
+        "this system is older than the one that the runtime was built on: use one that was built here (--runtime DIR)"
+    } else {
+        "install one with `mbq-convert runtime install`"
+    }
 }
 
 /// What llama.cpp said last at warning level and above; it says why a call failed only there.
@@ -215,4 +224,17 @@ fn c_path(path: &Path) -> Result<CString, EngineError> {
     #[cfg(not(unix))]
     let bytes = path.to_str().map(str::as_bytes);
     bytes.and_then(|b| CString::new(b).ok()).ok_or_else(|| EngineError::Path(path.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_system_is_told_so() {
+        let said = |what: &str| EngineError::Runtime { path: "runtime".into(), what: what.into() }.to_string();
+        let older = "/lib/libstdc++.so.6: version `GLIBCXX_3.4.30' not found (required by libmtmd.so)";
+        assert!(said(older).contains("older than") && !said(older).contains("runtime install"), "{}", said(older));
+        assert!(said("there is no libmtmd.so").ends_with("`mbq-convert runtime install`"));
+    }
 }
