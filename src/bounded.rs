@@ -30,8 +30,6 @@ pub(crate) enum Unfinished {
     Time,
     /// A fault of the code that works; it told of it on standard error.
     Panic,
-    /// The system gives no thread.
-    NoThread,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +170,12 @@ impl Drop for Working {
     }
 }
 
-/// What `work` gives, if it ends within its bounds.
+fn taken<W>(work: &Mutex<Option<W>>) -> Option<W> {
+    work.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// What `work` gives, if it ends within its bounds. Where the system has no room for a thread there is a limit already
+/// (`ulimit`), and the work is done here.
 ///
 /// # Errors
 /// It does not.
@@ -186,13 +189,16 @@ pub(crate) fn run<T: Send + 'static>(
         #[cfg(target_os = "linux")]
         clock: OnceLock::new(),
     });
-    let theirs = watch.clone();
+    let work = Arc::new(Mutex::new(Some(work)));
+    let (watched, theirs) = (watch.clone(), work.clone());
     let thread = thread::Builder::new().name("bounded".into()).stack_size(bounds.stack);
     let thread = thread.spawn(move || {
-        let _working = Working::begin(theirs, bounds.bytes);
-        work()
+        let _working = Working::begin(watched, bounds.bytes);
+        taken(&theirs).map(|work| work())
     });
-    let thread = thread.map_err(|_| Unfinished::NoThread)?;
+    let Ok(thread) = thread else {
+        return taken(&work).map(|work| work()).ok_or(Unfinished::Panic);
+    };
     let (mut state, mut left) = (watch.state(), bounds.time);
     while *state == State::Working && !left.is_zero() {
         // A little longer, so that a thread that has to wait for the processor is not asked all the time.
@@ -204,7 +210,7 @@ pub(crate) fn run<T: Send + 'static>(
     match *state {
         State::Ended => {
             drop(state);
-            thread.join().map_err(|_| Unfinished::Panic)
+            thread.join().ok().flatten().ok_or(Unfinished::Panic)
         }
         State::GivenUp => Err(Unfinished::Memory),
         State::Working => {
@@ -229,17 +235,19 @@ mod tests {
         assert_eq!(run(BOUNDS, || vec![1u8; 1000].len()), Ok(1000));
         assert_eq!(run(BOUNDS, || (0..10_000).map(|n| vec![n as u8; 1000].len()).sum()), Ok(10_000_000));
         assert_eq!(run(BOUNDS, || panic!("on purpose")), Err::<(), _>(Unfinished::Panic));
+        let no_thread = Bounds { stack: 1 << 60, ..BOUNDS };
+        assert_eq!(run(no_thread, || thread::current().id()), Ok(thread::current().id()));
     }
 
     #[test]
     fn more_memory_is_not_given() {
         let more = [|| vec![0u8; 2 << 20], || vec![1u8; 2 << 20], || (0..2 << 20).map(|n| n as u8).collect()];
         for work in more {
-            assert_eq!(run(BOUNDS, work), Err(Unfinished::Memory));
+            assert_eq!(run(BOUNDS, work).map(|bytes| bytes.len()), Err(Unfinished::Memory));
         }
         // What is dropped may be taken again, what is kept may not.
         let kept = || (0..2000).map(|n| vec![n as u8; 1000]).collect::<Vec<_>>();
-        assert_eq!(run(BOUNDS, kept), Err(Unfinished::Memory));
+        assert_eq!(run(BOUNDS, kept).map(|lists| lists.len()), Err(Unfinished::Memory));
     }
 
     #[test]

@@ -82,7 +82,6 @@ fn within_bounds<T: Send + 'static>(
             PromptError::Exhausts(format!("takes more than {} seconds of the processor", BOUNDS.time.as_secs()))
         }
         Unfinished::Panic => PromptError::Template("the template engine fails on it".into()),
-        Unfinished::NoThread => PromptError::Template("the system has no room for a thread".into()),
     })?
 }
 
