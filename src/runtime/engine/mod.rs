@@ -52,6 +52,8 @@ pub enum EngineError {
 fn remedy(what: &str) -> &'static str {
     if what.contains("version `") {
         "this system is older than the one that the runtime was built on: use one that was built here (--runtime DIR)"
+    } else if what.contains("libgomp") {
+        "install it (Debian, Ubuntu: libgomp1), or use a program built with MBQ_PORTABLE=1, which needs none"
     } else {
         "install one with `mbq-convert runtime install`"
     }
@@ -231,10 +233,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_older_system_is_told_so() {
+    fn what_the_system_lacks_is_told() {
         let said = |what: &str| EngineError::Runtime { path: "runtime".into(), what: what.into() }.to_string();
         let older = "/lib/libstdc++.so.6: version `GLIBCXX_3.4.30' not found (required by libmtmd.so)";
         assert!(said(older).contains("older than") && !said(older).contains("runtime install"), "{}", said(older));
+        assert!(said("libgomp.so.1: cannot open shared object file: No such file or directory").contains("libgomp1"));
         assert!(said("there is no libmtmd.so").ends_with("`mbq-convert runtime install`"));
     }
 }
