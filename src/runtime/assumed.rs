@@ -112,7 +112,7 @@ fn layout(file: &GgufFile) -> Found {
 fn text(file: &GgufFile) -> Found {
     // llama.cpp would split texts in a way that no model was trained with.
     if file.metadata.str("tokenizer.ggml.model") == Some("gpt2") && file.metadata.str("tokenizer.ggml.pre").is_none() {
-        return Err("tokenizer.ggml.pre, which says how texts are split, is missing".into());
+        return Err("tokenizer.ggml.pre is missing, which says how texts are split: make the file anew".into());
     }
     let list = |key: &str| file.metadata.get(&format!("tokenizer.ggml.{key}")).and_then(Value::as_array);
     if let Some(tokens) = list("tokens").map(|tokens| tokens.len()) {
