@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Memory that an input may take, bytes.
@@ -118,9 +119,13 @@ fn mutate(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Rng) {
     }
 }
 
+/// Held by a test from its beginning: the allocator counts for the whole program.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// What the long runs found, `PARSER-*`: the repository's, or those of the folder in `MBQ_FUZZ_FOUND`.
 #[test]
 fn what_was_found_stays_mended() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let found = std::env::var("MBQ_FUZZ_FOUND")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/found").into());
     let mut paths: Vec<_> = std::fs::read_dir(found).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -164,6 +169,7 @@ fn faults_are_noticed() {
 
 #[test]
 fn every_input_ends_in_a_value_or_an_error() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     faults_are_noticed();
     let seeds = seeds();
     for parser in &PARSERS {
