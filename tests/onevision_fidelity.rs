@@ -208,13 +208,7 @@ fn logits_are_those_of_transformers() {
     for want in goldens()["prompts"].as_array().unwrap() {
         let picture = want["picture"].as_str().unwrap();
         let pieces = prompt(&vision, picture, want["text"].as_str().unwrap());
-        let tokens: usize = pieces
-            .iter()
-            .map(|p| match p {
-                Piece::Text(t) => t.len(),
-                Piece::Media(m) => m.tokens,
-            })
-            .sum();
+        let tokens: usize = pieces.iter().map(Piece::tokens).sum();
         assert_eq!(tokens as u64, want["ids"].as_u64().unwrap(), "{picture}: length of the prompt");
 
         decoder.prefill(&pieces).unwrap();
