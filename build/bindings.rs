@@ -82,7 +82,8 @@ fn mtmd(tree: &Path, manifest_dir: &Path) -> bindgen::Builder {
         .allowlist_function("llama_vocab_(n_tokens|is_eog|eos|eot|bos|get_add_bos)")
         .allowlist_function("llama_(tokenize|token_to_piece)")
         .allowlist_function("mtmd_(context_params_default|init_from_file|free|support_vision)")
-        .allowlist_function("mtmd_(tokenize|encode_chunk|get_output_embd|bitmap_init|bitmap_set_id|bitmap_free)")
+        .allowlist_function("mtmd_(tokenize|bitmap_init|bitmap_set_id|bitmap_free)")
+        .allowlist_function("mtmd_batch_(init|free|add_chunk|encode|get_output_embd)")
         .allowlist_function("mtmd_decode_use_(non_causal|mrope)")
         .allowlist_function("mtmd_input_chunks_(init|size|get|free)")
         .allowlist_function(

@@ -482,6 +482,11 @@ pub struct mtmd_input_chunks {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct mtmd_batch {
+    _unused: [u8; 0],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct mtmd_input_text {
     pub text: *const ::std::os::raw::c_char,
     pub text_len: usize,
@@ -645,8 +650,12 @@ pub struct Mtmd {
         bitmaps: *const *const mtmd_bitmap,
         n_bitmaps: usize,
     ) -> i32,
-    pub mtmd_encode_chunk: unsafe extern "C" fn(ctx: *mut mtmd_context, chunk: *const mtmd_input_chunk) -> i32,
-    pub mtmd_get_output_embd: unsafe extern "C" fn(ctx: *mut mtmd_context) -> *mut f32,
+    pub mtmd_batch_init: unsafe extern "C" fn(ctx: *mut mtmd_context) -> *mut mtmd_batch,
+    pub mtmd_batch_free: unsafe extern "C" fn(batch: *mut mtmd_batch),
+    pub mtmd_batch_add_chunk: unsafe extern "C" fn(batch: *mut mtmd_batch, chunk: *const mtmd_input_chunk) -> i32,
+    pub mtmd_batch_encode: unsafe extern "C" fn(batch: *mut mtmd_batch) -> i32,
+    pub mtmd_batch_get_output_embd:
+        unsafe extern "C" fn(batch: *mut mtmd_batch, chunk: *const mtmd_input_chunk) -> *mut f32,
     pub mtmd_helper_log_set:
         unsafe extern "C" fn(log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void),
     pub mtmd_helper_image_get_decoder_pos:
@@ -743,8 +752,11 @@ impl Mtmd {
         let mtmd_input_chunk_save = unsafe { __library.get(b"mtmd_input_chunk_save\0") }.map(|sym| *sym)?;
         let mtmd_input_chunk_load = unsafe { __library.get(b"mtmd_input_chunk_load\0") }.map(|sym| *sym)?;
         let mtmd_tokenize = unsafe { __library.get(b"mtmd_tokenize\0") }.map(|sym| *sym)?;
-        let mtmd_encode_chunk = unsafe { __library.get(b"mtmd_encode_chunk\0") }.map(|sym| *sym)?;
-        let mtmd_get_output_embd = unsafe { __library.get(b"mtmd_get_output_embd\0") }.map(|sym| *sym)?;
+        let mtmd_batch_init = unsafe { __library.get(b"mtmd_batch_init\0") }.map(|sym| *sym)?;
+        let mtmd_batch_free = unsafe { __library.get(b"mtmd_batch_free\0") }.map(|sym| *sym)?;
+        let mtmd_batch_add_chunk = unsafe { __library.get(b"mtmd_batch_add_chunk\0") }.map(|sym| *sym)?;
+        let mtmd_batch_encode = unsafe { __library.get(b"mtmd_batch_encode\0") }.map(|sym| *sym)?;
+        let mtmd_batch_get_output_embd = unsafe { __library.get(b"mtmd_batch_get_output_embd\0") }.map(|sym| *sym)?;
         let mtmd_helper_log_set = unsafe { __library.get(b"mtmd_helper_log_set\0") }.map(|sym| *sym)?;
         let mtmd_helper_image_get_decoder_pos =
             unsafe { __library.get(b"mtmd_helper_image_get_decoder_pos\0") }.map(|sym| *sym)?;
@@ -812,8 +824,11 @@ impl Mtmd {
             mtmd_input_chunk_save,
             mtmd_input_chunk_load,
             mtmd_tokenize,
-            mtmd_encode_chunk,
-            mtmd_get_output_embd,
+            mtmd_batch_init,
+            mtmd_batch_free,
+            mtmd_batch_add_chunk,
+            mtmd_batch_encode,
+            mtmd_batch_get_output_embd,
             mtmd_helper_log_set,
             mtmd_helper_image_get_decoder_pos,
             mtmd_helper_decode_image_chunk,
@@ -1071,11 +1086,24 @@ impl Mtmd {
     ) -> i32 {
         unsafe { (self.mtmd_tokenize)(ctx, output, text, bitmaps, n_bitmaps) }
     }
-    pub unsafe fn mtmd_encode_chunk(&self, ctx: *mut mtmd_context, chunk: *const mtmd_input_chunk) -> i32 {
-        unsafe { (self.mtmd_encode_chunk)(ctx, chunk) }
+    pub unsafe fn mtmd_batch_init(&self, ctx: *mut mtmd_context) -> *mut mtmd_batch {
+        unsafe { (self.mtmd_batch_init)(ctx) }
     }
-    pub unsafe fn mtmd_get_output_embd(&self, ctx: *mut mtmd_context) -> *mut f32 {
-        unsafe { (self.mtmd_get_output_embd)(ctx) }
+    pub unsafe fn mtmd_batch_free(&self, batch: *mut mtmd_batch) {
+        unsafe { (self.mtmd_batch_free)(batch) }
+    }
+    pub unsafe fn mtmd_batch_add_chunk(&self, batch: *mut mtmd_batch, chunk: *const mtmd_input_chunk) -> i32 {
+        unsafe { (self.mtmd_batch_add_chunk)(batch, chunk) }
+    }
+    pub unsafe fn mtmd_batch_encode(&self, batch: *mut mtmd_batch) -> i32 {
+        unsafe { (self.mtmd_batch_encode)(batch) }
+    }
+    pub unsafe fn mtmd_batch_get_output_embd(
+        &self,
+        batch: *mut mtmd_batch,
+        chunk: *const mtmd_input_chunk,
+    ) -> *mut f32 {
+        unsafe { (self.mtmd_batch_get_output_embd)(batch, chunk) }
     }
     pub unsafe fn mtmd_helper_log_set(&self, log_callback: ggml_log_callback, user_data: *mut ::std::os::raw::c_void) {
         unsafe { (self.mtmd_helper_log_set)(log_callback, user_data) }

@@ -36,6 +36,8 @@ pub struct Prompt<'v> {
     pub units: Vec<Unit>,
     /// Of each unit that is a picture the place in `chunks`.
     places: HashMap<usize, usize>,
+    /// Units that were embedded together with one before them, until it is their turn.
+    ahead: HashMap<usize, Arc<Media>>,
     chunks: Option<Chunks<'v>>,
 }
 
@@ -50,7 +52,7 @@ impl<'v> Prompt<'v> {
             Some(vision) if !pictures.is_empty() => vision,
             _ => {
                 let units = model.tokenize(&job.prompt, true, true)?.into_iter().map(Unit::Token).collect();
-                return Ok(Prompt { units, places: HashMap::new(), chunks: None });
+                return Ok(Prompt { units, places: HashMap::new(), ahead: HashMap::new(), chunks: None });
             }
         };
         let (ids, pixels): (Vec<_>, Vec<_>) = pictures.into_iter().map(|p| (p.id, p.pixels)).unzip();
@@ -72,7 +74,7 @@ impl<'v> Prompt<'v> {
                 }
             }
         }
-        Ok(Prompt { units, places, chunks: Some(chunks) })
+        Ok(Prompt { units, places, ahead: HashMap::new(), chunks: Some(chunks) })
     }
 
     /// Tokens that it takes of the context.
@@ -80,20 +82,24 @@ impl<'v> Prompt<'v> {
         self.units.iter().map(Unit::tokens).sum()
     }
 
-    /// The picture that the unit at `index` is, embedded.
+    /// The picture that the unit at `index` is, embedded, together with those right behind it that are not `kept` if the
+    /// runtime takes them together.
     ///
     /// # Errors
     /// The runtime cannot encode it.
-    pub fn embed(&self, index: usize) -> Result<Arc<Media>, ApiError> {
-        let embedded = match (&self.chunks, self.places.get(&index)) {
-            (Some(chunks), Some(place)) => chunks.embedded(*place),
-            _ => Ok(None),
-        };
-        match embedded {
-            Ok(Some(Piece::Media(media))) => Ok(media),
-            Ok(_) => Err(ApiError::internal("a picture of the prompt is lost")),
-            Err(error) => Err(ApiError::internal(error.to_string())),
+    pub fn embed(&mut self, index: usize, kept: impl Fn(&PartKey) -> bool) -> Result<Arc<Media>, ApiError> {
+        if let Some(media) = self.ahead.remove(&index) {
+            return Ok(media);
         }
+        let lost = || ApiError::internal("a picture of the prompt is lost");
+        let chunks = self.chunks.as_ref().ok_or_else(lost)?;
+        let missing = |unit: &Unit| matches!(unit, Unit::Picture { key, .. } if !kept(key));
+        let behind = self.units.iter().skip(index + 1).take_while(|unit| missing(unit)).count();
+        let run = index..index + 1 + behind;
+        let places: Vec<usize> = run.clone().filter_map(|unit| self.places.get(&unit).copied()).collect();
+        let embedded = chunks.embedded(&places).map_err(|error| ApiError::internal(error.to_string()))?;
+        self.ahead.extend(run.zip(embedded));
+        self.ahead.remove(&index).ok_or_else(lost)
     }
 }
 
@@ -125,6 +131,10 @@ impl PictureCache {
         let (media, used) = self.parts.get_mut(key)?;
         *used = self.clock;
         Some(media.clone())
+    }
+
+    pub fn has(&self, key: &PartKey) -> bool {
+        self.parts.contains_key(key)
     }
 
     /// Keeps `media`, unless it alone is more than the cache may hold.

@@ -222,17 +222,17 @@ impl<'v> Scheduler<'v> {
         let (at, mut past) = (slot.held.len(), slot.past());
         let Some(running) = &mut slot.running else { return Ok(()) };
         let units = &running.prompt.units;
-        if let Some(unit @ Unit::Picture { key, .. }) = units.get(at) {
-            let media = match pictures.get(key) {
+        if let Some(&unit @ Unit::Picture { key, .. }) = units.get(at) {
+            let media = match pictures.get(&key) {
                 Some(media) => media,
                 None => {
-                    let media = running.prompt.embed(at)?;
-                    pictures.put(*key, media.clone());
+                    let media = running.prompt.embed(at, |key| pictures.has(key))?;
+                    pictures.put(key, media.clone());
                     media
                 }
             };
             let end = sequences.decode_media(*vision, &media, past, index as i32).map_err(failed)?;
-            slot.held.push((*unit, end));
+            slot.held.push((unit, end));
             return Ok(());
         }
         let text = units[at..].iter().map_while(|unit| if let Unit::Token(token) = unit { Some(*token) } else { None });

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""faults.py PROGRAM [--seed N] [--moments N] [--quick] [KIND ...]
+"""faults.py PROGRAM [--seed N] [--moments N] [--quick] [--cuda RUNTIME] [KIND ...]
 
 What goes wrong around a conversion, an evaluation or a server is done to them on the demo model: kinds are kills,
 disk, reads, readonly, two, memory, signals, names, clock, long and questions (all, if none is named). PROGRAM is mbq-convert. Every
 run must end in the very bytes of an undisturbed one, or in a message that names the file and leaves nothing half done.
 Mounts, other users and cgroups need root; without it those parts are skipped and said so. --quick is the part that
-the ordinary tests run.
+the ordinary tests run. --cuda calibrates and evaluates on a GPU, with the llama.cpp in the folder RUNTIME.
 """
 import argparse
 import contextlib
@@ -98,7 +98,7 @@ def evaluate(options, folder, *more, data=DEMO / "eval/questions.jsonl"):
     models = options.models
     return ["eval", models / "q.gguf", "--reference", models / "f.gguf", "--mmproj", models / "mmproj-f-f16.gguf", "--data",
             data, "--limit", "24", "--max-tokens", "8", "--resamples", "50", "--threads", "1", "--cache", folder / "cache",
-            "--json", folder / "e.json", "--quiet", *more]
+            "--json", folder / "e.json", "--quiet", *options.runtime, *more]
 
 
 def prepare(options):
@@ -633,7 +633,11 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--moments", type=int, default=20, help="kills of each command")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cuda", metavar="RUNTIME")
     options = parser.parse_args()
+    options.runtime = ["--runtime", os.path.abspath(options.cuda)] if options.cuda else []
+    if options.cuda:
+        CALIBRATED.extend([*options.runtime, "--device", "cuda"])
     unknown = set(options.kinds) - set(KINDS)
     if unknown:
         parser.error(f"kinds are {', '.join(KINDS)}")

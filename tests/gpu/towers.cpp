@@ -3,7 +3,8 @@
 //
 //   towers MODEL.gguf MMPROJ.gguf CALLS WIDTHxHEIGHT...
 //
-// Pictures are noise. Prints picture, tiles (chunks), tokens, median and least milliseconds of CALLS calls, and a sum over the
+// Tiles go together as libmtmd lets them; TOWERS_TOKENS are as many tokens as it takes at once (its default is 1024). Pictures
+// are noise. Prints picture, tiles (chunks), tokens, median and least milliseconds of CALLS calls, and a sum over the
 // embeddings, by which two builds are told apart.
 #include "llama.h"
 #include "mtmd.h"
@@ -32,6 +33,7 @@ int main(int argc, char ** argv) {
     mtmd_context_params settings = mtmd_context_params_default();
     settings.use_gpu = getenv("TOWERS_CPU") == nullptr;
     settings.print_timings = false;
+    if (const char * tokens = getenv("TOWERS_TOKENS")) settings.batch_max_tokens = atoi(tokens);
     mtmd_context * context = model ? mtmd_init_from_file(argv[2], model, settings) : nullptr;
     if (!context) {
         fprintf(stderr, "%s, %s: not loaded\n", argv[1], argv[2]);
@@ -56,12 +58,20 @@ int main(int argc, char ** argv) {
         for (int call = 0; call < calls + 2; call++) {
             tiles = tokens = 0, sum = 0;
             const double start = milliseconds();
+            std::vector<const mtmd_input_chunk *> images;
             for (size_t c = 0; c < mtmd_input_chunks_size(chunks); c++) {
                 const mtmd_input_chunk * chunk = mtmd_input_chunks_get(chunks, c);
-                if (mtmd_input_chunk_get_type(chunk) != MTMD_INPUT_CHUNK_TYPE_IMAGE) continue;
-                if (mtmd_encode_chunk(context, chunk) != 0) return 1;
-                tiles++, tokens += mtmd_input_chunk_get_n_tokens(chunk);
-                sum += mtmd_get_output_embd(context)[0];
+                if (mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_IMAGE) images.push_back(chunk);
+            }
+            while (tiles < images.size()) {
+                mtmd::batch_ptr batch(mtmd_batch_init(context));
+                const size_t first = tiles;
+                while (tiles < images.size() && mtmd_batch_add_chunk(batch.get(), images[tiles]) == 0) tiles++;
+                if (tiles == first || mtmd_batch_encode(batch.get()) != 0) return 1;
+                for (size_t i = first; i < tiles; i++) {
+                    tokens += mtmd_input_chunk_get_n_tokens(images[i]);
+                    sum += mtmd_batch_get_output_embd(batch.get(), images[i])[0];
+                }
             }
             if (call >= 2) times.push_back(milliseconds() - start); // two to warm up
         }

@@ -208,16 +208,51 @@ impl Chunks<'_> {
     /// A picture the runtime cannot encode.
     pub fn pieces(&self, embed: bool) -> Result<Vec<Piece>, EngineError> {
         // SAFETY: the chunks live as long as the list.
-        self.all().map(|chunk| unsafe { self.piece(chunk, embed) }).collect()
+        let mut pieces = self.all().map(|chunk| unsafe { self.piece(chunk) }).collect::<Result<Vec<_>, _>>()?;
+        let is_picture = |&i: &usize| embed && matches!(pieces[i], Piece::Media(_));
+        let pictures: Vec<usize> = (0..pieces.len()).filter(is_picture).collect();
+        let mut rest = pictures.as_slice();
+        while !rest.is_empty() {
+            let embedded = self.embedded(rest)?;
+            let (done, later) = rest.split_at(embedded.len());
+            done.iter().zip(embedded).for_each(|(&place, media)| pieces[place] = Piece::Media(media));
+            rest = later;
+        }
+        Ok(pieces)
     }
 
-    /// The part at place `index` of [`Self::pieces`], a picture embedded; none behind the last.
+    /// The pictures at the first of `places` of [`Self::pieces`], embedded: as many as the runtime takes together, at least
+    /// one.
     ///
     /// # Errors
-    /// A picture the runtime cannot encode.
-    pub fn embedded(&self, index: usize) -> Result<Option<Piece>, EngineError> {
-        // SAFETY: the chunk lives as long as the list.
-        self.all().nth(index).map(|chunk| unsafe { self.piece(chunk, true) }).transpose()
+    /// A picture the runtime cannot encode; there is none at the first place.
+    pub fn embedded(&self, places: &[usize]) -> Result<Vec<Arc<Media>>, EngineError> {
+        let Vision { model, ptr } = self.vision;
+        let lib = &model.runtime.lib;
+        let unreadable = || EngineError::Picture { path: self.path.clone(), log: take_log() };
+        let all: Vec<_> = self.all().collect();
+        let chunks: Vec<_> = places.iter().filter_map(|&place| all.get(place).copied()).collect();
+        // SAFETY: the chunks live as long as the list, the batch as long as its guard; the embedding of a chunk in it has
+        // n_embd_inp * n_tokens values (mtmd.h).
+        unsafe {
+            let batch = NonNull::new(lib.mtmd_batch_init(ptr.as_ptr())).ok_or_else(unreadable)?;
+            let _freed = Guard(batch, |batch| lib.mtmd_batch_free(batch));
+            let batch = batch.as_ptr();
+            let taken = chunks.iter().take_while(|&&chunk| lib.mtmd_batch_add_chunk(batch, chunk) == 0).count();
+            if taken == 0 || lib.mtmd_batch_encode(batch) != 0 {
+                return Err(unreadable());
+            }
+            let media = |&chunk| {
+                let values = lib.mtmd_batch_get_output_embd(batch, chunk);
+                if values.is_null() {
+                    return Err(unreadable());
+                }
+                let mut media = self.media(chunk)?;
+                media.embedding = std::slice::from_raw_parts(values, media.tokens * model.embedding_width()).to_vec();
+                Ok(Arc::new(media))
+            };
+            chunks[..taken].iter().map(media).collect()
+        }
     }
 
     /// For each part the id of its picture, empty for text.
@@ -235,19 +270,30 @@ impl Chunks<'_> {
 
     /// # Safety
     /// `chunk` must live.
-    unsafe fn piece(&self, chunk: *const sys::mtmd_input_chunk, embed: bool) -> Result<Piece, EngineError> {
-        let Vision { model, ptr } = self.vision;
-        let lib = &model.runtime.lib;
+    unsafe fn piece(&self, chunk: *const sys::mtmd_input_chunk) -> Result<Piece, EngineError> {
+        let lib = &self.vision.model.runtime.lib;
+        if !self.is_text(chunk) {
+            // SAFETY: the caller keeps the chunk.
+            return Ok(Piece::Media(Arc::new(unsafe { self.media(chunk) }?)));
+        }
+        let mut n = 0;
+        // SAFETY: the caller keeps the chunk; the size is the one the library gives.
+        let tokens = unsafe {
+            let tokens = lib.mtmd_input_chunk_get_tokens_text(chunk, &mut n);
+            if n == 0 { Vec::new() } else { std::slice::from_raw_parts(tokens, n).to_vec() }
+        };
+        Ok(Piece::Text(tokens))
+    }
+
+    /// A picture's part, not embedded.
+    ///
+    /// # Safety
+    /// `chunk` must live, and not be text.
+    unsafe fn media(&self, chunk: *const sys::mtmd_input_chunk) -> Result<Media, EngineError> {
+        let lib = &self.vision.model.runtime.lib;
         let unreadable = || EngineError::Picture { path: self.path.clone(), log: take_log() };
-        // SAFETY: the caller keeps the chunk; sizes are those the library gives; the embedding has n_embd_inp * n_tokens
-        // values (mtmd.h).
+        // SAFETY: the caller keeps the chunk; the size is the one the library gives.
         unsafe {
-            if self.is_text(chunk) {
-                let mut n = 0;
-                let tokens = lib.mtmd_input_chunk_get_tokens_text(chunk, &mut n);
-                let tokens = if n == 0 { Vec::new() } else { std::slice::from_raw_parts(tokens, n).to_vec() };
-                return Ok(Piece::Text(tokens));
-            }
             let mut size = 0;
             if lib.mtmd_input_chunk_save(chunk, ptr::null_mut(), 0, &mut size) != 0 {
                 return Err(unreadable());
@@ -256,19 +302,7 @@ impl Chunks<'_> {
             if lib.mtmd_input_chunk_save(chunk, layout.as_mut_ptr().cast(), size, &mut size) != 0 {
                 return Err(unreadable());
             }
-            let tokens = lib.mtmd_input_chunk_get_n_tokens(chunk);
-            let mut media = Media { layout, tokens, embedding: Vec::new() };
-            if embed {
-                if lib.mtmd_encode_chunk(ptr.as_ptr(), chunk) != 0 {
-                    return Err(unreadable());
-                }
-                let values = lib.mtmd_get_output_embd(ptr.as_ptr());
-                if values.is_null() {
-                    return Err(unreadable());
-                }
-                media.embedding = std::slice::from_raw_parts(values, tokens * model.embedding_width()).to_vec();
-            }
-            Ok(Piece::Media(Arc::new(media)))
+            Ok(Media { layout, tokens: lib.mtmd_input_chunk_get_n_tokens(chunk), embedding: Vec::new() })
         }
     }
 
