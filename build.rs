@@ -43,11 +43,23 @@ fn run() -> Result<()> {
     let tree = out_dir.join("llama.cpp");
     source::prepare(&manifest_dir, &tree)?;
     ggml_base::build(&tree, &out_dir)?;
+    #[cfg(feature = "cuda")]
+    cuda_kernels(&out_dir)?;
     #[cfg(feature = "bindgen")]
     bindings::generate(&tree, &manifest_dir, &out_dir)?;
     #[cfg(feature = "runtime")]
     runtime::build(&manifest_dir, &tree, &out_dir)?;
     Ok(())
+}
+
+/// Calibration's own kernels, for the GPU that candle's are compiled for.
+#[cfg(feature = "cuda")]
+fn cuda_kernels(out_dir: &std::path::Path) -> Result<()> {
+    let kernel = "src/calibrate/feedback/mbq3_levels.cu";
+    println!("cargo::rerun-if-changed={kernel}");
+    let builder = cudaforge::KernelBuilder::new().source_files([kernel]).args(["-std=c++17", "-O3"]);
+    let made = builder.build_ptx().and_then(|ptx| ptx.write(out_dir.join("cuda_kernels.rs")));
+    made.map_err(|e| format!("{kernel}: {e}"))
 }
 
 /// A path-valued variable that cargo sets for every build script.

@@ -5,6 +5,9 @@
 //! unit upper triangular and D diagonal. Then the error is the sum over columns k of D_k (t_k - v_k)^2 where
 //! `t_k = w_k + sum_{j<k} (w_j - v_j) M_jk`: rounding t_k, column by column, minimises each term in turn. Nothing is
 //! inverted, and what blocks of columns owe to those before them is one matrix product.
+#[cfg(feature = "cuda")]
+mod on_device;
+
 use super::columns::{Columns, RowPart};
 use crate::quant::levels::{Fit, Format, Halfs, Multiples};
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -297,6 +300,10 @@ pub fn round_rows(w: &Tensor, factor: &Factor, rows: &Factor, format: Format, fi
         bail!("{count} rows for a metric of {} outputs", rows.d.len());
     }
     let w = w.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if on_device::rounds(format, fit, w.device()) {
+        return on_device::round_rows(&w, factor, rows);
+    }
     let size = side_by_side(count);
     let m = rows.block_unit(size)?.to_device(w.device())?;
     let errors = Tensor::zeros((count, n), DType::F32, w.device())?;
@@ -332,6 +339,10 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
         bail!("rows of {n} weights for second moments of {} channels, in blocks of {group}", factor.d.len());
     }
     let w = w.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if on_device::rounds(format, fit, w.device()) {
+        return on_device::round(&w, factor);
+    }
     let errors = Tensor::zeros((rows, n), DType::F32, w.device())?;
     let mut codes = vec![0u8; rows * n];
     let mut halfs = vec![Halfs::default(); rows * n / group];

@@ -16,7 +16,7 @@ use crate::Error;
 use crate::events::{Event, Observer};
 use crate::random::Rng;
 use crate::text::head::Head;
-use crate::text::ops::each;
+use crate::text::ops::{Fast, each};
 use candle_core::{Result, Tensor};
 
 /// Samples that gradients are taken of, at most (their chunks whole).
@@ -73,6 +73,8 @@ impl OutputMoments {
         for layer in (0..layers).rev() {
             let block = model.block(layer)?;
             let xs = stored.pop();
+            // Directions of so few tokens are noisier than TF32's rounding.
+            let _fast = Fast::on(&block.norm1);
             let (mut down, mut o) = (None, None);
             for from in (0..chunks.len()).step_by(at_once) {
                 let count = at_once.min(chunks.len() - from);
@@ -115,6 +117,7 @@ fn forward(
     let mut stored: Vec<Stream> = Vec::new();
     for layer in 0..model.text.num_layers {
         let block = model.block(layer)?;
+        let _fast = Fast::on(&block.norm1);
         stored.push(sensitivity::forward(&block, layer, chunks, (stored.last().unwrap_or(inputs), 0), at_once)?);
         observer.event(Event::Advance { n: 1, detail: format!("block {layer} forward") });
     }

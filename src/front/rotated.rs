@@ -9,6 +9,7 @@ use crate::ggml::GgmlType;
 use crate::gguf::{PAIR_KEY, ROTATION_KEY};
 use crate::quant::rotate::Rotation;
 use crate::text::{self, Group, LinearName, Producer, TensorRole, TextConfig, Weights};
+use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -178,7 +179,14 @@ fn wrap<'a>(
         }
     }
     let shapes = source.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
-    let values = Rotated { inner: source.values, shapes, changes, rotation: rotation.clone(), last: Mutex::default() };
+    let values = Rotated {
+        inner: source.values,
+        shapes,
+        changes,
+        rotation: rotation.clone(),
+        last: Mutex::default(),
+        matrix: Mutex::default(),
+    };
     Ok(Source { metadata: source.metadata, tensors: source.tensors, values: Box::new(values) })
 }
 
@@ -189,6 +197,8 @@ struct Rotated<'a> {
     rotation: Arc<Rotation>,
     /// The writer that was read last: every row of it depends on the whole tensor.
     last: Mutex<Option<(String, Arc<Vec<f32>>)>>,
+    /// The rotation's matrix, on the device that asked for it.
+    matrix: Mutex<Option<Tensor>>,
 }
 
 impl Rotated<'_> {
@@ -203,6 +213,15 @@ impl Rotated<'_> {
         let values = Arc::new(self.rotation.writers(&self.inner.values(name, 0..n)?, cols));
         *last() = Some((name.into(), values.clone()));
         Ok(values)
+    }
+
+    fn matrix(&self, device: &Device) -> Result<Tensor, Error> {
+        let mut kept = self.matrix.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(matrix) = kept.as_ref().filter(|m| m.device().same_device(device)) {
+            return Ok(matrix.clone());
+        }
+        let n = self.rotation.len();
+        Ok(kept.insert(Tensor::from_vec(self.rotation.matrix(), (n, n), device)?).clone())
     }
 }
 
@@ -240,6 +259,26 @@ impl Tensors for Rotated<'_> {
 
     fn bytes(&self, name: &str) -> Option<(GgmlType, &[u8])> {
         if self.changes.contains_key(name) { None } else { self.inner.bytes(name) }
+    }
+
+    /// Multiplied by the whole matrix there, in f32: what is little work on a device, and the transform in f64 much on the CPU.
+    fn on_device(&self, name: &str, shape: &[usize], device: &Device) -> Result<Option<Tensor>, Error> {
+        let from = match self.changes.get(name) {
+            None => return self.inner.on_device(name, shape, device),
+            Some(Change::Reads { from, .. }) => from,
+            Some(Change::Writes) => name,
+            Some(Change::Ones) => return Ok(None),
+        };
+        let matrix = || self.matrix(device);
+        let found = if shape.len() == 2 { self.inner.on_device(from, shape, device)? } else { None };
+        let Some(w) = found else { return Ok(None) };
+        Ok(Some(match self.changes.get(name) {
+            Some(Change::Reads { gain: Some(gain), .. }) => {
+                w.broadcast_mul(&Tensor::new(&gain[..], device)?)?.matmul(&matrix()?)?
+            }
+            Some(Change::Reads { gain: None, .. }) => w.matmul(&matrix()?)?,
+            _ => matrix()?.t()?.matmul(&w)?,
+        }))
     }
 
     fn release(&self, name: &str) {
@@ -303,6 +342,7 @@ mod tests {
             changes: HashMap::from([("w".into(), Change::Writes)]),
             rotation: Arc::new(Rotation::new(rows, SEED)),
             last: Mutex::default(),
+            matrix: Mutex::default(),
         };
         let whole = rotated().values("w", 0..rows * cols).unwrap();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
@@ -313,5 +353,63 @@ mod tests {
             let read: Vec<Vec<f32>> = pool.install(|| (0..parts).into_par_iter().with_max_len(1).map(read).collect());
             assert_eq!(read.concat(), whole[..parts * some]);
         }
+    }
+
+    /// Halfs in a file.
+    struct Stored(Vec<u8>);
+
+    impl Tensors for Stored {
+        fn values(&self, _: &str, range: Range<usize>) -> Result<Vec<f32>, Error> {
+            Ok(range.map(|i| half::bf16::from_le_bytes([self.0[2 * i], self.0[2 * i + 1]]).to_f32()).collect())
+        }
+        fn bytes(&self, _: &str) -> Option<(GgmlType, &[u8])> {
+            Some((GgmlType::BF16, &self.0))
+        }
+        fn release(&self, _: &str) {}
+        fn path(&self, _: &str) -> &Path {
+            Path::new("stored")
+        }
+        fn origin<'n>(&'n self, name: &'n str) -> &'n str {
+            name
+        }
+        fn fingerprint(&self) -> String {
+            String::new()
+        }
+    }
+
+    /// The product with the whole matrix, as devices do it, is the transform: readers with and without a gain, writers, and
+    /// what is not rotated. Biases and norms are left to the CPU.
+    #[test]
+    fn devices_rotate_alike() {
+        let (rows, n) = (24, 56);
+        let bytes =
+            (0..rows * n).flat_map(|i| half::bf16::from_f32((i * 37 % 101) as f32 - 50.0).to_le_bytes()).collect();
+        let gain: Arc<[f32]> = (0..n).map(|i| 1.0 + i as f32 / 8.0).collect();
+        let shapes = [("plain", [rows, n]), ("gained", [rows, n]), ("writer", [n, rows]), ("other", [rows, n])];
+        let rotated = Rotated {
+            inner: Box::new(Stored(bytes)),
+            shapes: shapes.iter().map(|(name, shape)| ((*name).into(), shape.to_vec())).collect(),
+            changes: HashMap::from([
+                ("plain".into(), Change::Reads { from: "plain".into(), gain: None }),
+                ("gained".into(), Change::Reads { from: "gained".into(), gain: Some(gain) }),
+                ("writer".into(), Change::Writes),
+                ("bias".into(), Change::Writes),
+                ("norm".into(), Change::Ones),
+            ]),
+            rotation: Arc::new(Rotation::new(n, SEED)),
+            last: Mutex::default(),
+            matrix: Mutex::default(),
+        };
+        for (name, shape) in shapes {
+            let there = rotated.on_device(name, &shape, &Device::Cpu).unwrap().unwrap();
+            let there: Vec<f32> = there.flatten_all().unwrap().to_vec1().unwrap();
+            let here = rotated.values(name, 0..rows * n).unwrap();
+            let size = here.iter().fold(0f32, |a, b| a.max(b.abs()));
+            // Sums of 56 in f32.
+            let off = there.iter().zip(&here).fold(0f32, |a, (x, y)| a.max((x - y).abs()));
+            assert!(size >= 50.0 && off < 2e-6 * size, "{name}: {off} of {size}");
+        }
+        assert!(rotated.on_device("bias", &[n], &Device::Cpu).unwrap().is_none());
+        assert!(rotated.on_device("norm", &[n], &Device::Cpu).unwrap().is_none());
     }
 }

@@ -50,6 +50,20 @@ pub trait Tensors: Sync {
     /// The tensor as it lies on disk (little-endian, row-major) and its type there, where its rows lie in order.
     fn bytes(&self, name: &str) -> Option<(GgmlType, &[u8])>;
 
+    /// The whole tensor on `device`, f32, where it can be made there of halfs: half of the bytes on the way. Whether its
+    /// values are finite is not looked at.
+    ///
+    /// # Errors
+    /// It does not fit the device.
+    fn on_device(&self, name: &str, shape: &[usize], device: &Device) -> Result<Option<Tensor>, Error> {
+        let (dtype, bytes) = match self.bytes(name) {
+            Some((GgmlType::F16, bytes)) => (DType::F16, bytes),
+            Some((GgmlType::BF16, bytes)) => (DType::BF16, bytes),
+            _ => return Ok(None),
+        };
+        Ok(Some(Tensor::from_raw_buffer(bytes, dtype, shape, device)?.to_dtype(DType::F32)?))
+    }
+
     /// Says that the tensor will not be read again soon. Reading it again is allowed.
     fn release(&self, name: &str);
 
@@ -122,16 +136,12 @@ impl text::Weights for Source<'_> {
         Ok(values)
     }
 
-    /// On an accelerator halfs are widened there: half of the bytes on the way.
+    /// On an accelerator halfs are widened there.
     fn tensor(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Error> {
         self.checked(name, shape)?;
-        let half = |(ty, bytes)| match ty {
-            GgmlType::F16 => Some((DType::F16, bytes)),
-            GgmlType::BF16 => Some((DType::BF16, bytes)),
-            _ => None,
-        };
-        if let (false, Some((dtype, bytes))) = (device.is_cpu(), self.values.bytes(name).and_then(half)) {
-            let t = Tensor::from_raw_buffer(bytes, dtype, shape, device)?.to_dtype(DType::F32)?;
+        if !device.is_cpu()
+            && let Some(t) = self.values.on_device(name, shape, device)?
+        {
             // Zero times a number that is not finite is none.
             let finite = (&t * 0.0)?.sum(D::Minus1)?.sum_all()?.to_scalar::<f32>()? == 0.0;
             self.values.release(name);

@@ -8,6 +8,8 @@
 //! Q is a Hadamard matrix times an orthonormal cosine transform (for what is odd in the width), columns' signs drawn at
 //! random: no matrix is stored, and a row of n weights is rotated in O(n log n).
 use crate::random::Rng;
+use pulp::NullaryFnOnce;
+use rayon::prelude::*;
 use std::f64::consts::PI;
 
 /// An orthogonal matrix of `n` rows.
@@ -45,12 +47,22 @@ impl Rotation {
 
     /// x Q, in place. `x` is as wide as the matrix.
     pub fn apply(&self, x: &mut [f64]) {
+        self.transform::<1>(x.as_chunks_mut().0);
+    }
+
+    /// The same of L vectors, an entry of each beside one another.
+    #[inline(always)]
+    fn transform<const L: usize>(&self, x: &mut [[f64; L]]) {
         let (n, m) = (self.len(), self.odd);
-        x.iter_mut().zip(&self.signs).for_each(|(x, s)| *x *= s);
-        let mut part = vec![0.0; m];
+        let each = |x: &mut [f64; L], by: f64| x.iter_mut().for_each(|x| *x *= by);
+        x.iter_mut().zip(&self.signs).for_each(|(x, &s)| each(x, s));
+        let mut part = vec![[0.0; L]; m];
         for x in x.chunks_exact_mut(m) {
             for (p, row) in part.iter_mut().zip(self.cosines.chunks_exact(m)) {
-                *p = row.iter().zip(x.iter()).map(|(c, x)| c * x).sum();
+                *p = [0.0; L];
+                for (c, x) in row.iter().zip(x.iter()) {
+                    p.iter_mut().zip(x).for_each(|(p, x)| *p += c * x);
+                }
             }
             x.copy_from_slice(&part);
         }
@@ -59,46 +71,86 @@ impl Rotation {
         while half < n {
             for pair in x.chunks_exact_mut(2 * half) {
                 let (a, b) = pair.split_at_mut(half);
-                for (a, b) in a.iter_mut().zip(b) {
+                for (a, b) in a.iter_mut().flatten().zip(b.iter_mut().flatten()) {
                     (*a, *b) = (*a + *b, *a - *b);
                 }
             }
             half *= 2;
         }
         let scale = 1.0 / ((n / m) as f64).sqrt();
-        x.iter_mut().for_each(|x| *x *= scale);
+        x.iter_mut().for_each(|x| each(x, scale));
+    }
+
+    /// The matrix, row by row.
+    pub fn matrix(&self) -> Vec<f32> {
+        let n = self.len();
+        let mut rows = vec![0f32; n * n];
+        rows.par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+            let mut x = vec![0.0; n];
+            x[i] = 1.0;
+            self.apply(&mut x);
+            row.iter_mut().zip(x).for_each(|(v, x)| *v = x as f32);
+        });
+        rows
     }
 
     /// W Q of `[rows, n]`: what reads from the stream. `gain` is the norm's before it.
     pub fn readers(&self, w: &mut [f32], gain: Option<&[f32]>) {
-        use rayon::prelude::*;
-        w.par_chunks_mut(self.len()).for_each(|row| {
-            let mut x: Vec<f64> = row.iter().map(|&v| f64::from(v)).collect();
-            if let Some(gain) = gain {
-                x.iter_mut().zip(gain).for_each(|(x, &g)| *x *= f64::from(g));
+        let n = self.len();
+        w.par_chunks_mut(n * SIDE).for_each(|rows| {
+            let mut x = vec![[0.0; SIDE]; n];
+            for (side, row) in rows.chunks_exact(n).enumerate() {
+                match gain {
+                    None => x.iter_mut().zip(row).for_each(|(x, &v)| x[side] = f64::from(v)),
+                    Some(gain) => x.iter_mut().zip(row).zip(gain).for_each(|((x, &v), &g)| {
+                        x[side] = f64::from(v) * f64::from(g);
+                    }),
+                }
             }
-            self.apply(&mut x);
-            row.iter_mut().zip(x).for_each(|(v, x)| *v = x as f32);
+            pulp::Arch::new().dispatch(Transform(self, &mut x));
+            for (side, row) in rows.chunks_exact_mut(n).enumerate() {
+                row.iter_mut().zip(&x).for_each(|(v, x)| *v = x[side] as f32);
+            }
         });
     }
 
     /// Q^T W of `[n, cols]`: what writes to the stream.
     pub fn writers(&self, w: &[f32], cols: usize) -> Vec<f32> {
-        use rayon::prelude::*;
         let n = self.len();
-        let columns: Vec<Vec<f64>> = (0..cols)
+        // Columns side by side, `[n, SIDE]` each time.
+        let done: Vec<Vec<[f32; SIDE]>> = (0..cols)
             .into_par_iter()
-            .map(|j| {
-                let mut x: Vec<f64> = (0..n).map(|i| f64::from(w[i * cols + j])).collect();
-                self.apply(&mut x);
-                x
+            .step_by(SIDE)
+            .map(|start| {
+                let len = SIDE.min(cols - start);
+                let mut x = vec![[0.0; SIDE]; n];
+                for (x, row) in x.iter_mut().zip(w.chunks_exact(cols)) {
+                    x.iter_mut().zip(&row[start..start + len]).for_each(|(x, &v)| *x = f64::from(v));
+                }
+                pulp::Arch::new().dispatch(Transform(self, &mut x));
+                x.iter().map(|x| x.map(|x| x as f32)).collect()
             })
             .collect();
         let mut out = vec![0f32; n * cols];
-        out.par_chunks_mut(cols).enumerate().for_each(|(i, row)| {
-            row.iter_mut().zip(&columns).for_each(|(v, x)| *v = x[i] as f32);
+        out.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| {
+            row.chunks_mut(SIDE).zip(&done).for_each(|(row, done)| row.copy_from_slice(&done[i][..row.len()]));
         });
         out
+    }
+}
+
+/// Vectors that are rotated side by side.
+const SIDE: usize = 8;
+
+/// [`Rotation::transform`] for the widest vectors that the processor has; a closure may not be inlined there.
+struct Transform<'a>(&'a Rotation, &'a mut [[f64; SIDE]]);
+
+impl NullaryFnOnce for Transform<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        self.0.transform(self.1);
     }
 }
 
@@ -150,6 +202,31 @@ mod tests {
         for (a, b) in before.iter().zip(&after) {
             // Both factors were rounded to f32, sums of 24 products of up to 100.
             assert!((a - b).abs() < 2e-3, "{a} {b}");
+        }
+    }
+
+    /// Rows and columns that are rotated side by side have the bits of those that are rotated alone, the last ones too.
+    #[test]
+    fn side_by_side_is_one_by_one() {
+        for n in [12, 64, 56] {
+            let (q, count) = (Rotation::new(n, 3), 2 * SIDE + 3);
+            let w: Vec<f32> = (0..n * count).map(|i| (i * 37 % 101) as f32 / 7.0 - 6.0).collect();
+            let gain: Vec<f32> = (0..n).map(|i| 1.0 + i as f32 / 9.0).collect();
+            let alone = |x: Vec<f64>| -> Vec<f32> {
+                let mut x = x;
+                q.apply(&mut x);
+                x.into_iter().map(|x| x as f32).collect()
+            };
+            let mut rows = w.clone();
+            q.readers(&mut rows, Some(&gain));
+            for (row, was) in rows.chunks(n).zip(w.chunks(n)) {
+                assert_eq!(row, alone(was.iter().zip(&gain).map(|(&v, &g)| f64::from(v) * f64::from(g)).collect()));
+            }
+            let columns = q.writers(&w, count);
+            for j in 0..count {
+                let of = |w: &[f32]| -> Vec<f32> { (0..n).map(|i| w[i * count + j]).collect() };
+                assert_eq!(of(&columns), alone(of(&w).into_iter().map(f64::from).collect()));
+            }
         }
     }
 }
