@@ -165,11 +165,14 @@ impl Factor {
         let b = b.contiguous()?;
         let m = self.m.to_device(device)?;
         let x = Tensor::zeros(b.shape(), b.dtype(), device)?;
-        let corner = |start: usize, len: usize| -> Result<Tensor> {
-            let corner = m.narrow(0, start, len)?.narrow(1, start, len)?.to_dtype(DType::F64)?;
-            let inverse = invert_upper(&corner.flatten_all()?.to_vec1::<f64>()?, len);
-            Tensor::from_vec(inverse, (len, len), device)?.to_dtype(DType::F32)
+        let starts: Vec<usize> = (0..n).step_by(BLOCK).collect();
+        let inverse = |&start: &usize| -> Vec<f32> {
+            let len = BLOCK.min(n - start);
+            let corner: Vec<f64> = self.corner(start, len).into_iter().map(f64::from).collect();
+            invert_upper(&corner, len).into_iter().map(|v| v as f32).collect()
         };
+        let inverses: Vec<Vec<f32>> = starts.par_iter().map(inverse).collect();
+        let corner = |start: usize, len: usize| Tensor::from_slice(&inverses[start / BLOCK], (len, len), device);
         // Y M^T = B, from the last block; then Y D^-1 -> Y; then X M = Y, from the first.
         for start in (0..n).step_by(BLOCK).rev() {
             let (len, end) = (BLOCK.min(n - start), (start + BLOCK).min(n));

@@ -8,6 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaStorage, WrapErr};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
 mod ptx {
     include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
@@ -108,9 +109,12 @@ impl<'f> Corners<'f> {
 fn coded(numbers: &Tensor) -> Result<Coded> {
     let rows = numbers.dim(0)?;
     let found: Vec<f32> = numbers.flatten_all()?.to_vec1()?;
-    let blocks = found.chunks_exact(NUMBERS);
+    let blocks = found.par_chunks_exact(NUMBERS);
     let halfs: Vec<Halfs> = blocks.clone().map(|b| Halfs { d: b[N / 4], m: b[N / 4 + 1] }).collect();
-    let codes = blocks.flat_map(|b| b[..N / 4].iter().flat_map(|four| four.to_bits().to_le_bytes())).collect();
+    let mut codes = vec![0; halfs.len() * N];
+    codes.par_chunks_exact_mut(N).zip(blocks).for_each(|(codes, block)| {
+        codes.as_chunks_mut().0.iter_mut().zip(block).for_each(|(four, bits)| *four = bits.to_bits().to_le_bytes());
+    });
     let multiples = vec![Multiples::default(); halfs.len()];
     Ok(Coded { format: Format::Simple(Simple::Mbq3), rows, codes, halfs, multiples })
 }
@@ -192,6 +196,25 @@ mod tests {
             .broadcast_mul(&Tensor::new(size, &Device::Cpu).unwrap())
             .unwrap();
         (w, x.t().unwrap().matmul(&x).unwrap())
+    }
+
+    /// Codes and levels of two rows of two blocks, as the kernel leaves them.
+    #[test]
+    fn numbers_are_taken_apart() {
+        let four = |r: usize, block: usize, i: usize| -> [u8; 4] {
+            std::array::from_fn(|j| ((r + block + 4 * i + j) % 8) as u8)
+        };
+        let block = |r: usize, block: usize| -> Vec<f32> {
+            let codes = (0..N / 4).map(|i| f32::from_bits(u32::from_le_bytes(four(r, block, i))));
+            codes.chain([0.5 + r as f32, -1.0 - block as f32]).collect()
+        };
+        let all: Vec<f32> = (0..4).flat_map(|i| block(i / 2, i % 2)).collect();
+        let coded = coded(&Tensor::from_vec(all, (2, 2 * NUMBERS), &Device::Cpu).unwrap()).unwrap();
+        assert_eq!((coded.rows, coded.codes.len(), coded.halfs.len()), (2, 4 * N, 4));
+        for (at, &code) in coded.codes.iter().enumerate() {
+            assert_eq!(usize::from(code), (at / (2 * N) + at / N % 2 + at % N) % 8, "{at}");
+        }
+        assert_eq!(coded.halfs[2], Halfs { d: 1.5, m: -1.0 });
     }
 
     /// The device's errors are those of the CPU's search, over columns and over rows, and codes and levels are what they come
