@@ -4,9 +4,10 @@ mod common;
 mod tiny;
 
 use common::compared::{Bounds, agrees, flattened, goldens, load, picture};
+use common::served::{Served, picture as about_picture, program};
 use mbq_convert::gguf::GgufFile;
 use mbq_convert::image::Rgb;
-use mbq_convert::runtime::engine::Runtime;
+use mbq_convert::runtime::engine::{Piece, Runtime};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use tiny::card::carded;
@@ -369,6 +370,51 @@ fn the_runtime_computes_what_transformers_does() {
         ids.retain(|id| *id != 302);
         assert_eq!(ids, [259, 300, 301, 258], "{llm}");
         agrees(&runtime, &file, &vision, &pieces, (llm, &goldens[llm]), Bounds { embedding: 5e-4, kl: 1e-6 });
+        // Tiles are encoded together; from any of them on they are the same.
+        let tiles: Vec<usize> = (0..pieces.len()).filter(|&i| matches!(pieces[i], Piece::Media(_))).collect();
+        let later = chunks.embedded(&tiles[2..]).unwrap();
+        assert_eq!((tiles.len(), later.len()), (7, 5), "{llm}");
+        for (media, &place) in later.iter().zip(&tiles[2..]) {
+            let Piece::Media(same) = &pieces[place] else { panic!("{place}") };
+            assert!(media.layout == same.layout && media.embedding.len() == same.embedding.len(), "{llm} {place}");
+            // Of values about 1, by products of other widths.
+            assert!(media.embedding.iter().zip(&same.embedding).all(|(a, b)| (a - b).abs() < 1e-5), "{llm} {place}");
+        }
+    }
+}
+
+/// Several tiles in each of two pictures, with and without room to keep them: the answer of `chat`.
+#[test]
+fn a_server_answers_as_chat() {
+    if common::runtime_dir().is_none() {
+        return;
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let ([model, _], _) = pair(parent.path(), "qwen2", Nested);
+    let names = ["pictures/red-star.png", "pictures/blue-heart.png"];
+    let asked = |first: usize| -> String {
+        let mut command = program("chat");
+        command.arg(&model);
+        for name in [names[first], names[1 - first]] {
+            command.arg("--image").arg(common::root().join("demo").join(name));
+        }
+        let done =
+            command.args(["-p", "hello", "--", "--temp", "0", "-n", "24", "-t", "1", "-c", "512"]).output().unwrap();
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        text(&done.stdout).trim().into()
+    };
+    let wanted = [asked(0), asked(1)];
+    assert!(wanted[0] != wanted[1] && !wanted[0].is_empty(), "the pictures' order makes no difference: {wanted:?}");
+    for room in ["64M", "0"] {
+        let served = Served::of(&model, &["--picture-cache", room]);
+        for _ in 0..2 {
+            for (first, wanted) in wanted.iter().enumerate() {
+                let content = json!([about_picture(names[first]), about_picture(names[1 - first]), {"type": "text", "text": "hello"}]);
+                let body =
+                    json!({"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 24});
+                assert_eq!(served.chat(&body).text().trim(), wanted, "{room} {first}");
+            }
+        }
     }
 }
 

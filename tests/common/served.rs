@@ -80,14 +80,19 @@ pub fn program(command: &str) -> Command {
 impl Served {
     /// Serves the demo model; none without a runtime.
     pub fn start(args: &[&str]) -> Option<Self> {
+        Some(Self::of(demo()?, args))
+    }
+
+    /// Serves `model`.
+    pub fn of(model: &Path, args: &[&str]) -> Self {
         let mut command = program("serve");
-        command.arg(demo()?).args(["--port", "0", "--no-browser", "--threads", "1"]).args(args);
+        command.arg(model).args(["--port", "0", "--no-browser", "--threads", "1"]).args(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).env_remove("MBQ_API_KEY").spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim();
         let address = url.strip_prefix("http://").unwrap_or_else(|| panic!("it did not start: {line:?}")).to_owned();
-        Some(Served { child, address })
+        Served { child, address }
     }
 
     pub fn connect(&self) -> TcpStream {
