@@ -43,14 +43,36 @@ fn a_slice_of_mutants() {
     let mut kinds = vec![("convert,inspect,requantize,publish", "60")];
     kinds.extend(runtime_dir().map(|_| ("chat,eval,serve", "12")));
     for (kinds, count) in kinds {
-        let mut command = Command::new("python3");
-        command.arg(root().join("tests/bench/mutants.py")).arg(env!("CARGO_BIN_EXE_mbq-convert")).arg(folder.path());
-        command.args(["--only", kinds, "--count", count]);
-        match command.output() {
-            Ok(done) => assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr)),
-            Err(e) => return eprintln!("skipped: python3: {e}"),
-        }
+        mutants(folder.path(), kinds, count);
     }
+}
+
+/// Runs a script of tests/bench; a machine may have no Python.
+fn python(script: &str, arguments: &[&std::ffi::OsStr]) {
+    match Command::new("python3").arg(root().join("tests/bench").join(script)).args(arguments).output() {
+        Ok(done) => assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr)),
+        Err(e) => eprintln!("skipped: python3: {e}"),
+    }
+}
+
+fn mutants(folder: &Path, kinds: &str, count: &str) {
+    let program = env!("CARGO_BIN_EXE_mbq-convert").as_ref();
+    python(
+        "mutants.py",
+        &[program, folder.as_ref(), "--only".as_ref(), kinds.as_ref(), "--count".as_ref(), count.as_ref()],
+    );
+}
+
+/// The same of published metadata, with small sizes and zeros for weights. Skipped unless MBQ_SHARED names a folder with
+/// `published/`.
+#[test]
+fn a_slice_of_published_metadata() {
+    let Some(shared) = std::env::var_os("MBQ_SHARED") else {
+        return eprintln!("skipped: MBQ_SHARED does not name the folder of published metadata");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    python("published.py", &[Path::new(&shared).join("published").as_ref(), folder.path().as_ref()]);
+    mutants(folder.path(), "convert", "120");
 }
 
 /// A tower of one block, 8 wide, 2x2 patches of 4, changed by `edit`: what `assumed::check` says of it.
@@ -169,6 +191,28 @@ fn biases_that_only_some_have() {
     assert_eq!(with(&[&linears[..], &["mm.2.bias"]].concat()), Ok(()));
     assert_eq!(with(&linears[..2]), Ok(()));
     assert!(with(&linears).unwrap_err().contains("`mm.2.bias` is missing"));
+}
+
+#[test]
+fn tensors_that_clip_does_not_read() {
+    let with = |name: &str| checked_with(|_| (), &[], &[name]);
+    for name in ["v.patch_embd.bias", "v.post_ln.bias", "mm.a.fc.weight", "t.blk.0.ln1.bias"] {
+        assert_eq!(with(name), Ok(()), "{name}");
+    }
+    for name in [
+        "v.patch_embd.biasx",
+        "v.patch_embd.bia3",
+        "w.patch_embd.bias",
+        "v.blk.x.ln1.bias",
+        "mm.9.weight",
+        "v.deepstack.0.fc3.bias",
+    ] {
+        assert!(with(name).unwrap_err().contains(&format!("`{name}` is none that llama.cpp reads")), "{name}");
+    }
+    let other = |h: &mut Header| {
+        h.metadata.set("clip.projector_type", "pixtral");
+    };
+    assert_eq!(checked_with(other, &[], &["v.patch_embd.biasx"]), Ok(()), "another tower's names are not known");
 }
 
 #[test]

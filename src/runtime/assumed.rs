@@ -73,6 +73,7 @@ pub fn check(file: &GgufFile) -> Result<(), ReadError> {
             .and_then(|()| relations(file))
             .and_then(|()| tower(file))
             .and_then(|()| siblings(file))
+            .and_then(|()| unread(file))
             .map_err(unfit)?;
     }
     Ok(())
@@ -279,6 +280,46 @@ fn siblings(file: &GgufFile) -> Found {
         Some(bias) if !there.is_empty() => Err(format!("tensor `{bias}` is missing; `{}` is there", there[0])),
         _ => Ok(()),
     }
+}
+
+/// Tensors that clip.cpp asks for under no name: it leaves out an optional one whose name is damaged.
+fn unread(file: &GgufFile) -> Found {
+    let kind = file.metadata.str("clip.projector_type").unwrap_or_default();
+    match file.tensors.iter().find(|t| PLAIN.contains(&kind) && !is_read(&t.name)) {
+        Some(t) => Err(format!("tensor `{}` is none that llama.cpp reads of a vision file of the kind {kind}", t.name)),
+        None => Ok(()),
+    }
+}
+
+/// Whether a tensor's name is one that clip.cpp has for the projectors of [`PLAIN`].
+fn is_read(name: &str) -> bool {
+    #[rustfmt::skip]
+    const BLOCK: [&str; 17] = [
+        "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "attn_q_norm", "attn_k_norm", "attn_post_norm",
+        "ln1", "ln2", "ls1", "ls2", "out_scale", "ffn_up", "ffn_gate", "ffn_down", "ffn_post_norm",
+    ];
+    #[rustfmt::skip]
+    const OUTSIDE: [&str; 14] = [
+        "v.patch_embd", "v.pre_ln", "v.post_ln", "mm.0", "mm.1", "mm.2", "mm.3", "mm.4", "mm.model.mlp.0",
+        "mm.model.mlp.1", "mm.model.mlp.3", "mm.model.fc", "mm.input_projection", "mm.soft_emb_norm",
+    ];
+    // The last is LLaVA-NeXT's of older converters.
+    const WHOLE: [&str; 5] =
+        ["v.class_embd", "v.position_embd.weight", "v.patch_embd.weight.1", "v.image_newline", "model.image_newline"];
+    // The text half of a CLIP, and towers for sound: not of pictures.
+    const OTHERS: [&str; 5] = ["t.", "a.", "mm.a.", "text_projection", "visual_projection"];
+    let part_of = |group: &str| {
+        let (number, part) = name.strip_prefix(group)?.split_once('.')?;
+        number.parse::<u32>().is_ok().then_some(part)
+    };
+    let one_of = |part: &str, names: &[&str]| {
+        part.strip_suffix(".weight").or(part.strip_suffix(".bias")).is_some_and(|part| names.contains(&part))
+    };
+    WHOLE.contains(&name)
+        || OTHERS.iter().any(|start| name.starts_with(start))
+        || one_of(name, &OUTSIDE)
+        || part_of("v.blk.").is_some_and(|part| one_of(part, &BLOCK))
+        || part_of("v.deepstack.").is_some_and(|part| one_of(part, &["norm", "fc1", "fc2"]))
 }
 
 /// Whether a tensor takes patches that are merged already.

@@ -207,7 +207,7 @@ class Campaign:
             run = Run([self.arguments.program, *command, *runtime], dir, self.environment | {"TMPDIR": str(temporary)},
                       b"http://" if kind == "serve" else None, 120 if kind == "calibrate" else SECONDS)
             faults = run.faults(names)
-            outputs = {"o.gguf", "mmproj-o-f16.gguf", "mmproj-o.gguf", "o.mbq.json", "e.json", "page"}
+            outputs = {"o.gguf", "mmproj-o-f16.gguf", "mmproj-o-f32.gguf", "mmproj-o.gguf", "o.mbq.json", "e.json", "page"}
             faults += left(out, outputs if run.status == 0 else set()) + left(temporary, set())
             line = {"kind": kind, "number": number, "what": what, "status": run.status, "faults": faults,
                     "seconds": round(run.seconds, 2), "mib": run.resident >> 20, "error": run.error[-600:]}
