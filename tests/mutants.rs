@@ -203,7 +203,7 @@ fn tensors_that_clip_does_not_read() {
         "v.patch_embd.biasx",
         "v.patch_embd.bia3",
         "w.patch_embd.bias",
-        "v.blk.x.ln1.bias",
+        "v.blk.0.attn_r.bias",
         "mm.9.weight",
         "v.deepstack.0.fc3.bias",
     ] {
