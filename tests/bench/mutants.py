@@ -204,7 +204,7 @@ class Campaign:
             runtime = ["--runtime", self.arguments.runtime] if self.arguments.runtime else []
             temporary = dir / "tmp"
             temporary.mkdir()
-            run = Run([self.arguments.program, *command, *runtime], dir, self.environment | {"TMPDIR": str(temporary)},
+            run = Run([self.arguments.program, *runtime, *command], dir, self.environment | {"TMPDIR": str(temporary)},
                       b"http://" if kind == "serve" else None, 120 if kind == "calibrate" else SECONDS)
             faults = run.faults(names)
             outputs = {"o.gguf", "mmproj-o-f16.gguf", "mmproj-o-f32.gguf", "mmproj-o.gguf", "o.mbq.json", "e.json", "page"}
