@@ -166,6 +166,7 @@ fn keys_of_a_language_model_that_llama_would_not_survive() {
     refused("tokenizer.ggml.eos_token_id", 2u32.into());
     refused("tokenizer.ggml.scores", Value::Array([0f32].as_slice().into()));
     refused("qwen2.block_count", u32::MAX.into());
+    refused("qwen2.n_deepstack_layers", 1u32.into());
     refused("qwen2.rope.dimension_count", 6u32.into());
     refused("qwen2.rope.dimension_count", 3u32.into());
     let split = |model: &str, pre: Option<&str>| {

@@ -397,6 +397,8 @@ fn what_the_runtime_cannot_do_is_refused() {
         |j| j["vision_config"]["deepstack_visual_indexes"] = json!([2, 0]),
         &["deepstack_visual_indexes"],
     );
+    // As many as blocks: llama.cpp would end the program.
+    refused(three, Published, |j| j["text_config"]["num_hidden_layers"] = 2.into(), &["deepstack_visual_indexes"]);
     refused(
         two,
         Published,

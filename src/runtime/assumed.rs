@@ -134,6 +134,15 @@ fn text(file: &GgufFile) -> Found {
     if let Some(blocks) = size("block_count").filter(|blocks| !(1..=512).contains(blocks)) {
         return Err(format!("{}.block_count is {blocks}, not from 1 to 512", file.architecture()));
     }
+    // Features of the tower are added behind blocks, but not behind the last, where only the tokens that are asked for are left.
+    if let (Some(deep), Some(blocks)) = (size("n_deepstack_layers"), size("block_count"))
+        && deep >= blocks
+    {
+        return Err(format!(
+            "{}.n_deepstack_layers is {deep}, not less than block_count {blocks}",
+            file.architecture()
+        ));
+    }
     let head =
         size("embedding_length").zip(size("attention.head_count")).and_then(|(width, heads)| width.checked_div(heads));
     match (size("rope.dimension_count"), size("attention.key_length").or(head)) {

@@ -8,7 +8,7 @@ Where a repository's tokenizer.json is not there, its added tokens go into anoth
 import json, re, shutil, struct, sys
 from pathlib import Path
 
-HIDDEN, HEADS, KV, INNER, LAYERS, TOWER, TOWER_INNER = 128, 2, 1, 128, 2, 64, 128
+HIDDEN, HEADS, KV, INNER, LAYERS, TOWER, TOWER_INNER = 128, 2, 1, 128, 3, 64, 128
 KEPT = 2000  # tokens of a vocabulary, before the added ones
 QWEN, LLAVA, SMOL = "Qwen--Qwen3-tokenizer", "llava-hf--llava-1.5-7b-hf", "HuggingFaceTB--SmolVLM-256M-Instruct"
 # Of each: whose index (or how the names are made) and whose tokenizer.
