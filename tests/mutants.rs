@@ -114,6 +114,7 @@ fn checked_with(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])], more: &
             name if name.ends_with("weight") => &[8, 8],
             _ => &[8],
         };
+        let shape = shapes.iter().find(|(n, _)| n == name).map_or(shape, |(_, shape)| shape);
         header.add_tensor(name, GgmlType::F32, shape).unwrap();
     }
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -230,4 +231,14 @@ fn shapes_that_are_not_the_towers() {
     }
     // As older converters have it.
     assert_eq!(checked(|_| (), &[("v.blk.0.ffn_up.weight", &[16, 8])]), Ok(()));
+    // Without the key clip.cpp merges nothing.
+    let internvl = |merge: Option<u32>| {
+        let header = |h: &mut Header| {
+            h.metadata.set("clip.projector_type", "internvl");
+            merge.into_iter().for_each(|n| drop(h.metadata.set("clip.vision.projector.scale_factor", n)));
+        };
+        checked_with(header, &[("mm.model.mlp.0.weight", &[32])], &["mm.model.mlp.0.weight"])
+    };
+    assert_eq!(internvl(Some(2)), Ok(()));
+    assert!(internvl(None).unwrap_err().contains("mm.model.mlp.0.weight"));
 }

@@ -102,6 +102,10 @@ fn layout(file: &GgufFile) -> Found {
         if t.name.is_empty() || t.name.len() > 63 {
             return Err(format!("tensor `{}` has a name of {} bytes, not 1 to 63", t.name, t.name.len()));
         }
+        // gguf.cpp makes an enumerator of it before it looks.
+        if t.type_id > 255 {
+            return Err(format!("tensor `{}` has type {}", t.name, t.type_id));
+        }
         if t.elements() == 0 || t.shape.iter().any(|d| *d > BIG as usize) {
             return Err(format!("tensor `{}` has the shape {:?}", t.name, t.shape));
         }
@@ -244,7 +248,9 @@ fn tower(file: &GgufFile) -> Found {
             "clip.vision.projector.scale_factor {merge} does not divide the {cells} patches of a side"
         ));
     }
-    let rows = width * size("spatial_merge_size").or(size("projector.scale_factor")).unwrap_or(2).pow(2);
+    // What clip.cpp takes where the file does not say.
+    let unsaid = if rotated { 2 } else { 1 };
+    let rows = width * size("spatial_merge_size").or(size("projector.scale_factor")).unwrap_or(unsaid).pow(2);
     for t in &file.tensors {
         let float = |ty: GgmlType| matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
         if t.ty().is_some_and(|ty| !float(ty) && (trimmed(t).len() < 2 || !ty.is_quantized())) {
