@@ -207,6 +207,12 @@ fn tokenizer() {
     let decoder = |entry: Value| edit(config, move |j| j["added_tokens_decoder"] = serde_json::json!({"300": entry}));
     refused(decoder(true.into()), &[config, "added_tokens_decoder.300"]);
     refused(decoder(serde_json::json!({"content": null})), &[config, "added_tokens_decoder.300"]);
+    refused(decoder(serde_json::json!({"content": ""})), &[config, "added_tokens_decoder.300"]);
+    refused(decoder(serde_json::json!({"content": "<a>", "lstrip": 2})), &[config, "added_tokens_decoder.300.lstrip"]);
+    refused(
+        decoder(serde_json::json!({"content": "<a>", "special": null})),
+        &[config, "added_tokens_decoder.300.special"],
+    );
     // More tokens than the embedding has rows.
     refused(edit(file, |j| j["added_tokens"][0]["id"] = 320.into()), &[file, "added_tokens", "320 rows"]);
 }

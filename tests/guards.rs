@@ -319,6 +319,16 @@ fn keys_that_change_nothing() {
     assert!(more.files() == plain);
 }
 
+/// It can be rounded; that nothing can be asked of it is said.
+#[test]
+fn a_model_without_a_chat_template() {
+    let none = run(|dir| assert!(!dir.join("chat_template.jinja").exists()));
+    assert!(none.file("o.gguf").exists());
+    none.said(&["has no chat template"]);
+    let own = run(|dir| std::fs::write(dir.join("chat_template.jinja"), "{{ messages[0].content }}").unwrap());
+    assert!(own.done.status.success() && !text(&own.done.stderr).contains("no chat template"));
+}
+
 /// Counts that no machine could hold are compared with the checkpoint before anything is allocated by them.
 #[test]
 #[cfg(target_os = "linux")]

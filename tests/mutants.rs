@@ -43,14 +43,36 @@ fn a_slice_of_mutants() {
     let mut kinds = vec![("convert,inspect,requantize,publish", "60")];
     kinds.extend(runtime_dir().map(|_| ("chat,eval,serve", "12")));
     for (kinds, count) in kinds {
-        let mut command = Command::new("python3");
-        command.arg(root().join("tests/bench/mutants.py")).arg(env!("CARGO_BIN_EXE_mbq-convert")).arg(folder.path());
-        command.args(["--only", kinds, "--count", count]);
-        match command.output() {
-            Ok(done) => assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr)),
-            Err(e) => return eprintln!("skipped: python3: {e}"),
-        }
+        mutants(folder.path(), kinds, count);
     }
+}
+
+/// Runs a script of tests/bench; a machine may have no Python.
+fn python(script: &str, arguments: &[&std::ffi::OsStr]) {
+    match Command::new("python3").arg(root().join("tests/bench").join(script)).args(arguments).output() {
+        Ok(done) => assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr)),
+        Err(e) => eprintln!("skipped: python3: {e}"),
+    }
+}
+
+fn mutants(folder: &Path, kinds: &str, count: &str) {
+    let program = env!("CARGO_BIN_EXE_mbq-convert").as_ref();
+    python(
+        "mutants.py",
+        &[program, folder.as_ref(), "--only".as_ref(), kinds.as_ref(), "--count".as_ref(), count.as_ref()],
+    );
+}
+
+/// The same of published metadata, with small sizes and zeros for weights. Skipped unless MBQ_SHARED names a folder with
+/// `published/`.
+#[test]
+fn a_slice_of_published_metadata() {
+    let Some(shared) = std::env::var_os("MBQ_SHARED") else {
+        return eprintln!("skipped: MBQ_SHARED does not name the folder of published metadata");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    python("published.py", &[Path::new(&shared).join("published").as_ref(), folder.path().as_ref()]);
+    mutants(folder.path(), "convert", "120");
 }
 
 /// A tower of one block, 8 wide, 2x2 patches of 4, changed by `edit`: what `assumed::check` says of it.
@@ -92,6 +114,7 @@ fn checked_with(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])], more: &
             name if name.ends_with("weight") => &[8, 8],
             _ => &[8],
         };
+        let shape = shapes.iter().find(|(n, _)| n == name).map_or(shape, |(_, shape)| shape);
         header.add_tensor(name, GgmlType::F32, shape).unwrap();
     }
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -144,6 +167,7 @@ fn keys_of_a_language_model_that_llama_would_not_survive() {
     refused("tokenizer.ggml.eos_token_id", 2u32.into());
     refused("tokenizer.ggml.scores", Value::Array([0f32].as_slice().into()));
     refused("qwen2.block_count", u32::MAX.into());
+    refused("qwen2.n_deepstack_layers", 1u32.into());
     refused("qwen2.rope.dimension_count", 6u32.into());
     refused("qwen2.rope.dimension_count", 3u32.into());
     let split = |model: &str, pre: Option<&str>| {
@@ -172,6 +196,28 @@ fn biases_that_only_some_have() {
 }
 
 #[test]
+fn tensors_that_clip_does_not_read() {
+    let with = |name: &str| checked_with(|_| (), &[], &[name]);
+    for name in ["v.patch_embd.bias", "v.post_ln.bias", "mm.a.fc.weight", "t.blk.0.ln1.bias"] {
+        assert_eq!(with(name), Ok(()), "{name}");
+    }
+    for name in [
+        "v.patch_embd.biasx",
+        "v.patch_embd.bia3",
+        "w.patch_embd.bias",
+        "v.blk.0.attn_r.bias",
+        "mm.9.weight",
+        "v.deepstack.0.fc3.bias",
+    ] {
+        assert!(with(name).unwrap_err().contains(&format!("`{name}` is none that llama.cpp reads")), "{name}");
+    }
+    let other = |h: &mut Header| {
+        h.metadata.set("clip.projector_type", "pixtral");
+    };
+    assert_eq!(checked_with(other, &[], &["v.patch_embd.biasx"]), Ok(()), "another tower's names are not known");
+}
+
+#[test]
 fn shapes_that_are_not_the_towers() {
     for (name, shape) in [
         ("v.blk.0.attn_q.weight", &[8usize, 4] as &[usize]),
@@ -185,4 +231,14 @@ fn shapes_that_are_not_the_towers() {
     }
     // As older converters have it.
     assert_eq!(checked(|_| (), &[("v.blk.0.ffn_up.weight", &[16, 8])]), Ok(()));
+    // Without the key clip.cpp merges nothing.
+    let internvl = |merge: Option<u32>| {
+        let header = |h: &mut Header| {
+            h.metadata.set("clip.projector_type", "internvl");
+            merge.into_iter().for_each(|n| drop(h.metadata.set("clip.vision.projector.scale_factor", n)));
+        };
+        checked_with(header, &[("mm.model.mlp.0.weight", &[32])], &["mm.model.mlp.0.weight"])
+    };
+    assert_eq!(internvl(Some(2)), Ok(()));
+    assert!(internvl(None).unwrap_err().contains("mm.model.mlp.0.weight"));
 }

@@ -252,10 +252,16 @@ fn the_lookup_is_transformers() {
     write("chat_template.jinja", says("jinja"));
     assert_eq!(found(), "jinja");
     std::fs::remove_dir_all(dir.path().join("additional_chat_templates")).unwrap();
+    for (damaged, problem) in [("\"x\"", "no JSON object"), ("{\"template\": \"x\"}", "has no key `chat_template`")] {
+        write("chat_template.json", damaged.into());
+        assert!(found().contains("chat_template.json") && found().contains(problem), "{}", found());
+    }
     write("chat_template.json", json!({"chat_template": says("json")}).to_string());
     assert_eq!(found(), "json");
     write("processor_config.json", json!({"chat_template": says("processor")}).to_string());
     assert_eq!(found(), "processor");
+    write("processor_config.json", json!({"image_token": 5}).to_string());
+    assert!(found().contains("processor_config.json") && found().contains("`image_token` is no token"), "{}", found());
     write("processor_config.json", "{".into());
     assert!(found().contains("processor_config.json") && found().contains("not valid JSON"), "{}", found());
 }

@@ -397,6 +397,8 @@ fn what_the_runtime_cannot_do_is_refused() {
         |j| j["vision_config"]["deepstack_visual_indexes"] = json!([2, 0]),
         &["deepstack_visual_indexes"],
     );
+    // As many as blocks: llama.cpp would end the program.
+    refused(three, Published, |j| j["text_config"]["num_hidden_layers"] = 2.into(), &["deepstack_visual_indexes"]);
     refused(
         two,
         Published,
@@ -412,6 +414,7 @@ fn what_the_runtime_cannot_do_is_refused() {
     // Of the tower, a fused tensor of another shape than it says.
     refused(two, Published, |j| j["vision_config"]["embed_dim"] = 48.into(), &["visual.", "[48"]);
     refused(two, Published, |j| j["vision_start_token_id"] = 299.into(), &["<|vision_start|>", "299"]);
+    refused(two, Published, |j| j["vision_start_token_id"] = true.into(), &["<|vision_start|>", "is true"]);
     refused(five, Published, |j| j["merge_size"] = 4.into(), &["preprocessor_config.json", "merge_size"]);
     refused(five, Published, |j| j["do_resize"] = false.into(), &["preprocessor_config.json", "do_resize"]);
 }

@@ -79,14 +79,23 @@ pub(crate) fn check_names(path: &Path, config: &Value) -> Result<(), CheckpointE
             return bad(role.into(), "a token: a string, or an object with `content`");
         }
     }
-    match &config["added_tokens_decoder"] {
-        Value::Null => Ok(()),
-        Value::Object(map) => match map.iter().find(|(id, token)| id.parse::<u32>().is_err() || !is_token(token)) {
-            Some((id, _)) => bad(format!("added_tokens_decoder.{id}"), "the id of an object with `content`"),
-            None => Ok(()),
-        },
-        _ => bad("added_tokens_decoder".into(), "an object"),
+    let map = match &config["added_tokens_decoder"] {
+        Value::Null => return Ok(()),
+        Value::Object(map) => map,
+        _ => return bad("added_tokens_decoder".into(), "an object"),
+    };
+    for (id, token) in map {
+        let field = format!("added_tokens_decoder.{id}");
+        if id.parse::<u32>().is_err() || !is_token(token) || token["content"] == "" {
+            return bad(field, "the id of an object with `content`");
+        }
+        // transformers takes no 0 or null for false.
+        let flags = ["single_word", "lstrip", "rstrip", "normalized", "special"];
+        if let Some(key) = flags.iter().find(|key| token.get(**key).is_some_and(|v| !v.is_boolean())) {
+            return bad(format!("{field}.{key}"), "true or false");
+        }
     }
+    Ok(())
 }
 
 /// Tokens that `tokenizer_config.json` and `added_tokens.json` name, as entries of `tokenizer.json`'s list, with the ids

@@ -74,10 +74,10 @@ pub(super) fn check_brackets(
     let tokens = pair.text.metadata.get("tokenizer.ggml.tokens").and_then(|v| v.as_array());
     for (key, token) in brackets {
         let id = tokens.and_then(|t| t.iter().position(|t| t.as_str() == Some(token)));
-        let said = key.and_then(|key| Some((key, checkpoint.config().get(key)?.as_u64()?)));
+        let said = key.and_then(|key| Some((key, checkpoint.config().get(key).filter(|v| !v.is_null())?)));
         let problem = match (id, said) {
             (None, _) => format!("has no token {token:?}, which stands beside every picture"),
-            (Some(id), Some((key, said))) if id as u64 != said => {
+            (Some(id), Some((key, said))) if said.as_u64() != Some(id as u64) => {
                 format!("gives {token:?} id {id}, but {key} in config.json is {said}")
             }
             _ => continue,

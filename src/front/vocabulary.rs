@@ -98,7 +98,9 @@ impl Vocabulary {
         let bos = frame.before.first().copied().or(special.bos);
         let eos = frame.behind.first().copied().or(special.eos);
         let template = crate::prompt::gguf::read(checkpoint.dir(), picture, template)?;
-        notes.extend(template.as_ref().and_then(|t| t.note.clone()));
+        const NONE: &str = "the checkpoint has no chat template, so that `chat` and `serve` cannot ask the files anything: copy \
+                            chat_template.jinja from the model's instruction-tuned original";
+        notes.extend(template.as_ref().map_or(Some(NONE.into()), |t| t.note.clone()));
         Ok(Vocabulary {
             unk: special.unk.filter(|_| matches!(segmentation, Segmentation::SentencePiece { .. })),
             segmentation,

@@ -1,5 +1,5 @@
 //! minijinja, set up as transformers sets up jinja2.
-use super::{PromptError, kept, python};
+use super::{PromptError, kept, nested, python};
 use crate::bounded::{self, Bounds, Unfinished};
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -29,6 +29,12 @@ pub(super) fn compile(source: &str) -> Result<Compiled, PromptError> {
     if source.len() > LONGEST_SOURCE {
         return Err(PromptError::Exhausts(format!("has more than {} KiB", LONGEST_SOURCE >> 10)));
     }
+    nested::check(source).map_err(PromptError::Exhausts)?;
+    bounded(source)
+}
+
+/// Takes what [`nested::check`] would refuse, too.
+fn bounded(source: &str) -> Result<Compiled, PromptError> {
     let source = prepared(source);
     Ok(Compiled(Arc::new(within_bounds(move || environment(source))?)))
 }
@@ -152,7 +158,7 @@ fn prepared(source: &str) -> String {
 }
 
 /// The word after `{%`, `{%-` or `{%+`; empty for other tags.
-fn tag_name(tag: &str) -> &str {
+pub(super) fn tag_name(tag: &str) -> &str {
     let Some(inner) = tag.strip_prefix("{%") else { return "" };
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner).trim_start();
     let end = inner.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(inner.len());
@@ -161,7 +167,7 @@ fn tag_name(tag: &str) -> &str {
 
 /// Bytes of a tag up to and with its `close`, which does not count inside of strings, and `}}` not where it ends
 /// dictionaries; all of it where nothing closes it.
-fn expression_end(tag: &str, close: &str) -> usize {
+pub(super) fn expression_end(tag: &str, close: &str) -> usize {
     let bytes = tag.as_bytes();
     let (mut at, mut quote, mut braces) = (2, None, 0usize);
     while at < bytes.len() {
@@ -182,7 +188,7 @@ fn expression_end(tag: &str, close: &str) -> usize {
 }
 
 /// Where the `{% endraw %}` of a raw block begins.
-fn raw_end(text: &str) -> usize {
+pub(super) fn raw_end(text: &str) -> usize {
     let mut from = 0;
     while let Some(at) = text[from..].find("{%") {
         if tag_name(&text[from + at..]) == "endraw" {
@@ -200,7 +206,11 @@ mod tests {
 
     /// What is said of a template with `source` before a prompt.
     fn said(source: &str) -> String {
-        match compile(source).and_then(|template| render(&template, context!(a => 1))) {
+        said_of(compile(source))
+    }
+
+    fn said_of(compiled: Result<Compiled, PromptError>) -> String {
+        match compiled.and_then(|template| render(&template, context!(a => 1))) {
             Ok(text) => format!("made {text}"),
             Err(PromptError::Exhausts(problem)) => problem,
             Err(other) => other.to_string(),
@@ -246,7 +256,10 @@ mod tests {
     fn chains_and_nests_end() {
         let chain = |start: &str, link: &str, end: &str| {
             let links = (LONGEST_SOURCE - start.len() - end.len()) / link.len();
-            said(&format!("{start}{}{end}", link.repeat(links)))
+            let source = format!("{start}{}{end}", link.repeat(links));
+            let refused = ["is nested too deep", "has more than 500 operators in a row"];
+            assert!(refused.contains(&said(&source).as_str()), "{link}");
+            said_of(bounded(&source))
         };
         for link in ["+1", "~1", "|e", "**1", "<1"] {
             chain("{{ 1", link, " }}");
@@ -254,7 +267,8 @@ mod tests {
         chain("{{ ", "not ", "1 }}");
         chain("{% if 0 %}", "{%elif 0%}", "{% endif %}");
         assert_eq!(said(&" ".repeat(LONGEST_SOURCE + 1)), "has more than 64 KiB");
-        assert_eq!(said(&format!("{{{{ {}1{} }}}}", "(".repeat(1000), ")".repeat(1000))), "is nested too deep");
+        let brackets = format!("{{{{ {}1{} }}}}", "(".repeat(1000), ")".repeat(1000));
+        assert_eq!([said(&brackets), said_of(bounded(&brackets))], ["is nested too deep"; 2]);
         assert_eq!(said("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"), "is nested too deep");
     }
 }

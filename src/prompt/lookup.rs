@@ -25,7 +25,10 @@ fn text(path: &Path) -> Result<Option<String>, PromptError> {
 fn json(dir: &Path, file: &str) -> Result<Value, PromptError> {
     let path = dir.join(file);
     let Some(text) = text(&path)? else { return Ok(Value::Null) };
-    serde_json::from_str(&text).map_err(|e| fail(&path, format!("not valid JSON: {e}")))
+    match serde_json::from_str(&text).map_err(|e| fail(&path, format!("not valid JSON: {e}")))? {
+        object @ Value::Object(_) => Ok(object),
+        _ => Err(fail(&path, "no JSON object")),
+    }
 }
 
 /// The template that a `chat_template` entry means: a string, or of several by name the one called `default`.
@@ -58,7 +61,11 @@ pub fn source(dir: &Path) -> Result<Option<String>, PromptError> {
     if let Some(text) = entry("processor_config.json")? {
         return Ok(Some(text));
     }
-    // The older file hides the newer one from processors, and knows no others beside it.
+    // The older file hides the newer one from processors, and knows no others beside it; without its key transformers fails.
+    let older = json(dir, "chat_template.json")?;
+    if older.is_object() && older.get("chat_template").is_none() {
+        return Err(fail(&dir.join("chat_template.json"), "has no key `chat_template`"));
+    }
     if let Some(text) = entry("chat_template.json")? {
         return Ok(Some(text));
     }
@@ -137,7 +144,15 @@ impl ChatTemplate {
 /// # Errors
 /// A file that cannot be read.
 pub fn image(dir: &Path) -> Result<String, PromptError> {
-    let of = |v: Value| v["image_token"].as_str().or(v["image_token"]["content"].as_str()).map(str::to_owned);
-    let named = of(json(dir, "processor_config.json")?).or(of(json(dir, "tokenizer_config.json")?));
-    Ok(named.unwrap_or_else(|| IMAGE.into()))
+    for file in ["processor_config.json", "tokenizer_config.json"] {
+        let token = &json(dir, file)?["image_token"];
+        match token.as_str().or(token["content"].as_str()) {
+            Some(text) => return Ok(text.into()),
+            None if token.is_null() => (),
+            None => {
+                return Err(fail(&dir.join(file), "`image_token` is no token: a string, or an object with `content`"));
+            }
+        }
+    }
+    Ok(IMAGE.into())
 }

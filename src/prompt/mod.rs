@@ -4,6 +4,7 @@ mod engine;
 pub mod gguf;
 mod kept;
 mod lookup;
+mod nested;
 mod python;
 
 use minijinja::Value;

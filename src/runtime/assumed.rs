@@ -73,6 +73,7 @@ pub fn check(file: &GgufFile) -> Result<(), ReadError> {
             .and_then(|()| relations(file))
             .and_then(|()| tower(file))
             .and_then(|()| siblings(file))
+            .and_then(|()| unread(file))
             .map_err(unfit)?;
     }
     Ok(())
@@ -100,6 +101,10 @@ fn layout(file: &GgufFile) -> Found {
     for t in &file.tensors {
         if t.name.is_empty() || t.name.len() > 63 {
             return Err(format!("tensor `{}` has a name of {} bytes, not 1 to 63", t.name, t.name.len()));
+        }
+        // gguf.cpp makes an enumerator of it before it looks.
+        if t.type_id > 255 {
+            return Err(format!("tensor `{}` has type {}", t.name, t.type_id));
         }
         if t.elements() == 0 || t.shape.iter().any(|d| *d > BIG as usize) {
             return Err(format!("tensor `{}` has the shape {:?}", t.name, t.shape));
@@ -132,6 +137,15 @@ fn text(file: &GgufFile) -> Found {
     // llama.cpp's own bound.
     if let Some(blocks) = size("block_count").filter(|blocks| !(1..=512).contains(blocks)) {
         return Err(format!("{}.block_count is {blocks}, not from 1 to 512", file.architecture()));
+    }
+    // Features of the tower are added behind blocks, but not behind the last, where only the tokens that are asked for are left.
+    if let (Some(deep), Some(blocks)) = (size("n_deepstack_layers"), size("block_count"))
+        && deep >= blocks
+    {
+        return Err(format!(
+            "{}.n_deepstack_layers is {deep}, not less than block_count {blocks}",
+            file.architecture()
+        ));
     }
     let head =
         size("embedding_length").zip(size("attention.head_count")).and_then(|(width, heads)| width.checked_div(heads));
@@ -234,7 +248,9 @@ fn tower(file: &GgufFile) -> Found {
             "clip.vision.projector.scale_factor {merge} does not divide the {cells} patches of a side"
         ));
     }
-    let rows = width * size("spatial_merge_size").or(size("projector.scale_factor")).unwrap_or(2).pow(2);
+    // What clip.cpp takes where the file does not say.
+    let unsaid = if rotated { 2 } else { 1 };
+    let rows = width * size("spatial_merge_size").or(size("projector.scale_factor")).unwrap_or(unsaid).pow(2);
     for t in &file.tensors {
         let float = |ty: GgmlType| matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
         if t.ty().is_some_and(|ty| !float(ty) && (trimmed(t).len() < 2 || !ty.is_quantized())) {
@@ -279,6 +295,46 @@ fn siblings(file: &GgufFile) -> Found {
         Some(bias) if !there.is_empty() => Err(format!("tensor `{bias}` is missing; `{}` is there", there[0])),
         _ => Ok(()),
     }
+}
+
+/// Tensors that clip.cpp asks for under no name: it leaves out an optional one whose name is damaged.
+fn unread(file: &GgufFile) -> Found {
+    let kind = file.metadata.str("clip.projector_type").unwrap_or_default();
+    match file.tensors.iter().find(|t| PLAIN.contains(&kind) && !is_read(&t.name)) {
+        Some(t) => Err(format!("tensor `{}` is none that llama.cpp reads of a vision file of the kind {kind}", t.name)),
+        None => Ok(()),
+    }
+}
+
+/// Whether a tensor's name is one that clip.cpp has for the projectors of [`PLAIN`].
+fn is_read(name: &str) -> bool {
+    #[rustfmt::skip]
+    const BLOCK: [&str; 17] = [
+        "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_out", "attn_q_norm", "attn_k_norm", "attn_post_norm",
+        "ln1", "ln2", "ls1", "ls2", "out_scale", "ffn_up", "ffn_gate", "ffn_down", "ffn_post_norm",
+    ];
+    #[rustfmt::skip]
+    const OUTSIDE: [&str; 14] = [
+        "v.patch_embd", "v.pre_ln", "v.post_ln", "mm.0", "mm.1", "mm.2", "mm.3", "mm.4", "mm.model.mlp.0",
+        "mm.model.mlp.1", "mm.model.mlp.3", "mm.model.fc", "mm.input_projection", "mm.soft_emb_norm",
+    ];
+    // The last is LLaVA-NeXT's of older converters.
+    const WHOLE: [&str; 5] =
+        ["v.class_embd", "v.position_embd.weight", "v.patch_embd.weight.1", "v.image_newline", "model.image_newline"];
+    // The text half of a CLIP, and towers for sound: not of pictures.
+    const OTHERS: [&str; 5] = ["t.", "a.", "mm.a.", "text_projection", "visual_projection"];
+    let part_of = |group: &str| {
+        let (number, part) = name.strip_prefix(group)?.split_once('.')?;
+        number.parse::<u32>().is_ok().then_some(part)
+    };
+    let one_of = |part: &str, names: &[&str]| {
+        part.strip_suffix(".weight").or(part.strip_suffix(".bias")).is_some_and(|part| names.contains(&part))
+    };
+    WHOLE.contains(&name)
+        || OTHERS.iter().any(|start| name.starts_with(start))
+        || one_of(name, &OUTSIDE)
+        || part_of("v.blk.").is_some_and(|part| one_of(part, &BLOCK))
+        || part_of("v.deepstack.").is_some_and(|part| one_of(part, &["norm", "fc1", "fc2"]))
 }
 
 /// Whether a tensor takes patches that are merged already.

@@ -136,7 +136,7 @@ class Campaign:
             what, model, name, out = self.gguf(rng, dir)
             picture, names = self.pictures[0], [name, "model.gguf"]
         command = ["chat", str(model / "model.gguf"), "--image", str(picture), "-p", "What is this?", "--mmproj", self.mmproj(model)]
-        return what, command + ["--", "-n", "2", "-t", "1", "-c", "512", "--no-warmup"], names, out
+        return what, command + ["--", "-n", "2", "-t", "1", "-c", "2048", "--no-warmup"], names, out
 
     def eval(self, rng, dir):
         kind = rng.random()
@@ -204,10 +204,10 @@ class Campaign:
             runtime = ["--runtime", self.arguments.runtime] if self.arguments.runtime else []
             temporary = dir / "tmp"
             temporary.mkdir()
-            run = Run([self.arguments.program, *command, *runtime], dir, self.environment | {"TMPDIR": str(temporary)},
+            run = Run([self.arguments.program, command[0], *runtime, *command[1:]], dir, self.environment | {"TMPDIR": str(temporary)},
                       b"http://" if kind == "serve" else None, 120 if kind == "calibrate" else SECONDS)
             faults = run.faults(names)
-            outputs = {"o.gguf", "mmproj-o-f16.gguf", "mmproj-o.gguf", "o.mbq.json", "e.json", "page"}
+            outputs = {"o.gguf", "mmproj-o-f16.gguf", "mmproj-o-f32.gguf", "mmproj-o.gguf", "o.mbq.json", "e.json", "page"}
             faults += left(out, outputs if run.status == 0 else set()) + left(temporary, set())
             line = {"kind": kind, "number": number, "what": what, "status": run.status, "faults": faults,
                     "seconds": round(run.seconds, 2), "mib": run.resident >> 20, "error": run.error[-600:]}

@@ -50,9 +50,10 @@ impl QwenVl {
         let mut notes: Vec<String> = note.into_iter().collect();
         let vision = c.section("vision_config")?;
         let tower = QwenTower::read(&vision, generation, text.hidden_size)?;
-        if tower.deepstack.len() > text.num_layers {
+        // Behind the last block llama.cpp keeps the tokens that are asked for, and no picture's features fit.
+        if tower.deepstack.len() >= text.num_layers {
             return Err(vision
-                .invalid("deepstack_visual_indexes", "no more of them than the text model has blocks")
+                .invalid("deepstack_visual_indexes", "fewer of them than the text model has blocks")
                 .into());
         }
         text.deepstack_layers = tower.deepstack.len();
