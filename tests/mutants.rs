@@ -235,7 +235,9 @@ fn shapes_that_are_not_the_towers() {
     let internvl = |merge: Option<u32>| {
         let header = |h: &mut Header| {
             h.metadata.set("clip.projector_type", "internvl");
-            merge.into_iter().for_each(|n| drop(h.metadata.set("clip.vision.projector.scale_factor", n)));
+            if let Some(merge) = merge {
+                h.metadata.set("clip.vision.projector.scale_factor", merge);
+            }
         };
         checked_with(header, &[("mm.model.mlp.0.weight", &[32])], &["mm.model.mlp.0.weight"])
     };
