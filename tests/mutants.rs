@@ -124,6 +124,23 @@ fn checked_with(edit: impl Fn(&mut Header), shapes: &[(&str, &[usize])], more: &
     assumed::check(&GgufFile::open(file.path()).unwrap()).map_err(|e| e.to_string())
 }
 
+/// A type that there is none of, as the reader of GGUF files must not see it.
+#[test]
+fn types_beyond_255() {
+    let mut header = Header::default();
+    header.metadata.set("general.architecture", "qwen2");
+    header.add_tensor("one.weight", GgmlType::F32, &[8]).unwrap();
+    let mut bytes = header.encode();
+    let name = bytes.windows(10).position(|at| at == b"one.weight").unwrap();
+    // Behind the name: how many dimensions, one dimension, the type.
+    bytes[name + 10 + 4 + 8..][..4].copy_from_slice(&300u32.to_le_bytes());
+    bytes.resize(bytes.len() + header.data_bytes() as usize, 0);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let error = assumed::check(&GgufFile::open(file.path()).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("one.weight") && error.contains("type 300"), "{error}");
+}
+
 #[test]
 fn keys_that_clip_would_not_survive() {
     assert_eq!(checked(|_| (), &[]), Ok(()));
