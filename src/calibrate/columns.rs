@@ -23,13 +23,15 @@ pub(super) struct RowPart<'a> {
     pub multiples: &'a mut [Multiples],
 }
 
+/// A block's D over its largest.
+pub(super) fn shares(d: &[f64]) -> Vec<f32> {
+    let most = d.iter().fold(f64::MIN_POSITIVE, |a, &b| a.max(b));
+    d.iter().map(|d| (d / most) as f32).collect()
+}
+
 impl<'a> Columns<'a> {
     pub fn new(format: Format, fit: Fit, m: &'a [f32], d: &'a [f64]) -> Self {
-        let share = |block: &[f64]| -> Vec<f32> {
-            let most = block.iter().fold(f64::MIN_POSITIVE, |a, &b| a.max(b));
-            block.iter().map(|d| (d / most) as f32).collect()
-        };
-        Columns { format, fit, m, d, share: d.chunks(format.group()).flat_map(share).collect() }
+        Columns { format, fit, m, d, share: d.chunks(format.group()).flat_map(shares).collect() }
     }
 
     /// Rounds a row's targets `t` for the weights `original`; errors are left in `t`.

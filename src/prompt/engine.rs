@@ -132,13 +132,7 @@ fn prepared(source: &str) -> String {
     while let Some(at) = rest.find('{') {
         let (text, tag) = rest.split_at(at);
         out.push_str(text);
-        let end = match tag.as_bytes().get(1) {
-            Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            Some(b'{') => expression_end(tag, "}}"),
-            Some(b'%') => expression_end(tag, "%}"),
-            _ => 1,
-        };
-        let (tag, behind) = tag.split_at(end);
+        let (tag, behind) = tag.split_at(tag_end(tag));
         let name = tag_name(tag);
         rest = behind;
         match name {
@@ -157,6 +151,16 @@ fn prepared(source: &str) -> String {
     out + rest
 }
 
+/// Bytes of the comment, expression or statement that `tag` begins with; 1 where its `{` opens none.
+pub(super) fn tag_end(tag: &str) -> usize {
+    match tag.as_bytes().get(1) {
+        Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
+        Some(b'{') => expression_end(tag, "}}"),
+        Some(b'%') => expression_end(tag, "%}"),
+        _ => 1,
+    }
+}
+
 /// The word after `{%`, `{%-` or `{%+`; empty for other tags.
 pub(super) fn tag_name(tag: &str) -> &str {
     let Some(inner) = tag.strip_prefix("{%") else { return "" };
@@ -167,7 +171,7 @@ pub(super) fn tag_name(tag: &str) -> &str {
 
 /// Bytes of a tag up to and with its `close`, which does not count inside of strings, and `}}` not where it ends
 /// dictionaries; all of it where nothing closes it.
-pub(super) fn expression_end(tag: &str, close: &str) -> usize {
+fn expression_end(tag: &str, close: &str) -> usize {
     let bytes = tag.as_bytes();
     let (mut at, mut quote, mut braces) = (2, None, 0usize);
     while at < bytes.len() {

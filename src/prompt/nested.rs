@@ -1,6 +1,6 @@
 //! What llama.cpp's template engine cannot take: it refuses more levels than [`DEEPEST`], and a long chain of operators
 //! overflows its stack, which ends the whole program.
-use super::engine::{expression_end, raw_end, tag_name};
+use super::engine::{raw_end, tag_end, tag_name};
 
 /// Levels of llama.cpp's parser (`JINJA_RECURSIVE_LIMIT`).
 const DEEPEST: usize = 128;
@@ -16,13 +16,7 @@ pub(super) fn check(source: &str) -> Result<(), String> {
     let mut rest = source;
     while let Some(at) = rest.find('{') {
         let tag = &rest[at..];
-        let end = match tag.as_bytes().get(1) {
-            Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
-            Some(b'{') => expression_end(tag, "}}"),
-            Some(b'%') => expression_end(tag, "%}"),
-            _ => 1,
-        };
-        let (tag, behind) = tag.split_at(end);
+        let (tag, behind) = tag.split_at(tag_end(tag));
         rest = behind;
         if !tag.starts_with("{{") && !tag.starts_with("{%") {
             continue;

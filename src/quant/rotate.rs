@@ -6,7 +6,7 @@
 //! is moved into the linears behind it, so gains become 1 and a tied head becomes a tensor of its own.
 //!
 //! Q is a Hadamard matrix times an orthonormal cosine transform (for what is odd in the width), columns' signs drawn at
-//! random: no matrix is stored, and a row of n weights is rotated in O(n log n).
+//! random: a row of n weights is rotated in O(n log n), and the matrix is made only for devices, on which a product is quicker.
 use crate::random::Rng;
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;

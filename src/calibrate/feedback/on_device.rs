@@ -1,6 +1,7 @@
 //! MBQ3's levels and codes chosen on a CUDA device (`mbq3_levels.cu`): nothing is fetched before all columns are done. On the
 //! CPU, and of other types, [`super::super::columns`] chooses them; a test holds both to the same errors.
 #![allow(unsafe_code)]
+use super::super::columns::shares;
 use super::{BLOCK, Coded, Factor, product, side_by_side};
 use crate::quant::levels::{Fit, Format, Halfs, Multiples, Simple};
 use candle_core::backend::BackendStorage;
@@ -74,10 +75,8 @@ struct Corners<'f> {
 impl<'f> Corners<'f> {
     fn new(factor: &'f Factor, device: &Device) -> Result<Self> {
         let corner = |(i, d): (usize, &[f64])| {
-            let most = d.iter().fold(f64::MIN_POSITIVE, |a, &b| a.max(b));
-            let share: Vec<f32> = d.iter().map(|d| (d / most) as f32).collect();
             let m = factor.m.narrow(0, i * N, N)?.narrow(1, i * N, N)?.contiguous()?.to_device(device)?;
-            Tensor::cat(&[m, Tensor::from_vec(share, (1, N), device)?], 0)
+            Tensor::cat(&[m, Tensor::from_vec(shares(d), (1, N), device)?], 0)
         };
         let corners = factor.d.chunks(N).enumerate().map(corner).collect::<Result<_>>()?;
         Ok(Corners { factor, corners })
