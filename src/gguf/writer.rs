@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Makes the blocks of a tensor in another way than by rounding each row: for codes that compensate errors.
 pub trait Encoder: Sync {
@@ -53,22 +54,70 @@ pub fn list(header: &mut Header, plan: &[Planned]) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// An output whose bytes are counted and hashed on their way.
-struct Hashed<'o> {
-    output: &'o mut Output,
-    hash: Sha256,
+/// What goes to the file next.
+enum Part<'s> {
+    Made(Vec<Vec<u8>>),
+    Stored(&'s [u8]),
+    /// Nothing: the tensor is written, and its pages are not needed any more.
+    Done(&'s str),
+}
+
+/// Hashes and writes what comes, until nothing does.
+fn write_all(parts: Receiver<Part>, source: &Source, output: &mut Output) -> Result<Sha256, GgufError> {
+    let mut hash = Sha256::new();
+    let mut append = |bytes: &[u8]| {
+        hash.update(bytes);
+        output.write(bytes)
+    };
+    for part in parts {
+        match part {
+            Part::Made(slab) => slab.iter().try_for_each(|bytes| append(bytes))?,
+            Part::Stored(bytes) => append(bytes)?,
+            Part::Done(tensor) => source.values.release(tensor),
+        }
+    }
+    Ok(hash)
+}
+
+/// Where parts are handed over; they are counted.
+struct Parts<'s> {
+    to: SyncSender<Part<'s>>,
     bytes: u64,
 }
 
-impl Hashed<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
-        self.hash.update(bytes);
-        self.bytes += bytes.len() as u64;
-        self.output.write(bytes)
+/// Whoever writes has stopped, and says why.
+struct Stopped;
+
+impl<'s> Parts<'s> {
+    fn send(&mut self, part: Part<'s>) -> Result<(), Stopped> {
+        self.bytes += match &part {
+            Part::Made(slab) => slab.iter().map(Vec::len).sum(),
+            Part::Stored(bytes) => bytes.len(),
+            Part::Done(_) => 0,
+        } as u64;
+        self.to.send(part).map_err(|_| Stopped)
     }
 }
 
-/// Writes header and tensors of one file. Returns what was written.
+/// Why no more parts come.
+enum Halt {
+    Failed(Box<crate::Error>),
+    Stopped,
+}
+
+impl<E: Into<crate::Error>> From<E> for Halt {
+    fn from(e: E) -> Self {
+        Halt::Failed(Box::new(e.into()))
+    }
+}
+
+impl From<Stopped> for Halt {
+    fn from(_: Stopped) -> Self {
+        Halt::Stopped
+    }
+}
+
+/// Writes header and tensors of one file. Returns what was written. While a slab is hashed and written, the next is made.
 ///
 /// # Errors
 /// A tensor is missing, misshapen, not finite or beyond its type; the disk is full.
@@ -81,13 +130,39 @@ pub fn write(
     observer: &dyn Observer,
 ) -> Result<FileDigest, crate::Error> {
     let name = file_name(output.path());
-    let mut file = Hashed { output, hash: Sha256::new(), bytes: 0 };
-    file.write(&header.encode())?;
     let total = plan.iter().map(|t| t.elements() as u64).sum();
     observer.event(Event::PhaseStart { name: name.clone(), total, unit: "weights" });
+    let (bytes, hash) = std::thread::scope(|scope| {
+        // Without room for parts that wait: one is written, and one is made.
+        let (to, parts) = sync_channel(0);
+        let writer = scope.spawn(move || write_all(parts, source, output));
+        let mut parts = Parts { to, bytes: 0 };
+        let made = make_all(source, header, plan, &changes, &mut parts, observer);
+        let Parts { to, bytes } = parts;
+        drop(to);
+        let hash = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match made {
+            Err(Halt::Failed(e)) => Err(*e),
+            Ok(()) | Err(Halt::Stopped) => Ok((bytes, hash?)),
+        }
+    })?;
+    observer.event(Event::PhaseEnd);
+    Ok(FileDigest { name, bytes, sha256: hex(&hash.finalize()) })
+}
+
+/// Makes everything that the file holds, in order.
+fn make_all<'s>(
+    source: &'s Source,
+    header: &Header,
+    plan: &'s [Planned],
+    changes: &Changes,
+    parts: &mut Parts<'s>,
+    observer: &dyn Observer,
+) -> Result<(), Halt> {
+    parts.send(Part::Made(vec![header.encode()]))?;
     for tensor in plan {
-        let mut append = |bytes: &[u8], values: usize| -> Result<(), GgufError> {
-            file.write(bytes)?;
+        let mut append = |part: Part<'s>, values: usize| -> Result<(), Halt> {
+            parts.send(part)?;
             observer.event(Event::Advance { n: values as u64, detail: tensor.name.clone() });
             Ok(())
         };
@@ -95,22 +170,21 @@ pub fn write(
             Some(encoder) => encoder.encode(&tensor.name, &tensor.shape, tensor.ty)?,
             None => None,
         };
-        match (encoded, as_stored(source, tensor, &changes)?) {
-            (Some(bytes), _) => append(whole(source, tensor, &bytes)?, tensor.elements())?,
-            (None, Some(bytes)) => append(bytes, tensor.elements())?,
-            (None, None) => rounded(source, tensor, &changes, &mut append)?,
+        match (encoded, as_stored(source, tensor, changes)?) {
+            (Some(bytes), _) => append(Part::Made(vec![whole(source, tensor, bytes)?]), tensor.elements())?,
+            (None, Some(bytes)) => append(Part::Stored(bytes), tensor.elements())?,
+            (None, None) => rounded(source, tensor, changes, &mut append)?,
         }
-        source.values.release(&tensor.name);
         // The data begins at a multiple of the alignment: what is aligned in the file is aligned in the data.
-        let padding = file.bytes.next_multiple_of(header.alignment()) - file.bytes;
-        file.write(&vec![0; padding as usize])?;
+        let padding = parts.bytes.next_multiple_of(header.alignment()) - parts.bytes;
+        parts.send(Part::Made(vec![vec![0; padding as usize]]))?;
+        parts.send(Part::Done(&tensor.name))?;
     }
-    observer.event(Event::PhaseEnd);
-    Ok(FileDigest { name, bytes: file.bytes, sha256: hex(&file.hash.finalize()) })
+    Ok(())
 }
 
 /// The encoder's bytes, if they are as many as the tensor's blocks take.
-fn whole<'b>(source: &Source, t: &Planned, bytes: &'b [u8]) -> Result<&'b [u8], GgufError> {
+fn whole(source: &Source, t: &Planned, bytes: Vec<u8>) -> Result<Vec<u8>, GgufError> {
     let (given, want) = (bytes.len(), t.rows() * t.ty.row_size(t.row())?);
     if given == want {
         return Ok(bytes);
@@ -140,21 +214,20 @@ fn as_stored<'s>(source: &'s Source, t: &Planned, changes: &Changes) -> Result<O
     Ok(Some(bytes))
 }
 
-/// Takes bytes, and how many values they stand for.
-type Append<'a> = &'a mut dyn FnMut(&[u8], usize) -> Result<(), GgufError>;
+/// Takes a part, and how many values it stands for.
+type Append<'a, 's> = &'a mut dyn FnMut(Part<'s>, usize) -> Result<(), Halt>;
 
 /// Rounds a tensor, slab by slab.
-fn rounded(source: &Source, t: &Planned, changes: &Changes, append: Append) -> Result<(), crate::Error> {
+fn rounded(source: &Source, t: &Planned, changes: &Changes, append: Append) -> Result<(), Halt> {
     let rows_per_chunk = (CHUNK / t.row().max(1)).max(1);
     let chunks: Vec<Range<usize>> =
         (0..t.rows()).step_by(rows_per_chunk).map(|r| r..(r + rows_per_chunk).min(t.rows())).collect();
     source.values.prepare(&t.name)?;
     for slab in chunks.chunks(CHUNKS) {
+        let rows: usize = slab.iter().map(Range::len).sum();
         let blocks: Vec<Vec<u8>> =
             slab.par_iter().map(|rows| chunk(source, t, changes, rows.clone())).collect::<Result<_, _>>()?;
-        for (rows, bytes) in slab.iter().zip(&blocks) {
-            append(bytes, rows.len() * t.row())?;
-        }
+        append(Part::Made(blocks), rows * t.row())?;
     }
     Ok(())
 }
