@@ -12,6 +12,8 @@ use crate::prompt::{ChatTemplate, Message, PromptError, Rendered};
 use crate::runtime::engine::{Chunks, Compute, EngineError, Media, Model, Piece, Place, Runtime, Token, Vision};
 use crate::text::{Positions, SampleLayout, TextConfig};
 use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -201,11 +203,13 @@ impl<'a> Embedder<'a> {
         let (mut ids, mut rows, mut layout) =
             (Vec::new(), EmbeddingRows::new(&self.config, kinds.len()), LayoutBuilder::default());
         let mut places = places.into_iter();
-        for piece in pieces.into_iter().chain([Piece::Text(reply)]) {
+        let pieces: Vec<Piece> = pieces.into_iter().chain([Piece::Text(reply)]).collect();
+        let words = self.word_rows(&pieces)?;
+        for piece in pieces {
             match piece {
                 Piece::Text(tokens) => {
                     for token in tokens {
-                        rows.word(self.row(token)?);
+                        rows.word(&words[&token]);
                         layout.word();
                         ids.push(token as u32);
                     }
@@ -222,19 +226,27 @@ impl<'a> Embedder<'a> {
         Ok(Sample { injections, layout: layout.finish()?, ..Sample::new(embeds, kinds, ids) })
     }
 
-    /// A token's row of the embedding, as it enters the first block.
-    fn row(&self, token: Token) -> Result<Vec<f32>, Error> {
-        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        let at = usize::try_from(token).ok().filter(|&t| t < vocab).ok_or_else(|| CalibrateError::File {
-            path: self.text.values.path("").into(),
-            problem: format!("token {token} has no row in the embedding of {vocab}"),
-        })?;
-        let mut row = self.text.values.values("token_embd.weight", at * hidden..(at + 1) * hidden)?;
-        if self.config.arch.scaled_embedding {
-            let scale = (hidden as f32).sqrt();
-            row.iter_mut().for_each(|v| *v *= scale);
-        }
-        Ok(row)
+    /// The tokens' rows of the embedding, as they enter the first block: on all cores, a rotated row takes a while.
+    fn word_rows(&self, pieces: &[Piece]) -> Result<HashMap<Token, Vec<f32>>, Error> {
+        let (config, values) = (&self.config, &self.text.values);
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let row = |token: Token| -> Result<_, Error> {
+            let at = usize::try_from(token).ok().filter(|&t| t < vocab).ok_or_else(|| CalibrateError::File {
+                path: values.path("").into(),
+                problem: format!("token {token} has no row in the embedding of {vocab}"),
+            })?;
+            let mut row = values.values("token_embd.weight", at * hidden..(at + 1) * hidden)?;
+            if config.arch.scaled_embedding {
+                let scale = (hidden as f32).sqrt();
+                row.iter_mut().for_each(|v| *v *= scale);
+            }
+            Ok((token, row))
+        };
+        let tokens = pieces.iter().flat_map(|piece| match piece {
+            Piece::Text(tokens) => &tokens[..],
+            Piece::Media(_) => &[],
+        });
+        tokens.copied().collect::<BTreeSet<Token>>().into_par_iter().map(row).collect()
     }
 }
 
@@ -281,7 +293,7 @@ impl EmbeddingRows {
         EmbeddingRows { hidden: config.hidden_size, values }
     }
 
-    fn word(&mut self, row: Vec<f32>) {
+    fn word(&mut self, row: &[f32]) {
         let (stream, features) = self.values.split_at_mut(1);
         stream[0].extend(row);
         features.iter_mut().for_each(|f| f.resize(stream[0].len(), 0.0));
