@@ -55,11 +55,11 @@ fn run() -> Result<()> {
 /// Calibration's own kernels, for the GPU that candle's are compiled for.
 #[cfg(feature = "cuda")]
 fn cuda_kernels(out_dir: &std::path::Path) -> Result<()> {
-    let kernel = "src/calibrate/feedback/mbq3_levels.cu";
-    println!("cargo::rerun-if-changed={kernel}");
-    let builder = cudaforge::KernelBuilder::new().source_files([kernel]).args(["-std=c++17", "-O3"]);
+    let kernels = ["src/calibrate/feedback/mbq3_levels.cu", "src/text/ops/masked_softmax.cu"];
+    kernels.iter().for_each(|kernel| println!("cargo::rerun-if-changed={kernel}"));
+    let builder = cudaforge::KernelBuilder::new().source_files(kernels).args(["-std=c++17", "-O3"]);
     let made = builder.build_ptx().and_then(|ptx| ptx.write(out_dir.join("cuda_kernels.rs")));
-    made.map_err(|e| format!("{kernel}: {e}"))
+    made.map_err(|e| format!("{}: {e}", kernels.join(", ")))
 }
 
 /// A path-valued variable that cargo sets for every build script.

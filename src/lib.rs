@@ -4,6 +4,8 @@ pub mod bundle;
 pub mod calibrate;
 pub mod checkpoint;
 pub mod convert;
+#[cfg(feature = "cuda")]
+mod cuda_kernels;
 pub mod digest;
 mod error;
 pub mod eval;

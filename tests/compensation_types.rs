@@ -124,7 +124,7 @@ fn ggml_reads_any_block_bit_for_bit() {
             let codes = any_codes(format, codes, &mut dice);
             let mut bytes = Vec::new();
             format.pack(halfs, &multiples, &codes, &mut bytes);
-            let coded = Coded { format, rows: 1, codes, halfs: vec![halfs], multiples };
+            let coded = Coded { format, rows: 1, codes, halfs: vec![halfs], multiples, values: None };
             let read = dequantize(format.ty(), &bytes).unwrap();
             assert_eq!(bits(&read), bits(&values(&coded.weight(&Device::Cpu).unwrap())), "{format:?} {halfs:?}");
         }

@@ -10,6 +10,7 @@ use super::grid::{Activations, Mbq3, WeightGrid};
 use super::mbq::Group;
 use super::mbq::Ratios;
 use super::outputs::OutputMoments;
+use super::products::{add, add_square};
 use super::store::Store;
 use super::stream::{Room, Stream};
 use crate::Error;
@@ -104,21 +105,19 @@ pub struct Compensated {
 struct Moments {
     /// Sum of w x x^T, x on the rounded stream.
     h: Option<Tensor>,
-    /// Sum of w (x_exact - x) x^T.
-    shift: Option<Tensor>,
-    /// Sum of w (s_exact - s) x^T, s the residual stream that the output is added to.
-    residual: Option<Tensor>,
+    /// Sum of w lost x^T: of `o` and `down`, what their outputs and the stream that these are added to have lost,
+    /// W (x_exact - x) + s_exact - s; of linears with a common input what that has, x_exact - x.
+    owed: Option<Tensor>,
 }
 
 impl Moments {
-    /// What a linear's weights owe to inputs and residual stream being off: W S + R, to be divided by H.
-    fn pull(&self, weight: &Tensor) -> Result<Option<Tensor>> {
-        let Some(shift) = &self.shift else { return Ok(None) };
-        let pull = weight.matmul(shift)?;
-        Ok(Some(match &self.residual {
-            Some(residual) => (pull + residual)?,
-            None => pull,
-        }))
+    /// What a linear's weights owe to inputs and residual stream being off, to be divided by H.
+    fn pull(&self, group: Group, weight: &Tensor) -> Result<Option<Tensor>> {
+        match (&self.owed, group) {
+            (Some(owed), Group::O | Group::Down) => Ok(Some(owed.clone())),
+            (Some(owed), _) => Ok(Some(weight.matmul(owed)?)),
+            (None, _) => Ok(None),
+        }
     }
 }
 
@@ -162,26 +161,6 @@ fn joined(parts: &mut Vec<Tensor>) -> Result<Tensor> {
         [_] => Ok(parts.remove(0)),
         _ => Tensor::cat(&std::mem::take(parts), 0),
     }
-}
-
-/// Adds `left^T right`, on an accelerator in parts: a sum of n x n is too large there to be had three times.
-pub(super) fn add(sum: &mut Option<Tensor>, left: &Tensor, right: &Tensor) -> Result<()> {
-    const ROWS: usize = 2048;
-    let left = left.t()?;
-    match sum {
-        Some(sum) if !left.device().is_cpu() => {
-            let rows = left.dim(0)?;
-            for start in (0..rows).step_by(ROWS) {
-                let len = ROWS.min(rows - start);
-                // A transposed matrix' rows are strided: products want them in one piece.
-                let part = left.narrow(0, start, len)?.contiguous()?.matmul(right)?;
-                sum.slice_set(&(sum.narrow(0, start, len)? + part)?, 0, start)?;
-            }
-        }
-        Some(sum) => *sum = (&*sum + left.matmul(right)?)?,
-        None => *sum = Some(left.matmul(right)?),
-    }
-    Ok(())
 }
 
 /// What enters the linears of `group`, before the activations' quantiser, from the residual stream `s` as the block
@@ -267,12 +246,12 @@ impl Compensation {
             } else {
                 self.moments(exact, &rounded, group, batch, activations, ratios, (x, x_q), &mut kept)?
             };
-            // The shifts are large and no more needed once they met the weights.
+            // What is owed is large and no more needed once it met the weights.
             let mut pulls = Vec::new();
             for &name in group.linears() {
-                pulls.push(moments.pull(&exact.linear(name).weight)?);
+                pulls.push(moments.pull(group, &exact.linear(name).weight)?);
             }
-            (moments.shift, moments.residual) = (None, None);
+            moments.owed = None;
             // Linears with a common input share it.
             let mut shared: Option<Factor> = None;
             let rows = match outputs {
@@ -324,8 +303,12 @@ impl Compensation {
         let gather = if exact.norm1.device().is_cpu() { 0 } else { GATHER };
         // Behind a norm an output cannot make up for what the stream has lost.
         let aims_at_stream = self.settings.residual && exact.post_norms.is_none();
+        let alone = match (group, group.linears()) {
+            (Group::O | Group::Down, &[name]) => Some(&exact.linear(name).weight),
+            _ => None,
+        };
         let mut moments = Moments::default();
-        let (mut weighted, mut shifts, mut residuals) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut weighted, mut owed) = (Vec::new(), Vec::new());
         for (c, chunk) in batch.chunks.iter().enumerate() {
             let x_q = x_q.get(c)?;
             let input = activations.apply(&inputs(rounded, group, &x_q, chunk, activations)?)?;
@@ -336,10 +319,14 @@ impl Compensation {
             if self.settings.target > 0.0 {
                 let x = x.get(c)?;
                 let exact = inputs(exact, group, &x, chunk, Activations::Float)?;
-                shifts.push(rooted(&(&exact - &input)?)?);
-                if aims_at_stream && matches!(group, Group::O | Group::Down) {
-                    residuals.push(rooted(&(x - x_q)?)?);
+                let mut lost = (&exact - &input)?;
+                if let Some(weight) = alone {
+                    lost = lost.matmul(&weight.t()?)?;
+                    if aims_at_stream {
+                        lost = (lost + (x - x_q)?)?;
+                    }
                 }
+                owed.push(rooted(&lost)?);
                 kept.exact(exact)?;
             }
             weighted.push(rooted(&input)?);
@@ -347,12 +334,9 @@ impl Compensation {
             let rows: usize = weighted.iter().map(|t: &Tensor| t.dims()[0]).sum();
             if rows >= gather || c + 1 == batch.chunks.len() {
                 let weighted = joined(&mut weighted)?;
-                add(&mut moments.h, &weighted, &weighted)?;
-                if !shifts.is_empty() {
-                    add(&mut moments.shift, &joined(&mut shifts)?, &weighted)?;
-                }
-                if !residuals.is_empty() {
-                    add(&mut moments.residual, &joined(&mut residuals)?, &weighted)?;
+                add_square(&mut moments.h, &weighted)?;
+                if !owed.is_empty() {
+                    add(&mut moments.owed, &joined(&mut owed)?, &weighted)?;
                 }
             }
         }
@@ -388,13 +372,20 @@ impl Compensation {
         };
         self.store.put(source, format.ty(), &coded.bytes()?)?;
         let rounded = coded.weight(weight.device())?;
+        // What is only reported needs no more than TF32's three digits.
+        let _fast = Fast::on(weight);
         let ratio = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
         let square = factor.error(&target, &target.zeros_like()?)?;
-        let error = ratio(factor.error(&target, &rounded)?, square);
-        let rows = compared(format, weight)?;
-        let few = |t: &Tensor| t.index_select(&rows, 0);
-        let plain = factor.error(&few(&target)?, &nearest(&few(weight)?, format.ty())?)?;
-        let gain = ratio(factor.error(&few(&target)?, &few(&rounded)?)?, plain);
+        let lost = factor.error(&target, &rounded)?;
+        let gain = match few_rows(format, weight)? {
+            None => ratio(lost, factor.error(&target, &nearest(weight, format.ty())?)?),
+            Some(rows) => {
+                let few = |t: &Tensor| t.index_select(&rows, 0);
+                let plain = factor.error(&few(&target)?, &nearest(&few(weight)?, format.ty())?)?;
+                ratio(factor.error(&few(&target)?, &few(&rounded)?)?, plain)
+            }
+        };
+        let error = ratio(lost, square);
         Ok((Gain { linear: name.part().into(), gain, error }, rounded))
     }
 
@@ -411,12 +402,15 @@ impl Compensation {
     }
 }
 
-/// The rows that a gain is measured on: all; of types whose own quantiser is slower than the feedback some, evenly spread.
-fn compared(format: Format, weight: &Tensor) -> Result<Tensor> {
+/// The rows that a gain is measured on, evenly spread, where the type's own quantiser is slower than the feedback.
+fn few_rows(format: Format, weight: &Tensor) -> Result<Option<Tensor>> {
     const FEW: usize = 64;
+    if matches!(format, Format::Simple(_)) {
+        return Ok(None);
+    }
     let rows = weight.dim(0)?;
-    let step = if matches!(format, Format::Simple(_)) { 1 } else { rows.div_ceil(FEW) };
-    Tensor::new((0..rows as u32).step_by(step.max(1)).collect::<Vec<u32>>(), weight.device())
+    let step = rows.div_ceil(FEW).max(1);
+    Ok(Some(Tensor::new((0..rows as u32).step_by(step).collect::<Vec<u32>>(), weight.device())?))
 }
 
 /// Weights rounded as the writer rounds them.

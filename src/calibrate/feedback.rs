@@ -9,6 +9,7 @@
 mod on_device;
 
 use super::columns::{Columns, RowPart};
+use super::products::{minus, plus};
 use crate::quant::levels::{Fit, Format, Halfs, Multiples};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use pulp::{Simd, WithSimd};
@@ -74,11 +75,6 @@ fn median(values: &[f64]) -> f64 {
     active.get(active.len() / 2).copied().unwrap_or(f64::INFINITY)
 }
 
-/// A product of parts of larger matrices: only on the CPU does candle multiply them where they lie.
-fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cpu() { a.matmul(b) } else { a.contiguous()?.matmul(&b.contiguous()?) }
-}
-
 fn diagonal(h: &Tensor) -> Result<Vec<f64>> {
     let n = h.dim(0)?;
     let index: Vec<u32> = (0..n as u32).collect();
@@ -97,7 +93,7 @@ fn upper(h: &Tensor, lift: &[f64]) -> Result<Option<(Tensor, Vec<f64>)>> {
         let mut s = r.narrow(0, 0, end)?.narrow(1, start, len)?;
         if end < n {
             let right = r.narrow(1, end, n - end)?;
-            s = (s - product(&right.narrow(0, 0, end)?, &right.narrow(0, start, len)?.t()?)?)?;
+            s = minus(&s, &right.narrow(0, 0, end)?, &right.narrow(0, start, len)?.t()?)?;
         }
         let mut corner: Vec<f64> = s.narrow(0, start, len)?.flatten_all()?.to_vec1()?;
         (0..len).for_each(|i| corner[i * len + i] += lift[start + i]);
@@ -110,31 +106,26 @@ fn upper(h: &Tensor, lift: &[f64]) -> Result<Option<(Tensor, Vec<f64>)>> {
         } else {
             Tensor::from_vec(corner, (len, len), h.device())?
         };
-        // Devices have no tensors without elements.
-        let block = if end < n {
-            Tensor::cat(&[block, Tensor::zeros((n - end, len), DType::F64, h.device())?], 0)?.contiguous()?
-        } else {
-            block.contiguous()?
-        };
         let by = Tensor::new(&pivots[start..start + len], h.device())?;
-        m.slice_set(&block.broadcast_div(&by)?.to_dtype(DType::F32)?, 1, start)?;
-        r.slice_set(&block, 1, start)?;
+        m.narrow(0, 0, end)?.slice_set(&block.broadcast_div(&by)?.to_dtype(DType::F32)?, 1, start)?;
+        r.narrow(0, 0, end)?.slice_set(&block, 1, start)?;
     }
     Ok(Some((m, pivots.into_iter().map(|p| p * p).collect())))
 }
 
-/// R upper triangular with R R^T = a, row-major `[n, n]`; none if a is not positive definite.
+/// R upper triangular with R R^T = a, of which only the upper triangle is read, row-major `[n, n]`; none if a is not positive
+/// definite.
 fn upper_corner(mut a: Vec<f64>, n: usize) -> Option<Vec<f64>> {
     for k in (0..n).rev() {
-        let row_k: Vec<f64> = a[k * n + k + 1..(k + 1) * n].to_vec();
-        let dot = |row: &[f64]| row.iter().zip(&row_k).map(|(x, y)| x * y).sum::<f64>();
-        let pivot = a[k * n + k] - dot(&row_k);
+        let pivot = a[k * n + k];
         if pivot.is_nan() || pivot <= 0.0 {
             return None;
         }
         let pivot = pivot.sqrt();
-        for i in 0..k {
-            a[i * n + k] = (a[i * n + k] - dot(&a[i * n + k + 1..(i + 1) * n])) / pivot;
+        let column: Vec<f64> = (0..k).map(|i| a[i * n + k] / pivot).collect();
+        for (i, &c) in column.iter().enumerate() {
+            a[i * n + k] = c;
+            a[i * n + i..i * n + k].iter_mut().zip(&column[i..]).for_each(|(a, b)| *a -= c * b);
         }
         a[k * n + k] = pivot;
         a[k * n..k * n + k].fill(0.0);
@@ -179,7 +170,7 @@ impl Factor {
             let mut s = b.narrow(1, start, len)?;
             if end < n {
                 let m = m.narrow(0, start, len)?.narrow(1, end, n - end)?;
-                s = (s - product(&x.narrow(1, end, n - end)?, &m.t()?)?)?;
+                s = minus(&s, &x.narrow(1, end, n - end)?, &m.t()?)?;
             }
             x.slice_set(&s.contiguous()?.matmul(&corner(start, len)?.t()?)?, 1, start)?;
         }
@@ -190,7 +181,7 @@ impl Factor {
             let mut s = y.narrow(1, start, len)?;
             if start > 0 {
                 let m = m.narrow(0, 0, start)?.narrow(1, start, len)?;
-                s = (s - product(&x.narrow(1, 0, start)?, &m)?)?;
+                s = minus(&s, &x.narrow(1, 0, start)?, &m)?;
             }
             x.slice_set(&s.contiguous()?.matmul(&corner(start, len)?)?, 1, start)?;
         }
@@ -243,11 +234,16 @@ pub struct Coded {
     pub halfs: Vec<Halfs>,
     /// Row by row, one per sub-block; of no meaning in simple types.
     pub multiples: Vec<Multiples>,
+    /// What it stands for, `[rows, n]`, where codes were found on a GPU.
+    pub values: Option<Tensor>,
 }
 
 impl Coded {
     /// What it stands for, `[rows, n]`, f32: the very values that ggml reads from the bytes.
     pub fn weight(&self, device: &Device) -> Result<Tensor> {
+        if let Some(values) = self.values.as_ref().filter(|values| values.device().same_device(device)) {
+            return Ok(values.clone());
+        }
         let (format, size) = (self.format, self.format.sub_group());
         let subs = format.group() / size;
         let mut values = vec![0.0; self.codes.len()];
@@ -298,7 +294,7 @@ fn side_by_side(count: usize) -> usize {
 /// # Errors
 /// The shapes do not fit.
 pub fn round_rows(w: &Tensor, factor: &Factor, rows: &Factor, format: Format, fit: Fit) -> Result<Coded> {
-    let (count, n) = w.dims2()?;
+    let count = w.dim(0)?;
     if count != rows.d.len() {
         bail!("{count} rows for a metric of {} outputs", rows.d.len());
     }
@@ -307,26 +303,35 @@ pub fn round_rows(w: &Tensor, factor: &Factor, rows: &Factor, format: Format, fi
     if on_device::rounds(format, fit, w.device()) {
         return on_device::round_rows(&w, factor, rows);
     }
-    let size = side_by_side(count);
-    let m = rows.block_unit(size)?.to_device(w.device())?;
-    let errors = Tensor::zeros((count, n), DType::F32, w.device())?;
-    let mut all = Coded { format, rows: count, codes: Vec::new(), halfs: Vec::new(), multiples: Vec::new() };
-    for start in (0..count).step_by(size) {
-        let len = size.min(count - start);
-        let own = w.narrow(0, start, len)?;
-        let target = if start > 0 {
-            let m = m.narrow(0, 0, start)?.narrow(1, start, len)?.t()?;
-            (&own + product(&m, &errors.narrow(0, 0, start)?)?)?
-        } else {
-            own.clone()
-        };
-        let coded = round(&target, factor, format, fit)?;
-        errors.slice_set(&(own - coded.weight(w.device())?)?, 0, start)?;
+    let mut all =
+        Coded { format, rows: count, codes: Vec::new(), halfs: Vec::new(), multiples: Vec::new(), values: None };
+    row_by_row(&w, rows, |target| {
+        let coded = round(target, factor, format, fit)?;
+        let values = coded.weight(w.device())?;
         all.codes.extend(coded.codes);
         all.halfs.extend(coded.halfs);
         all.multiples.extend(coded.multiples);
-    }
+        Ok(values)
+    })?;
     Ok(all)
+}
+
+/// Has `round` turn targets into values, some rows at a time, and hands their errors on to the rows after them.
+fn row_by_row(w: &Tensor, rows: &Factor, mut round: impl FnMut(&Tensor) -> Result<Tensor>) -> Result<()> {
+    let (count, size) = (w.dim(0)?, side_by_side(w.dim(0)?));
+    let m = rows.block_unit(size)?.to_device(w.device())?;
+    let errors = Tensor::zeros(w.shape(), DType::F32, w.device())?;
+    for start in (0..count).step_by(size) {
+        let own = w.narrow(0, start, size.min(count - start))?;
+        let target = if start > 0 {
+            let m = m.narrow(0, 0, start)?.narrow(1, start, own.dim(0)?)?.t()?;
+            plus(&own, &m, &errors.narrow(0, 0, start)?)?
+        } else {
+            own.clone()
+        };
+        errors.slice_set(&(own - round(&target)?)?, 0, start)?;
+    }
+    Ok(())
 }
 
 /// Rounds `w` `[rows, n]` with feedback. Rows must be whole blocks of `format`. The numbers of a block follow from its
@@ -357,7 +362,7 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
         let mut t = original.clone();
         if start > 0 {
             let m = factor.m.narrow(1, start, len)?.narrow(0, 0, start)?;
-            t = (t + product(&errors.narrow(1, 0, start)?, &m)?)?;
+            t = plus(&t, &errors.narrow(1, 0, start)?, &m)?;
         }
         // Together: what waits for a GPU here is the transfer's beginning, not its length.
         let mut both: Vec<f32> = Tensor::cat(&[t, original], 0)?.flatten_all()?.to_vec1()?;
@@ -380,7 +385,7 @@ pub fn round(w: &Tensor, factor: &Factor, format: Format, fit: Fit) -> Result<Co
             });
         errors.slice_set(&Tensor::from_slice(t, (rows, len), w.device())?, 1, start)?;
     }
-    Ok(Coded { format, rows, codes, halfs, multiples })
+    Ok(Coded { format, rows, codes, halfs, multiples, values: None })
 }
 
 /// [`Columns::round`] for the widest vectors that the processor has.

@@ -20,6 +20,7 @@ mod model;
 pub mod outputs;
 pub mod pairs;
 pub mod pass;
+mod products;
 mod progress;
 pub mod race;
 mod run;

@@ -7,9 +7,9 @@
 //! feedback, so a few samples are enough.
 use super::batch::{Batch, Chunk, Kind};
 use super::budget::trim;
-use super::compensate::add;
 use super::mbq::Group;
 use super::model::TextModel;
+use super::products::add_square;
 use super::sensitivity;
 use super::stream::Stream;
 use crate::Error;
@@ -83,8 +83,8 @@ impl OutputMoments {
                     (from..from + count).map(|i| Ok((x(i)?, gradients.take(i)?))).collect::<Result<_>>()?;
                 let back = each(count, at_once, |i| block.backward(&pairs[i].0, &chunks[from + i].spans, &pairs[i].1))?;
                 for (i, back) in back.into_iter().enumerate() {
-                    add(&mut down, &back.mlp_out, &back.mlp_out)?;
-                    add(&mut o, &back.attn_out, &back.attn_out)?;
+                    add_square(&mut down, &back.mlp_out)?;
+                    add_square(&mut o, &back.attn_out)?;
                     gradients.set(from + i, back.input)?;
                 }
             }

@@ -2,30 +2,42 @@
 //! CPU, and of other types, [`super::super::columns`] chooses them; a test holds both to the same errors.
 #![allow(unsafe_code)]
 use super::super::columns::shares;
-use super::{BLOCK, Coded, Factor, product, side_by_side};
+use super::super::products::cublas::{Part, multiply};
+use super::{BLOCK, Coded, Factor, row_by_row};
+use crate::cuda_kernels::MBQ3_LEVELS;
 use crate::quant::levels::{Fit, Format, Halfs, Multiples, Simple};
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
-use candle_core::cuda_backend::{CudaStorage, WrapErr};
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::cuda_backend::{CudaDevice, CudaStorage, WrapErr};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
-
-mod ptx {
-    include!(concat!(env!("OUT_DIR"), "/cuda_kernels.rs"));
-}
 
 /// Columns of a block of MBQ3, and of a launch.
 const N: usize = BLOCK;
 /// What is to be fetched of a block of a row: codes, four in the bits of a float, then d and m.
 const NUMBERS: usize = N / 4 + 2;
-/// Rows of a thread block, and threads of a row (`ROWS` and `LANES` there).
-const ROWS: usize = 4;
-const LANES: usize = 16;
+/// Threads of a row (`THREADS` there), rows that a thread block has at most, and thread blocks that an SM of an H100 has room for.
+const THREADS: usize = 64;
+const ROWS: usize = 2;
+const BLOCKS: usize = 3;
 
-/// Whether `device` can round to `format`.
+/// Bytes of shared memory that a thread block of `rows` takes: M's corner, room for each warp, and of each row targets, weights,
+/// shares and twice both warps' finds (`Row` there).
+const fn shared(rows: usize) -> usize {
+    4 * (N * N + rows * (2 * N + 3 * N + 4 * (N / 4 + 2)))
+}
+
+/// Whether `device` can round to `format`. GPUs older than Ampere have no thread blocks with so much memory.
 pub(super) fn rounds(format: Format, fit: Fit, device: &Device) -> bool {
-    format == Format::Simple(Simple::Mbq3) && fit == Fit::Search && device.is_cuda()
+    let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    format == Format::Simple(Simple::Mbq3)
+        && fit == Fit::Search
+        && device.as_cuda_device().is_ok_and(|device| attribute(device, most).is_ok_and(|most| most >= shared(ROWS)))
+}
+
+fn attribute(device: &CudaDevice, which: CUdevice_attribute) -> Result<usize> {
+    Ok(device.cuda_stream().context().attribute(which).w()?.try_into()?)
 }
 
 /// As [`super::round`].
@@ -33,8 +45,8 @@ pub(super) fn rounds(format: Format, fit: Fit, device: &Device) -> bool {
 /// # Errors
 /// The device's.
 pub(super) fn round(w: &Tensor, factor: &Factor) -> Result<Coded> {
-    let (_, numbers) = Corners::new(factor, w.device())?.round(w)?;
-    coded(&numbers)
+    let (values, numbers) = Rounding::new(factor, w.device())?.round(w)?;
+    coded(values, &numbers)
 }
 
 /// As [`super::round_rows`].
@@ -42,70 +54,41 @@ pub(super) fn round(w: &Tensor, factor: &Factor) -> Result<Coded> {
 /// # Errors
 /// The device's.
 pub(super) fn round_rows(w: &Tensor, factor: &Factor, rows: &Factor) -> Result<Coded> {
-    let (count, n) = w.dims2()?;
-    let size = side_by_side(count);
-    let m = rows.block_unit(size)?.to_device(w.device())?;
-    let errors = Tensor::zeros((count, n), DType::F32, w.device())?;
-    let corners = Corners::new(factor, w.device())?;
-    let mut numbers = Vec::new();
-    for start in (0..count).step_by(size) {
-        let len = size.min(count - start);
-        let own = w.narrow(0, start, len)?;
-        let target = match start {
-            0 => own.clone(),
-            _ => {
-                let m = m.narrow(0, 0, start)?.narrow(1, start, len)?.t()?;
-                (&own + product(&m, &errors.narrow(0, 0, start)?)?)?
-            }
-        };
-        let (left, found) = corners.round(&target)?;
-        // Of the weights, not of the targets.
-        errors.slice_set(&(left - (target - own)?)?, 0, start)?;
-        numbers.push(found);
-    }
-    coded(&Tensor::cat(&numbers, 0)?)
+    let rounding = Rounding::new(factor, w.device())?;
+    let (mut values, mut numbers) = (Vec::new(), Vec::new());
+    row_by_row(w, rows, |target| {
+        let found = rounding.round(target)?;
+        values.push(found.0.clone());
+        numbers.push(found.1);
+        Ok(found.0)
+    })?;
+    coded(Tensor::cat(&values, 0)?, &Tensor::cat(&numbers, 0)?)
 }
 
-/// M's corners along its diagonal, with a row of D's shares under each, `[N + 1, N]`.
-struct Corners<'f> {
-    factor: &'f Factor,
-    corners: Vec<Tensor>,
+/// M, and D over its largest in each block, on the device.
+struct Rounding {
+    m: Tensor,
+    shares: Tensor,
 }
 
-impl<'f> Corners<'f> {
-    fn new(factor: &'f Factor, device: &Device) -> Result<Self> {
-        let corner = |(i, d): (usize, &[f64])| {
-            let m = factor.m.narrow(0, i * N, N)?.narrow(1, i * N, N)?.contiguous()?.to_device(device)?;
-            Tensor::cat(&[m, Tensor::from_vec(shares(d), (1, N), device)?], 0)
-        };
-        let corners = factor.d.chunks(N).enumerate().map(corner).collect::<Result<_>>()?;
-        Ok(Corners { factor, corners })
+impl Rounding {
+    fn new(factor: &Factor, device: &Device) -> Result<Self> {
+        let shares: Vec<f32> = factor.d.chunks(N).flat_map(shares).collect();
+        Ok(Rounding { m: factor.m.to_device(device)?, shares: Tensor::new(shares, device)? })
     }
 
-    /// Errors of `w` `[rows, n]` once it is rounded, and all blocks' numbers side by side.
+    /// What `w` `[rows, n]` is once it is rounded, and of each row all blocks' numbers.
     fn round(&self, w: &Tensor) -> Result<(Tensor, Tensor)> {
         let (rows, n) = w.dims2()?;
-        let errors = Tensor::zeros((rows, n), DType::F32, w.device())?;
-        let mut numbers = Vec::new();
-        for (start, corner) in (0..n).step_by(N).zip(&self.corners) {
-            let original = w.narrow(1, start, N)?.contiguous()?;
-            let t = match start {
-                0 => original.clone(),
-                _ => {
-                    let m = self.factor.m.narrow(1, start, N)?.narrow(0, 0, start)?;
-                    (&original + product(&errors.narrow(1, 0, start)?, &m)?)?
-                }
-            };
-            let out = t.apply_op3_no_bwd(&original, corner, &Levels)?;
-            errors.slice_set(&out.narrow(1, 0, N)?.contiguous()?, 1, start)?;
-            numbers.push(out.narrow(1, N, NUMBERS)?.contiguous()?);
-        }
-        Ok((errors, Tensor::cat(&numbers, 1)?))
+        let found = w.contiguous()?.apply_op3_no_bwd(&self.m, &self.shares, &Levels)?;
+        let part = |from: usize, width: usize| found.narrow(0, from, rows * width)?.reshape((rows, width));
+        // The values are kept, the numbers only until they are fetched.
+        Ok((part(0, n)?, part(rows * n, n / N * NUMBERS)?))
     }
 }
 
 /// What the device found, fetched.
-fn coded(numbers: &Tensor) -> Result<Coded> {
+fn coded(values: Tensor, numbers: &Tensor) -> Result<Coded> {
     let rows = numbers.dim(0)?;
     let found: Vec<f32> = numbers.flatten_all()?.to_vec1()?;
     let blocks = found.par_chunks_exact(NUMBERS);
@@ -115,10 +98,10 @@ fn coded(numbers: &Tensor) -> Result<Coded> {
         codes.as_chunks_mut().0.iter_mut().zip(block).for_each(|(four, bits)| *four = bits.to_bits().to_le_bytes());
     });
     let multiples = vec![Multiples::default(); halfs.len()];
-    Ok(Coded { format: Format::Simple(Simple::Mbq3), rows, codes, halfs, multiples })
+    Ok(Coded { format: Format::Simple(Simple::Mbq3), rows, codes, halfs, multiples, values: Some(values) })
 }
 
-/// Targets and weights `[rows, N]` and a corner become errors and numbers `[rows, N + NUMBERS]`.
+/// Weights `[rows, n]`, M `[n, n]` and shares `[n]` become values `[rows, n]` and, behind them, numbers `[rows, n / N * NUMBERS]`.
 struct Levels;
 
 impl CustomOp3 for Levels {
@@ -140,38 +123,66 @@ impl CustomOp3 for Levels {
 
     fn cuda_fwd(
         &self,
-        t: &CudaStorage,
-        t_layout: &Layout,
-        original: &CudaStorage,
-        original_layout: &Layout,
-        corner: &CudaStorage,
-        corner_layout: &Layout,
+        w: &CudaStorage,
+        w_l: &Layout,
+        m: &CudaStorage,
+        m_l: &Layout,
+        shares: &CudaStorage,
+        shares_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let rows = t_layout.shape().dims2()?.0;
-        for (layout, shape) in [(t_layout, (rows, N)), (original_layout, (rows, N)), (corner_layout, (N + 1, N))] {
-            if layout.shape().dims2()? != shape || !layout.is_contiguous() {
+        let (rows, n) = w_l.shape().dims2()?;
+        for (layout, shape) in [(w_l, vec![rows, n]), (m_l, vec![n, n]), (shares_l, vec![n])] {
+            if layout.dims() != shape || !layout.is_contiguous() || n % N != 0 {
                 bail!("{}: {:?} for {shape:?}", self.name(), layout.shape());
             }
         }
-        let device = t.device().clone();
-        let t = t.as_cuda_slice::<f32>()?.slice(t_layout.start_offset()..);
-        let original = original.as_cuda_slice::<f32>()?.slice(original_layout.start_offset()..);
-        let corner = corner.as_cuda_slice::<f32>()?.slice(corner_layout.start_offset()..);
-        let shape = Shape::from((rows, N + NUMBERS));
-        // SAFETY: the kernel writes every element.
-        let mut out = unsafe { device.alloc::<f32>(shape.elem_count()) }?;
-        let kernel = device.get_or_load_custom_func(self.name(), self.name(), ptx::MBQ3_LEVELS)?;
-        // Every row reads all of the corner, 64 KiB: half of an SM's memory is left to the cache that holds it.
-        let carveout = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-        kernel.set_attribute(carveout, 50).w()?;
-        let grid = (rows.div_ceil(ROWS) as u32, 1, 1);
-        let launch = LaunchConfig { grid_dim: grid, block_dim: ((ROWS * LANES) as u32, 1, 1), shared_mem_bytes: 0 };
-        let count = rows as i32;
-        let mut call = kernel.builder();
-        call.arg(&t).arg(&original).arg(&corner).arg(&mut out).arg(&count);
-        // SAFETY: the kernel's parameters; it reads and writes inside the shapes checked above.
-        unsafe { call.launch(launch) }.w()?;
-        Ok((CudaStorage::wrap_cuda_slice(out, device), shape))
+        let device = w.device().clone();
+        let w = w.as_cuda_slice::<f32>()?.slice(w_l.start_offset()..);
+        let m = m.as_cuda_slice::<f32>()?.slice(m_l.start_offset()..);
+        let shares = shares.as_cuda_slice::<f32>()?.slice(shares_l.start_offset()..);
+        let fetched = n / N * NUMBERS;
+        // SAFETY: the kernel writes every element of what is returned, and of the others before they are read.
+        let (mut out, mut errors, mut product) = unsafe {
+            (device.alloc::<f32>(rows * (n + fetched))?, device.alloc::<f32>(rows * n)?, device.alloc::<f32>(rows * N)?)
+        };
+        let kernel = device.get_or_load_custom_func(self.name(), self.name(), MBQ3_LEVELS)?;
+        let size = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        kernel.set_attribute(size, shared(ROWS) as i32).w()?;
+        // Each row by itself while all of them run at once.
+        let room = BLOCKS * attribute(&device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let each = if rows <= room { 1 } else { ROWS };
+        let launch = LaunchConfig {
+            grid_dim: (rows.div_ceil(each).min(room) as u32, 1, 1),
+            block_dim: ((each * THREADS) as u32, 1, 1),
+            shared_mem_bytes: shared(each) as u32,
+        };
+        for start in (0..n).step_by(N) {
+            if start > 0 {
+                let before = Part { at: errors.slice(..), strides: [n, 1] };
+                let columns = Part { at: m.slice(start..), strides: [n, 1] };
+                // SAFETY: `start` columns of the errors, and as many rows of M and N columns.
+                unsafe {
+                    multiply(
+                        &device,
+                        [rows, N, start],
+                        (1.0, 0.0),
+                        (&before, &columns),
+                        (&mut product.slice_mut(..), N),
+                    )?;
+                }
+            }
+            let (w, m, shares) = (w.slice(start..), m.slice(start * n + start..), shares.slice(start..));
+            let mut errors = errors.slice_mut(start..);
+            let (mut values, mut numbers) = out.split_at_mut(rows * n);
+            let (mut values, mut numbers) = (values.slice_mut(start..), numbers.slice_mut(start / N * NUMBERS..));
+            let [count, apart, fetched, first] = [rows as i32, n as i32, fetched as i32, i32::from(start == 0)];
+            let mut call = kernel.builder();
+            call.arg(&w).arg(&product).arg(&m).arg(&shares).arg(&mut errors).arg(&mut values).arg(&mut numbers);
+            call.arg(&count).arg(&apart).arg(&fetched).arg(&first);
+            // SAFETY: the kernel's parameters; of each row it reads and writes N columns from where these parts begin.
+            unsafe { call.launch(launch) }.w()?;
+        }
+        Ok((CudaStorage::wrap_cuda_slice(out, device), Shape::from(rows * (n + fetched))))
     }
 }
 
@@ -180,6 +191,7 @@ mod tests {
     use super::super::{factor, round as on_any, round_rows as rows_on_any};
     use super::*;
     use crate::random::Rng;
+    use candle_core::DType;
 
     /// Weights `[rows, n]`, and second moments of as many channels, some of them large and all of them dependent.
     fn drawn(rows: usize, n: usize) -> (Tensor, Tensor) {
@@ -208,7 +220,8 @@ mod tests {
             codes.chain([0.5 + r as f32, -1.0 - block as f32]).collect()
         };
         let all: Vec<f32> = (0..4).flat_map(|i| block(i / 2, i % 2)).collect();
-        let coded = coded(&Tensor::from_vec(all, (2, 2 * NUMBERS), &Device::Cpu).unwrap()).unwrap();
+        let values = Tensor::zeros((2, 2 * N), DType::F32, &Device::Cpu).unwrap();
+        let coded = coded(values.clone(), &Tensor::from_vec(all, (2, 2 * NUMBERS), &Device::Cpu).unwrap()).unwrap();
         assert_eq!((coded.rows, coded.codes.len(), coded.halfs.len()), (2, 4 * N, 4));
         for (at, &code) in coded.codes.iter().enumerate() {
             assert_eq!(usize::from(code), (at / (2 * N) + at / N % 2 + at % N) % 8, "{at}");
