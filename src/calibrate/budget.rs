@@ -78,13 +78,13 @@ impl Budget {
         let head = 4 * c.vocab_size * (hidden + 4 * 128);
         let (kept, keys, gather) = (total / 8, total / 16, (total / 16).min(2 << 30));
         let second = if options.distort { block } else { 0 };
-        // While they are gathered: inputs and their shifts, in parts and joined; second moments, those shifted, a part of
-        // a sum. Then the moments with their factor, in f64 and in f32, and a quarter of the former at work. Then moments,
-        // factor, and a linear in several states.
+        // While they are gathered: inputs and what is owed, in parts and joined; second moments of both, the latter as large
+        // as a linear. Then the moments with their factor, in f64 and in f32, and a quarter of the former at work. Then
+        // moments, factor, and a linear in several states.
         let square = 4 * inner * inner;
         let gathered = if cpu { 0 } else { 4 * 4 * GATHER * inner };
         let moments =
-            (forward + gathered + 5 * square / 2).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
+            (forward + gathered + square + 2 * matrix).max(9 * square / 2 + 2 * matrix).max(2 * square + 8 * matrix);
         let search = if options.scales { kept + keys + gather + 2 * matrix + 4 * at_once * matrix } else { 0 };
         let needs = [
             base + (block + block / 4 + at_once * backward).max(head),

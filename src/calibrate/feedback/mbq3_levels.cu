@@ -273,6 +273,7 @@ __device__ Levels search(Row & row, const float * m, float * all, int thread, un
     __syncwarp();
     handed(m, all, lane, ones);
     look_ahead(m, lane, own, ahead);
+    __syncwarp();
     store(all + lane * OWN, ahead);
     __syncwarp();
     Levels best = fit(all, row.share, lane);
@@ -299,7 +300,7 @@ __device__ Levels search(Row & row, const float * m, float * all, int thread, un
 // Columns of one block: w: what they are, [rows, N] of [rows, n]; product: what the columns before add to that, [rows, N], if
 // there are any; m: M's corner, of [n, n]; share: D over its largest. errors: w less values; values; numbers: of each
 // row, `fetched` apart, codes, four in the bits of a float, then d and m.
-extern "C" __global__ void __launch_bounds__(4 * THREADS)
+extern "C" __global__ void __launch_bounds__(2 * THREADS)
 mbq3_levels(const float * __restrict__ w, const float * __restrict__ product, const float * __restrict__ m, const float * __restrict__ share,
             float * __restrict__ errors, float * __restrict__ values, float * __restrict__ numbers, int rows, int n, int fetched, int first) {
     extern __shared__ __align__(16) float room[];

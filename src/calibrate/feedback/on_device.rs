@@ -17,23 +17,21 @@ use rayon::prelude::*;
 const N: usize = BLOCK;
 /// What is to be fetched of a block of a row: codes, four in the bits of a float, then d and m.
 const NUMBERS: usize = N / 4 + 2;
-/// Threads of a row (`THREADS` there), rows that a thread block has at most, and thread blocks that an SM of an H100 has room for.
+/// Threads of a row (`THREADS` there), rows of a thread block, and thread blocks that an SM of an H100 has room for.
 const THREADS: usize = 64;
 const ROWS: usize = 2;
 const BLOCKS: usize = 3;
 
-/// Bytes of shared memory that a thread block of `rows` takes: M's corner, room for each warp, and of each row targets, weights,
-/// shares and twice both warps' finds (`Row` there).
-const fn shared(rows: usize) -> usize {
-    4 * (N * N + rows * (2 * N + 3 * N + 4 * (N / 4 + 2)))
-}
+/// Bytes of shared memory that a thread block takes: M's corner, room for each warp, and of each row targets, weights, shares
+/// and twice both warps' finds (`Row` there).
+const SHARED: usize = 4 * (N * N + ROWS * (2 * N + 3 * N + 4 * (N / 4 + 2)));
 
 /// Whether `device` can round to `format`. GPUs older than Ampere have no thread blocks with so much memory.
 pub(super) fn rounds(format: Format, fit: Fit, device: &Device) -> bool {
     let most = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
     format == Format::Simple(Simple::Mbq3)
         && fit == Fit::Search
-        && device.as_cuda_device().is_ok_and(|device| attribute(device, most).is_ok_and(|most| most >= shared(ROWS)))
+        && device.as_cuda_device().is_ok_and(|device| attribute(device, most).is_ok_and(|most| most >= SHARED))
 }
 
 fn attribute(device: &CudaDevice, which: CUdevice_attribute) -> Result<usize> {
@@ -147,14 +145,12 @@ impl CustomOp3 for Levels {
         };
         let kernel = device.get_or_load_custom_func(self.name(), self.name(), MBQ3_LEVELS)?;
         let size = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        kernel.set_attribute(size, shared(ROWS) as i32).w()?;
-        // Each row by itself while all of them run at once.
+        kernel.set_attribute(size, SHARED as i32).w()?;
         let room = BLOCKS * attribute(&device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let each = if rows <= room { 1 } else { ROWS };
         let launch = LaunchConfig {
-            grid_dim: (rows.div_ceil(each).min(room) as u32, 1, 1),
-            block_dim: ((each * THREADS) as u32, 1, 1),
-            shared_mem_bytes: shared(each) as u32,
+            grid_dim: (rows.div_ceil(ROWS).min(room) as u32, 1, 1),
+            block_dim: ((ROWS * THREADS) as u32, 1, 1),
+            shared_mem_bytes: SHARED as u32,
         };
         for start in (0..n).step_by(N) {
             if start > 0 {
