@@ -303,6 +303,7 @@ impl Compensation {
         let gather = if exact.norm1.device().is_cpu() { 0 } else { GATHER };
         // Behind a norm an output cannot make up for what the stream has lost.
         let aims_at_stream = self.settings.residual && exact.post_norms.is_none();
+        // What a linear with inputs of its own owes goes through its outputs, which are fewer.
         let alone = match (group, group.linears()) {
             (Group::O | Group::Down, &[name]) => Some(&exact.linear(name).weight),
             _ => None,
