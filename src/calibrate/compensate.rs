@@ -103,7 +103,7 @@ pub struct Compensated {
 /// Second moments of a group's inputs.
 #[derive(Default)]
 struct Moments {
-    /// Sum of w x x^T, x on the rounded stream.
+    /// Sum of w x x^T, x on the rounded stream: its upper triangle.
     h: Option<Tensor>,
     /// Sum of w lost x^T: of `o` and `down`, what their outputs and the stream that these are added to have lost,
     /// W (x_exact - x) + s_exact - s; of linears with a common input what that has, x_exact - x.

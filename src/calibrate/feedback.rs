@@ -38,7 +38,7 @@ pub struct Factor {
 /// Columns of a kept corner: a multiple of what is rounded at once.
 const CORNER: usize = 256;
 
-/// Factors `h` `[n, n]`. `damping` times the mean of its diagonal (or ten times its median, if that is less) is added
+/// Factors `h` `[n, n]`, symmetric, of which the upper triangle is read. `damping` times the mean of its diagonal (or ten times its median, if that is less) is added
 /// to the diagonal, ten times more where that is too little; channels that are never active count as ones of mean activity.
 ///
 /// # Errors

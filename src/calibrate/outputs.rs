@@ -22,7 +22,8 @@ use candle_core::{Result, Tensor};
 /// Samples that gradients are taken of, at most (their chunks whole).
 const SAMPLES: usize = 32;
 
-/// Sums over tokens of g g^T at the outputs of every block's `o` and `down`, `[hidden, hidden]`, f32.
+/// Sums over tokens of g g^T at the outputs of every block's `o` and `down`, `[hidden, hidden]`, f32; their upper triangles,
+/// which [`super::feedback::factor`] reads.
 pub struct OutputMoments {
     /// `down`, then `o`, of the last block, of the one before, and so on.
     moments: Stream,
@@ -202,9 +203,10 @@ mod tests {
                 const STEP: f64 = 1e-2;
                 let want: f64 = (0..3).map(|i| gradient(i).powi(2)).sum();
                 let f = moments.get(layer, group).unwrap().unwrap();
-                let d = along.unsqueeze(0).unwrap();
-                let got = d.matmul(&f).unwrap().matmul(&d.t().unwrap()).unwrap();
-                let got = f64::from(got.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]);
+                let (f, d): (Vec<Vec<f32>>, Vec<f32>) = (f.to_vec2().unwrap(), along.to_vec1().unwrap());
+                // Only the upper triangle is there.
+                let term = |i: usize, j: usize| f64::from(f[i.min(j)][i.max(j)]) * f64::from(d[i]) * f64::from(d[j]);
+                let got: f64 = (0..hidden).map(|i| (0..hidden).map(|j| term(i, j)).sum::<f64>()).sum();
                 // Log-probabilities in f32 are off by 1e-6, their differences by 2e-4 of a gradient of 1.
                 assert!(want > 1e-4 && (got / want - 1.0).abs() < 1e-2, "{layer} {name:?}: {got}, {want}");
             }

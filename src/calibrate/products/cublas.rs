@@ -7,7 +7,7 @@ use candle_core::cuda_backend::cudarc::cublas::sys::{
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage, WrapErr, gemm_reduced_precision_f32};
-use candle_core::{CpuStorage, DType, InplaceOp3, Layout, Result, bail};
+use candle_core::{DType, Layout, Result, bail};
 
 /// Types that cuBLAS has products of.
 pub(in crate::calibrate) trait Float: CudaDType + DeviceRepr {
@@ -119,61 +119,31 @@ pub(in crate::calibrate) unsafe fn multiply<T: Float>(
     .w()
 }
 
-/// `c += by a b`, each of them perhaps a part of a larger matrix.
-pub(super) struct AddProduct {
-    pub by: f64,
-}
-
-impl AddProduct {
-    fn add<T: Float>(
-        &self,
-        (c, c_l): (&mut CudaStorage, &Layout),
-        (a, a_l): (&CudaStorage, &Layout),
-        (b, b_l): (&CudaStorage, &Layout),
-    ) -> Result<()> {
-        let ((m, n), (rows, k), (inner, columns)) = (c_l.shape().dims2()?, a_l.shape().dims2()?, b_l.shape().dims2()?);
-        let [apart, 1] = c_l.stride()[..] else { bail!("a sum with strides {:?}", c_l.stride()) };
-        if (m, n, k) != (rows, columns, inner) {
-            bail!("a product of {:?} and {:?} for {:?}", a_l.shape(), b_l.shape(), c_l.shape());
-        }
-        let device = c.device().clone();
-        let (a, b) = (Part::of(a, a_l)?, Part::of(b, b_l)?);
-        let mut c = c.as_cuda_slice_mut::<T>()?.slice_mut(c_l.start_offset()..);
-        // SAFETY: layouts of tensors, whose shapes were compared above, are inside their storages.
-        unsafe { multiply(&device, [m, n, k], (T::from_f64(self.by), T::ONE), (&a, &b), (&mut c, apart)) }
+/// `c += by a b` of m, n and k, rows of `c` being `apart`, which the layouts were compared with.
+pub(super) fn add_product(
+    (c, c_l): (&mut CudaStorage, &Layout),
+    (a, a_l): (&CudaStorage, &Layout),
+    (b, b_l): (&CudaStorage, &Layout),
+    sizes: ([usize; 3], usize),
+    by: f64,
+) -> Result<()> {
+    match c.dtype() {
+        DType::F32 => add::<f32>((c, c_l), (a, a_l), (b, b_l), sizes, by),
+        DType::F64 => add::<f64>((c, c_l), (a, a_l), (b, b_l), sizes, by),
+        other => bail!("a sum of products in {other:?}"),
     }
 }
 
-impl InplaceOp3 for AddProduct {
-    fn name(&self) -> &'static str {
-        "add_product"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &mut CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<()> {
-        bail!("{} is for CUDA", self.name())
-    }
-
-    fn cuda_fwd(
-        &self,
-        c: &mut CudaStorage,
-        c_l: &Layout,
-        a: &CudaStorage,
-        a_l: &Layout,
-        b: &CudaStorage,
-        b_l: &Layout,
-    ) -> Result<()> {
-        match c.dtype() {
-            DType::F32 => self.add::<f32>((c, c_l), (a, a_l), (b, b_l)),
-            DType::F64 => self.add::<f64>((c, c_l), (a, a_l), (b, b_l)),
-            other => bail!("{} of {other:?}", self.name()),
-        }
-    }
+fn add<T: Float>(
+    (c, c_l): (&mut CudaStorage, &Layout),
+    (a, a_l): (&CudaStorage, &Layout),
+    (b, b_l): (&CudaStorage, &Layout),
+    (sizes, apart): ([usize; 3], usize),
+    by: f64,
+) -> Result<()> {
+    let device = c.device().clone();
+    let (a, b) = (Part::of(a, a_l)?, Part::of(b, b_l)?);
+    let mut c = c.as_cuda_slice_mut::<T>()?.slice_mut(c_l.start_offset()..);
+    // SAFETY: layouts of tensors are inside their storages, and these have the sizes.
+    unsafe { multiply(&device, sizes, (T::from_f64(by), T::ONE), (&a, &b), (&mut c, apart)) }
 }
