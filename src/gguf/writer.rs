@@ -10,7 +10,9 @@ use crate::quant::fold::Folds;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 /// Makes the blocks of a tensor in another way than by rounding each row: for codes that compensate errors.
@@ -54,66 +56,48 @@ pub fn list(header: &mut Header, plan: &[Planned]) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// What goes to the file next.
-enum Part<'s> {
-    Made(Vec<Vec<u8>>),
-    Stored(&'s [u8]),
-    /// Nothing: the tensor is written, and its pages are not needed any more.
-    Done(&'s str),
-}
-
-/// Hashes and writes what comes, until nothing does.
-fn write_all(parts: Receiver<Part>, source: &Source, output: &mut Output) -> Result<Sha256, GgufError> {
-    let mut hash = Sha256::new();
-    let mut append = |bytes: &[u8]| {
-        hash.update(bytes);
-        output.write(bytes)
-    };
-    for part in parts {
-        match part {
-            Part::Made(slab) => slab.iter().try_for_each(|bytes| append(bytes))?,
-            Part::Stored(bytes) => append(bytes)?,
-            Part::Done(tensor) => source.values.release(tensor),
-        }
-    }
-    Ok(hash)
-}
-
-/// Where parts are handed over; they are counted.
-struct Parts<'s> {
-    to: SyncSender<Part<'s>>,
+/// An output whose bytes are counted and hashed on their way.
+struct Hashed<'o> {
+    output: &'o mut Output,
+    hash: Sha256,
     bytes: u64,
 }
 
-/// Whoever writes has stopped, and says why.
-struct Stopped;
+impl Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.output.write(bytes)
+    }
+}
+
+/// Bytes of a tensor, or of the header.
+enum Bytes<'s> {
+    Made(Vec<Vec<u8>>),
+    Stored(&'s [u8]),
+}
+
+/// What goes to the file next, behind the end of a tensor.
+struct Part<'s> {
+    ended: Option<&'s str>,
+    bytes: Bytes<'s>,
+}
+
+/// Hands parts over to whoever writes them. A tensor's end goes with what follows it: alone it would wait for the tensor's
+/// last bytes to be written, and nothing be made meanwhile.
+struct Parts<'s> {
+    to: SyncSender<Part<'s>>,
+    ended: Option<&'s str>,
+    path: PathBuf,
+}
 
 impl<'s> Parts<'s> {
-    fn send(&mut self, part: Part<'s>) -> Result<(), Stopped> {
-        self.bytes += match &part {
-            Part::Made(slab) => slab.iter().map(Vec::len).sum(),
-            Part::Stored(bytes) => bytes.len(),
-            Part::Done(_) => 0,
-        } as u64;
-        self.to.send(part).map_err(|_| Stopped)
-    }
-}
-
-/// Why no more parts come.
-enum Halt {
-    Failed(Box<crate::Error>),
-    Stopped,
-}
-
-impl<E: Into<crate::Error>> From<E> for Halt {
-    fn from(e: E) -> Self {
-        Halt::Failed(Box::new(e.into()))
-    }
-}
-
-impl From<Stopped> for Halt {
-    fn from(_: Stopped) -> Self {
-        Halt::Stopped
+    /// # Errors
+    /// The other side has stopped; why, it says itself.
+    fn send(&mut self, bytes: Bytes<'s>) -> Result<(), GgufError> {
+        let part = Part { ended: self.ended.take(), bytes };
+        let stopped = |_| GgufError::Write { path: self.path.clone(), source: ErrorKind::BrokenPipe.into() };
+        self.to.send(part).map_err(stopped)
     }
 }
 
@@ -129,25 +113,39 @@ pub fn write(
     output: &mut Output,
     observer: &dyn Observer,
 ) -> Result<FileDigest, crate::Error> {
-    let name = file_name(output.path());
+    let path = output.path().to_path_buf();
+    let name = file_name(&path);
+    let mut file = Hashed { output, hash: Sha256::new(), bytes: 0 };
     let total = plan.iter().map(|t| t.elements() as u64).sum();
     observer.event(Event::PhaseStart { name: name.clone(), total, unit: "weights" });
-    let (bytes, hash) = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         // Without room for parts that wait: one is written, and one is made.
         let (to, parts) = sync_channel(0);
-        let writer = scope.spawn(move || write_all(parts, source, output));
-        let mut parts = Parts { to, bytes: 0 };
-        let made = make_all(source, header, plan, &changes, &mut parts, observer);
-        let Parts { to, bytes } = parts;
-        drop(to);
-        let hash = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        match made {
-            Err(Halt::Failed(e)) => Err(*e),
-            Ok(()) | Err(Halt::Stopped) => Ok((bytes, hash?)),
-        }
+        let writer = scope.spawn(|| write_all(parts, source, header.alignment(), &mut file));
+        let made = make_all(source, header, plan, &changes, Parts { to, ended: None, path }, observer);
+        // Where the writer stopped, that is why no more could be made.
+        writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        made
     })?;
     observer.event(Event::PhaseEnd);
-    Ok(FileDigest { name, bytes, sha256: hex(&hash.finalize()) })
+    Ok(FileDigest { name, bytes: file.bytes, sha256: hex(&file.hash.finalize()) })
+}
+
+/// Writes what comes, until nothing does.
+fn write_all(parts: Receiver<Part>, source: &Source, alignment: u64, file: &mut Hashed) -> Result<(), GgufError> {
+    for Part { ended, bytes } in parts {
+        if let Some(tensor) = ended {
+            source.values.release(tensor);
+            // The data begins at a multiple of the alignment: what is aligned in the file is aligned in the data.
+            let padding = file.bytes.next_multiple_of(alignment) - file.bytes;
+            file.write(&vec![0; padding as usize])?;
+        }
+        match bytes {
+            Bytes::Made(slab) => slab.iter().try_for_each(|bytes| file.write(bytes))?,
+            Bytes::Stored(bytes) => file.write(bytes)?,
+        }
+    }
+    Ok(())
 }
 
 /// Makes everything that the file holds, in order.
@@ -156,13 +154,13 @@ fn make_all<'s>(
     header: &Header,
     plan: &'s [Planned],
     changes: &Changes,
-    parts: &mut Parts<'s>,
+    mut parts: Parts<'s>,
     observer: &dyn Observer,
-) -> Result<(), Halt> {
-    parts.send(Part::Made(vec![header.encode()]))?;
+) -> Result<(), crate::Error> {
+    parts.send(Bytes::Made(vec![header.encode()]))?;
     for tensor in plan {
-        let mut append = |part: Part<'s>, values: usize| -> Result<(), Halt> {
-            parts.send(part)?;
+        let mut append = |bytes: Bytes<'s>, values: usize| -> Result<(), GgufError> {
+            parts.send(bytes)?;
             observer.event(Event::Advance { n: values as u64, detail: tensor.name.clone() });
             Ok(())
         };
@@ -171,16 +169,13 @@ fn make_all<'s>(
             None => None,
         };
         match (encoded, as_stored(source, tensor, changes)?) {
-            (Some(bytes), _) => append(Part::Made(vec![whole(source, tensor, bytes)?]), tensor.elements())?,
-            (None, Some(bytes)) => append(Part::Stored(bytes), tensor.elements())?,
+            (Some(bytes), _) => append(Bytes::Made(vec![whole(source, tensor, bytes)?]), tensor.elements())?,
+            (None, Some(bytes)) => append(Bytes::Stored(bytes), tensor.elements())?,
             (None, None) => rounded(source, tensor, changes, &mut append)?,
         }
-        // The data begins at a multiple of the alignment: what is aligned in the file is aligned in the data.
-        let padding = parts.bytes.next_multiple_of(header.alignment()) - parts.bytes;
-        parts.send(Part::Made(vec![vec![0; padding as usize]]))?;
-        parts.send(Part::Done(&tensor.name))?;
+        parts.ended = Some(&tensor.name);
     }
-    Ok(())
+    Ok(parts.send(Bytes::Made(Vec::new()))?)
 }
 
 /// The encoder's bytes, if they are as many as the tensor's blocks take.
@@ -214,11 +209,11 @@ fn as_stored<'s>(source: &'s Source, t: &Planned, changes: &Changes) -> Result<O
     Ok(Some(bytes))
 }
 
-/// Takes a part, and how many values it stands for.
-type Append<'a, 's> = &'a mut dyn FnMut(Part<'s>, usize) -> Result<(), Halt>;
+/// Takes bytes, and how many values they stand for.
+type Append<'a, 's> = &'a mut dyn FnMut(Bytes<'s>, usize) -> Result<(), GgufError>;
 
 /// Rounds a tensor, slab by slab.
-fn rounded(source: &Source, t: &Planned, changes: &Changes, append: Append) -> Result<(), Halt> {
+fn rounded(source: &Source, t: &Planned, changes: &Changes, append: Append) -> Result<(), crate::Error> {
     let rows_per_chunk = (CHUNK / t.row().max(1)).max(1);
     let chunks: Vec<Range<usize>> =
         (0..t.rows()).step_by(rows_per_chunk).map(|r| r..(r + rows_per_chunk).min(t.rows())).collect();
@@ -227,7 +222,7 @@ fn rounded(source: &Source, t: &Planned, changes: &Changes, append: Append) -> R
         let rows: usize = slab.iter().map(Range::len).sum();
         let blocks: Vec<Vec<u8>> =
             slab.par_iter().map(|rows| chunk(source, t, changes, rows.clone())).collect::<Result<_, _>>()?;
-        append(Part::Made(blocks), rows * t.row())?;
+        append(Bytes::Made(blocks), rows * t.row())?;
     }
     Ok(())
 }
