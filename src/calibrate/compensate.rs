@@ -113,11 +113,11 @@ struct Moments {
 impl Moments {
     /// What a linear's weights owe to inputs and residual stream being off, to be divided by H.
     fn pull(&self, group: Group, weight: &Tensor) -> Result<Option<Tensor>> {
-        match (&self.owed, group) {
-            (Some(owed), Group::O | Group::Down) => Ok(Some(owed.clone())),
-            (Some(owed), _) => Ok(Some(weight.matmul(owed)?)),
-            (None, _) => Ok(None),
-        }
+        let through_weight = |owed: &Tensor| match group.writer() {
+            Some(_) => Ok(owed.clone()),
+            None => weight.matmul(owed),
+        };
+        self.owed.as_ref().map(through_weight).transpose()
     }
 }
 
@@ -139,10 +139,9 @@ struct KeptInputs {
 
 impl KeptInputs {
     fn new(block: &Block, group: Group, batch: &Batch, room: &Room) -> Self {
-        // invariant: these groups have one linear.
-        let cols = block.linear(group.linears()[0]).weight.dims()[1];
         let tokens: usize = batch.chunks.iter().map(Chunk::tokens).sum();
-        let keep = matches!(group, Group::O | Group::Down) && room.near() > 2 * 4 * cols * tokens;
+        let fit = |name| room.near() > 2 * 4 * block.linear(name).weight.dims()[1] * tokens;
+        let keep = group.writer().is_some_and(fit);
         KeptInputs { keep, exact: room.stream(), rounded: room.stream() }
     }
 
@@ -192,15 +191,14 @@ fn added(block: &Block, group: Group, layer: usize, chunk: &Chunk, s: &Tensor, o
 /// Moves both streams on through `o` or `down`.
 fn move_on(
     (exact, rounded): (&Block, &Block),
-    group: Group,
+    name: LinearName,
     layer: usize,
     batch: &Batch,
     activations: Activations,
     (x, x_q): (&mut Stream, &mut Stream),
     mut kept: KeptInputs,
 ) -> Result<()> {
-    // invariant: these groups have one linear.
-    let name = group.linears()[0];
+    let group = Group::of(name);
     let _fast = Fast::on(&exact.norm1);
     for (c, chunk) in batch.chunks.iter().enumerate() {
         let s = x.get(c)?;
@@ -274,8 +272,8 @@ impl Compensation {
                 };
                 rounded.linear_mut(name).weight = weight;
             }
-            if let Group::O | Group::Down = group {
-                move_on((exact, &rounded), group, layer, batch, activations, (x, x_q), kept)?;
+            if let Some(name) = group.writer() {
+                move_on((exact, &rounded), name, layer, batch, activations, (x, x_q), kept)?;
             }
         }
         (found.vision, found.text) = lost(batch, x, x_q)?;
@@ -304,10 +302,7 @@ impl Compensation {
         // Behind a norm an output cannot make up for what the stream has lost.
         let aims_at_stream = self.settings.residual && exact.post_norms.is_none();
         // What a linear with inputs of its own owes goes through its outputs, which are fewer.
-        let alone = match (group, group.linears()) {
-            (Group::O | Group::Down, &[name]) => Some(&exact.linear(name).weight),
-            _ => None,
-        };
+        let alone = group.writer().map(|name| &exact.linear(name).weight);
         let mut moments = Moments::default();
         let (mut weighted, mut owed) = (Vec::new(), Vec::new());
         for (c, chunk) in batch.chunks.iter().enumerate() {

@@ -52,6 +52,15 @@ impl Group {
         }
     }
 
+    /// The linear that writes to the residual stream, where the group has one.
+    pub fn writer(self) -> Option<LinearName> {
+        match self {
+            Group::O => Some(LinearName::O),
+            Group::Down => Some(LinearName::Down),
+            Group::Qkv | Group::GateUp => None,
+        }
+    }
+
     /// The group of a linear.
     pub fn of(name: LinearName) -> Group {
         match name {
