@@ -7,23 +7,16 @@ use candle_core::cuda_backend::cudarc::cublas::sys::{
 };
 use candle_core::cuda_backend::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage, WrapErr, gemm_reduced_precision_f32};
-use candle_core::{DType, Layout, Result, bail};
+use candle_core::{DType, Layout, Result, WithDType, bail};
 
 /// Types that cuBLAS has products of.
-pub(in crate::calibrate) trait Float: CudaDType + DeviceRepr {
+pub(in crate::calibrate) trait Float: CudaDType + DeviceRepr + WithDType {
     const TYPE: cudaDataType_t;
-    const ONE: Self;
-    fn from_f64(x: f64) -> Self;
     fn compute() -> cublasComputeType_t;
 }
 
 impl Float for f32 {
     const TYPE: cudaDataType_t = cudaDataType_t::CUDA_R_32F;
-    const ONE: f32 = 1.0;
-
-    fn from_f64(x: f64) -> f32 {
-        x as f32
-    }
 
     /// As candle's own products.
     fn compute() -> cublasComputeType_t {
@@ -36,11 +29,6 @@ impl Float for f32 {
 
 impl Float for f64 {
     const TYPE: cudaDataType_t = cudaDataType_t::CUDA_R_64F;
-    const ONE: f64 = 1.0;
-
-    fn from_f64(x: f64) -> f64 {
-        x
-    }
 
     fn compute() -> cublasComputeType_t {
         cublasComputeType_t::CUBLAS_COMPUTE_64F
@@ -145,5 +133,5 @@ fn add<T: Float>(
     let (a, b) = (Part::of(a, a_l)?, Part::of(b, b_l)?);
     let mut c = c.as_cuda_slice_mut::<T>()?.slice_mut(c_l.start_offset()..);
     // SAFETY: layouts of tensors are inside their storages, and these have the sizes.
-    unsafe { multiply(&device, sizes, (T::from_f64(by), T::ONE), (&a, &b), (&mut c, apart)) }
+    unsafe { multiply(&device, sizes, (T::from_f64(by), T::from_f64(1.0)), (&a, &b), (&mut c, apart)) }
 }
