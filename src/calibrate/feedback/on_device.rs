@@ -44,7 +44,8 @@ fn attribute(device: &CudaDevice, which: CUdevice_attribute) -> Result<usize> {
 /// The device's.
 pub(super) fn round(w: &Tensor, factor: &Factor) -> Result<Coded> {
     let (values, numbers) = Rounding::new(factor, w.device())?.round(w)?;
-    coded(values, &numbers)
+    // Apart from the numbers, behind which they stand: those are not kept.
+    coded(values.force_contiguous()?, &numbers)
 }
 
 /// As [`super::round_rows`].
@@ -80,7 +81,6 @@ impl Rounding {
         let (rows, n) = w.dims2()?;
         let found = w.contiguous()?.apply_op3_no_bwd(&self.m, &self.shares, &Levels)?;
         let part = |from: usize, width: usize| found.narrow(0, from, rows * width)?.reshape((rows, width));
-        // The values are kept, the numbers only until they are fetched.
         Ok((part(0, n)?, part(rows * n, n / N * NUMBERS)?))
     }
 }
@@ -217,7 +217,7 @@ mod tests {
         };
         let all: Vec<f32> = (0..4).flat_map(|i| block(i / 2, i % 2)).collect();
         let values = Tensor::zeros((2, 2 * N), DType::F32, &Device::Cpu).unwrap();
-        let coded = coded(values.clone(), &Tensor::from_vec(all, (2, 2 * NUMBERS), &Device::Cpu).unwrap()).unwrap();
+        let coded = coded(values, &Tensor::from_vec(all, (2, 2 * NUMBERS), &Device::Cpu).unwrap()).unwrap();
         assert_eq!((coded.rows, coded.codes.len(), coded.halfs.len()), (2, 4 * N, 4));
         for (at, &code) in coded.codes.iter().enumerate() {
             assert_eq!(usize::from(code), (at / (2 * N) + at / N % 2 + at % N) % 8, "{at}");
