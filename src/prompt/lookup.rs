@@ -55,18 +55,18 @@ fn default(path: &Path, entry: &Value) -> Result<Option<String>, PromptError> {
 /// # Errors
 /// A file that cannot be read, or templates by name of which none is `default`.
 pub fn source(dir: &Path) -> Result<Option<String>, PromptError> {
-    let entry = |file: &str| -> Result<Option<String>, PromptError> {
-        default(&dir.join(file), json(dir, file)?.get("chat_template").unwrap_or(&Value::Null))
-    };
+    let of = |file: &str, json: &Value| default(&dir.join(file), &json["chat_template"]);
+    let entry = |file: &str| of(file, &json(dir, file)?);
     if let Some(text) = entry("processor_config.json")? {
         return Ok(Some(text));
     }
     // The older file hides the newer one from processors, and knows no others beside it; without its key transformers fails.
-    let older = json(dir, "chat_template.json")?;
+    let file = "chat_template.json";
+    let older = json(dir, file)?;
     if older.is_object() && older.get("chat_template").is_none() {
-        return Err(fail(&dir.join("chat_template.json"), "has no key `chat_template`"));
+        return Err(fail(&dir.join(file), "has no key `chat_template`"));
     }
-    if let Some(text) = entry("chat_template.json")? {
+    if let Some(text) = of(file, &older)? {
         return Ok(Some(text));
     }
     let path = dir.join("chat_template.jinja");
