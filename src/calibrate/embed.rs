@@ -209,6 +209,7 @@ impl<'a> Embedder<'a> {
             match piece {
                 Piece::Text(tokens) => {
                     for token in tokens {
+                        // invariant: there is a row of every token of the pieces.
                         rows.word(&words[&token]);
                         layout.word();
                         ids.push(token as u32);

@@ -1,5 +1,5 @@
 //! Row-wise operations that candle has no fast CPU form of: fused and parallel on the CPU, composed of candle's own
-//! operations on other devices. None of them keeps a graph; gradients are written by hand in `super::block`.
+//! operations, or a kernel (`on_device`), on others. None of them keeps a graph; gradients are written by hand in `super::block`.
 #[cfg(feature = "cuda")]
 mod on_device;
 
@@ -508,6 +508,7 @@ mod tests {
             (0..row.len()).map(|c| of(c) / sum).collect::<Vec<f32>>()
         });
         same(&Tensor::from_iter(plain, &Device::Cpu).unwrap().reshape((3, 8, 6)).unwrap(), &fused, "softmax");
+        assert_eq!(fused.to_vec3::<f32>().unwrap()[1][6][..2], [0.0, 0.0]);
 
         let (x, cos, sin) = (random(&[3, 5, 8], 2), random(&[5, 4], 3), random(&[5, 4], 4));
         for (pairs, backward) in [(Pairs::Halves, false), (Pairs::Neighbours, false), (Pairs::Neighbours, true)] {
